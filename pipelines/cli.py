@@ -1,0 +1,55 @@
+"""The command `amin`: one sub-command per stage, each imported only when it is called."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from predictor.errors import InputError as PredictorInputError
+from scheduler.errors import InputError as SchedulerInputError
+
+STAGES = ("demo", "collect", "train", "predict", "export", "simulate", "evaluate")
+
+
+def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser with the sub-commands named in `stages`."""
+    parser = argparse.ArgumentParser(
+        prog="amin",
+        description="Length-aware scheduling for LLM serving: train a predictor of lower bounds on response length, "
+        "export it, and evaluate it with the Amin policy beside every other.",
+        epilog="Exit codes: 0 done, 2 bad usage or bad input (one line says where), 1 anything else.",
+    )
+    commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
+    for name in stages:
+        stage = import_module(f"pipelines.{name}")
+        command = commands.add_parser(
+            name, help=stage.HELP, description=stage.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        stage.add_arguments(command)
+        command.set_defaults(run=stage.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    named = arguments[0] if arguments else ""
+    args = build_parser([named] if named in STAGES else STAGES).parse_args(arguments)
+    try:
+        args.run(args)
+    except (PredictorInputError, SchedulerInputError) as error:
+        print(f"amin {args.stage}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name in ("predictor", "scheduler", "pipelines"):
+            raise
+        print(f"amin {args.stage}: error: {error.name} is not installed: pip install -e '.[train]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"amin {args.stage}: interrupted; finished work is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

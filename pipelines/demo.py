@@ -1,0 +1,66 @@
+"""The whole chain on the bundled assets: collect, train, calibrate, export, evaluate."""
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+
+from predictor.errors import InputError
+
+HELP = "run the whole chain on the bundled model and prompts (about ten minutes on two cores, no network)"
+
+ROOT = Path(__file__).parent.parent
+SERVED_MODEL = ROOT / "checkpoints" / "tiny-chat"
+ENCODER = ROOT / "checkpoints" / "length-predictor"
+PROMPTS = ROOT / "checkpoints" / "prompts.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything the demo makes")
+    parser.add_argument(
+        "--served-model", default=str(SERVED_MODEL), help="folder or hub name of a causal language model"
+    )
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="prompts with a split")
+    parser.add_argument("--draws", type=int, default=2, help="sampled answers per prompt")
+    parser.add_argument("--kv-blocks", type=int, default=256, help="KV cache of the evaluation, in blocks of 16 tokens")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the stages one after the other, each as its own command would."""
+    for path in (SERVED_MODEL, ENCODER, PROMPTS):
+        if not path.exists():
+            raise InputError(f"{path} is missing: run the demo from a checkout of the repository")
+    out, started = args.out, time.monotonic()
+    device = ["--device", args.device] if args.device else []
+    records, trained, serving = out / "records.parquet", out / "run", out / "serving"
+    if not records.exists():
+        _stage(
+            "collect", "--served-model", args.served_model, "--prompts", args.prompts, "--draws", args.draws,
+            "--max-running", 64, "--out", records, *device,
+        )  # fmt: skip
+    _stage("train", "--data", records, "--encoder", ENCODER, "--out", trained)
+    _stage("export", trained, "--out", serving)
+    _stage(
+        "evaluate", "--predictor", serving, "--served-model", args.served_model, "--prompts", records,
+        "--split", "test", "--kv-blocks", args.kv_blocks, "--out", out / "evaluation", *device,
+    )  # fmt: skip
+    _conclude(out / "evaluation" / "results.json", time.monotonic() - started)
+
+
+def _stage(name: str, *arguments: object) -> None:
+    from pipelines.cli import build_parser
+
+    argv = [name, *map(str, arguments)]
+    print(f"\n$ amin {shlex.join(argv)}", flush=True)
+    args = build_parser([name]).parse_args(argv)
+    args.run(args)
+
+
+def _conclude(results: Path, seconds: float) -> None:
+    import json
+
+    from pipelines.report import summary
+
+    print(f"\n{summary(json.loads(results.read_text())['policies'])} ({seconds / 60:.1f} minutes in all)")

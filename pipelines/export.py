@@ -1,0 +1,92 @@
+"""Export a predictor for serving: an ONNX graph, calibrated as exported."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from predictor.errors import InputError
+
+if TYPE_CHECKING:
+    from predictor.spec import PredictorSpec
+
+HELP = "export a predictor to ONNX, calibrated and measured on the exported graph"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `amin export`."""
+    parser.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="folder that amin train wrote, or a predictor folder"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the export")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8 is smaller and faster")
+    parser.add_argument("--tau", type=float, default=0.1, help="probability allowed below the bound, for the measures")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show progress bars")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the export, whole or not at all, and print what was measured on the test split.
+
+    Raises:
+        InputError: the folder holds no predictor, or int8 is wanted without a calibration split.
+    """
+    from pipelines.files import atomic_directory
+    from predictor.checkpoint import load_predictor, predictor_folder, versions
+    from predictor.export import write_graph, write_manifest
+
+    folder = predictor_folder(args.run_folder)
+    splits = folder.resolve().parent
+    if args.precision == "int8" and not (splits / "calibration.parquet").is_file():
+        raise InputError(
+            f"{splits / 'calibration.parquet'}: no such file; int8 shifts the quantiles and must be calibrated again: "
+            "export the RUN folder, or use --precision fp32"
+        )
+    length_predictor = load_predictor(folder)
+    spec = replace(length_predictor.spec, versions=versions())
+    with atomic_directory(args.out) as aside:
+        write_graph(length_predictor, aside, args.precision)
+        write_manifest(aside, spec, args.precision, None, args.out.name)
+        spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=args.progress)
+        write_manifest(aside, spec, args.precision, None, args.out.name)
+        measured = measure(aside, args.tau, splits / "test.parquet", shown=args.progress)
+        write_manifest(aside, spec, args.precision, measured, args.out.name)
+    size = (args.out / "model.onnx").stat().st_size / 2**20
+    print(f"{args.out}: {args.precision}, {size:.1f} MiB")
+    if measured is not None:
+        print(f"coverage {measured['coverage']:.3f} (target {1 - args.tau:.2f}), tightness {measured['tightness']:.3f}")
+
+
+def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool) -> "PredictorSpec":
+    """Return `spec` with the calibration of the exported graph on the records in `file`; as it is without the file."""
+    from pipelines.predict import survival_with_progress
+    from predictor.records import read_records
+    from predictor.serving import LengthPredictor
+
+    if not file.is_file():
+        return spec
+    records = read_records(file)
+    survival = survival_with_progress(LengthPredictor(export), records.prompts, "calibrate", shown=shown)
+    return spec.recalibrated(survival, records.output_lens)
+
+
+def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
+    """Return the measures of the export on the records in `file`, or None without the file."""
+    from pipelines.predict import survival_with_progress
+    from predictor.metrics import bound_quality
+    from predictor.records import read_records
+    from predictor.serving import LengthPredictor
+
+    if not file.is_file():
+        return None
+    records = read_records(file)
+    exported = LengthPredictor(export)
+    survival = survival_with_progress(exported, records.prompts, "measure", shown=shown)
+    predictions = exported.spec.predictions(survival, tau)
+    return bound_quality(
+        predictions.lower_bounds,
+        predictions.medians,
+        records.output_lens,
+        records.datasets,
+        tau,
+        exported.bins.max_length,
+    ).to_dict()

@@ -1,0 +1,98 @@
+"""Figures of the evaluation report, as PNG."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from pipelines.results import PolicyRun
+
+COLOURS = ("#4c6ef5", "#868e96", "#e8590c", "#2b8a3e", "#ae3ec9", "#c2255c", "#0b7285", "#5f3dc4")
+
+
+def _figure(width: float = 7.2, height: float = 3.4) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _by_policy(runs: Sequence[PolicyRun]) -> dict[str, list[PolicyRun]]:
+    grouped: dict[str, list[PolicyRun]] = {}
+    for run in runs:
+        grouped.setdefault(run.policy, []).append(run)
+    return grouped
+
+
+def latency_bars(runs: Sequence[PolicyRun], unit: str) -> bytes:
+    """Return bars of mean and 99th percentile latency per policy, over all requests and seeds."""
+    grouped = _by_policy(runs)
+    latency = {
+        name: np.concatenate([r.result.finish_time - r.result.arrival_time for r in g]) for name, g in grouped.items()
+    }
+    figure, axes = _figure(height=0.45 * len(latency) + 1.2)
+    places = np.arange(len(latency))
+    means, tails = [v.mean() for v in latency.values()], [np.quantile(v, 0.99) for v in latency.values()]
+    axes.barh(places - 0.2, means, 0.38, color=COLOURS[0], label="mean")
+    axes.barh(places + 0.2, tails, 0.38, color="#bac8ff", label="p99")
+    for place, mean, tail in zip(places, means, tails, strict=True):
+        axes.text(mean, place - 0.2, f" {mean:.1f}", va="center", fontsize=8)
+        axes.text(tail, place + 0.2, f" {tail:.1f}", va="center", fontsize=8)
+    axes.set_yticks(places, list(latency))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"end-to-end latency ({unit})")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def latency_cdf(runs: Sequence[PolicyRun], unit: str) -> bytes:
+    """Return the share of requests that have ended within a latency, per policy."""
+    figure, axes = _figure()
+    for colour, (name, group) in zip(COLOURS, _by_policy(runs).items(), strict=False):
+        latency = np.sort(np.concatenate([r.result.finish_time - r.result.arrival_time for r in group]))
+        axes.step(latency, np.arange(1, len(latency) + 1) / len(latency), color=colour, label=name, where="post")
+    axes.set_xlabel(f"end-to-end latency ({unit})")
+    axes.set_ylabel("share of requests")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def over_time(runs: Sequence[PolicyRun], column: str, label: str, unit: str, scale: float = 1.0) -> bytes:
+    """Return a column of the timeline against time, first seed of each policy."""
+    figure, axes = _figure()
+    for colour, (name, group) in zip(COLOURS, _by_policy(runs).items(), strict=False):
+        timeline = group[0].result.timeline
+        values = np.array(getattr(timeline, column), dtype=float) * scale
+        keep = np.unique(np.linspace(0, len(values) - 1, 600).astype(int))
+        axes.plot(np.array(timeline.end)[keep], values[keep], color=colour, label=name, linewidth=1)
+    axes.set_xlabel(f"time ({unit})")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def bounds_against_lengths(bounds: Sequence[int], output_lens: Sequence[int]) -> bytes:
+    """Return each request's lower bound against its output length; points above the diagonal break their bound."""
+    figure, axes = _figure(5.2, 4.2)
+    held = np.array(bounds) <= np.array(output_lens)
+    for mask, colour, label in ((held, COLOURS[3], "bound holds"), (~held, COLOURS[2], "bound broken")):
+        axes.scatter(np.array(output_lens)[mask], np.array(bounds)[mask], s=9, alpha=0.6, color=colour, label=label)
+    edges = [1, max(*bounds, *output_lens)]
+    axes.plot(edges, edges, color="#495057", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="output length (tokens)", ylabel="predicted lower bound (tokens)")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)

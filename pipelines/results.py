@@ -1,0 +1,92 @@
+"""`results.json` and `requests.parquet`, the same for simulation and real generation, and the table on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import atomic_file, write_json
+from scheduler.kv_cache import KvCache
+from scheduler.loop import RunResult
+from scheduler.metrics import mean_over_seeds, summarize
+from scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRun:
+    """One run of one policy: what happened, and the requests in the order that the result's indices name them."""
+
+    policy: str
+    seed: int
+    requests: Sequence[Request]
+    result: RunResult
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further figures for `results.json`, besides those of `scheduler.metrics.summarize`."""
+
+
+def policy_figures(runs: Sequence[PolicyRun], kv_cache: KvCache) -> dict[str, Any]:
+    """Return the `policies` entry of `results.json`: per policy the figures of each seed and their means."""
+    figures: dict[str, Any] = {}
+    for run in runs:
+        seeds = figures.setdefault(run.policy, {"seeds": []})["seeds"]
+        seeds.append({"seed": run.seed, **summarize(run.result, kv_cache), **run.extra})
+    for entry in figures.values():
+        entry["mean"] = mean_over_seeds(entry["seeds"])
+    return figures
+
+
+def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRun]) -> None:
+    """Write `out/results.json` and `out/requests.parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in ("policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions")
+    }
+    for run in runs:
+        count = len(run.requests)
+        columns["policy"] += [run.policy] * count
+        columns["seed"] += [run.seed] * count
+        columns["request_id"] += [request.request_id for request in run.requests]
+        for name in ("arrival_time", "first_token_time", "finish_time", "num_evictions"):
+            columns[name] += getattr(run.result, name).tolist()
+    with atomic_file(out / "requests.parquet") as aside:
+        pq.write_table(pa.table(columns), aside)
+    write_json(out / "results.json", results)
+
+
+COLUMNS = (
+    ("mean_latency", "mean latency", "{:.1f}"),
+    ("p99_latency", "p99", "{:.1f}"),
+    ("mean_ttft", "mean TTFT", "{:.1f}"),
+    ("makespan", "makespan", "{:.1f}"),
+    ("num_evictions", "evictions", "{:.0f}"),
+    ("num_recomputed_tokens", "recomputed", "{:.0f}"),
+    ("mean_kv_utilization", "KV use", "{:.0%}"),
+    ("mean_queue_depth", "queue", "{:.0f}"),
+)
+
+
+def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the policy table; the reference for the ratio is fcfs, or else the first policy."""
+    reference = "fcfs" if "fcfs" in policies else next(iter(policies))
+    base = policies[reference]["mean"]["mean_latency"]
+    header = ["policy", f"vs {reference}", *(title for _, title, _ in COLUMNS)]
+    rows = []
+    for name, entry in policies.items():
+        mean = entry["mean"]
+        ratio = f"{base / mean['mean_latency']:.2f}x"
+        rows.append([name, ratio, *(form.format(mean[key]) for key, _, form in COLUMNS)])
+    return header, rows
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print an aligned table: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    for line in [header, *rows]:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells))

@@ -1,0 +1,139 @@
+"""The served model: loading it, its chat template, and answers from it."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from predictor.errors import InputError
+from scheduler.integrations.transformers_cb import Output, TransformersExecutor, end_tokens
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop
+from scheduler.policies import make_policy
+from scheduler.request import Request
+
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+"""Single precision on a CPU keeps greedy tokens independent of what else is in the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A causal language model with what is needed to serve it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    generation_config: GenerationConfig
+    max_context: int
+
+
+def load_served_model(name: str, max_new_tokens: int, device: str | None = None, greedy: bool = False) -> ServedModel:
+    """Return a served model from a local folder or the Hugging Face hub.
+
+    Args:
+        name: Folder or hub name.
+        max_new_tokens: Cap of every answer, in tokens.
+        device: "cpu" or "cuda"; by default cuda where there is one.
+        greedy: Take the likeliest token instead of the model's own sampling settings.
+
+    Raises:
+        InputError: It cannot be loaded, or has no end token.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (Path(name).exists() or name.count("/") != 1) and not (Path(name) / "config.json").exists():
+        raise InputError(f"served model {name!r}: no folder with a config.json, and not a hub name (OWNER/MODEL)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[device], attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"served model {name!r} cannot be loaded ({str(error).splitlines()[0]}); a hub model needs a network, a "
+            f"gated one also its terms accepted at https://huggingface.co/{name} and `hf auth login`"
+        ) from error
+    generation_config = copy.deepcopy(model.generation_config)
+    generation_config.max_new_tokens = max_new_tokens
+    if generation_config.eos_token_id is None:
+        generation_config.eos_token_id = tokenizer.eos_token_id
+    if not end_tokens(generation_config):
+        raise InputError(f"served model {name!r} has no end token: every answer would run to the cap")
+    if generation_config.pad_token_id is None:
+        generation_config.pad_token_id = min(end_tokens(generation_config))
+    if greedy:
+        generation_config.do_sample = False
+        generation_config.temperature = generation_config.top_p = generation_config.top_k = None
+    max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+    short_name = Path(name).name if Path(name).exists() else name
+    return ServedModel(short_name, model.to(device).eval(), tokenizer, generation_config, max_context)
+
+
+def encode_prompts(served: ServedModel, prompts: Sequence[str], source: Path) -> list[list[int]]:
+    """Return the token ids of each prompt as one user turn of the chat template (as they are without a template).
+
+    Raises:
+        InputError: A prompt and its answer would not fit the model's context; names the row of `source`.
+    """
+    ids: list[list[int]] = []
+    room = served.max_context - served.generation_config.max_new_tokens
+    for row, prompt in enumerate(prompts, 1):
+        if served.tokenizer.chat_template is None:
+            tokens = served.tokenizer(prompt)["input_ids"]
+        else:
+            turn = [{"role": "user", "content": prompt}]
+            tokens = served.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        if len(tokens) > room:
+            raise InputError(
+                f"{source}: prompt {row} has {len(tokens)} tokens; {served.name} takes {served.max_context} with "
+                f"max_new_tokens {served.generation_config.max_new_tokens}: shorten it or lower --max-new-tokens"
+            )
+        ids.append(list(tokens))
+    return ids
+
+
+def generate(
+    served: ServedModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_running: int,
+    seed: int,
+    description: str,
+    on_output: Callable[[int, Output], None] | None = None,
+) -> list[Output]:
+    """Return the answers to all prompts, made without memory pressure: nothing is ever evicted.
+
+    Args:
+        served: The model.
+        prompts: Token ids.
+        max_running: About how many answers are generated at a time.
+        seed: Of the sampling.
+        description: Label of the progress bar.
+        on_output: Called with index and answer as each ends.
+    """
+    cap = int(served.generation_config.max_new_tokens)
+    longest = max(len(prompt) for prompt in prompts)
+    mean = sum(len(prompt) for prompt in prompts) // len(prompts)
+    block_size = 16
+    kv_cache = KvCache.from_budget(max(longest + cap, max_running * (mean + cap)) + block_size, block_size)
+    requests = [Request(str(i), len(prompt), cap) for i, prompt in enumerate(prompts)]
+    executor = TransformersExecutor(
+        served.model, prompts, kv_cache, served.generation_config, max_batch_tokens=max(512, 2 * max_running), seed=seed
+    )
+    policy = make_policy("fcfs-reserve", kv_cache, np.random.default_rng(seed), resume=False, output_lens=None)
+    with tqdm(total=len(prompts), desc=description, unit="answer") as bar:
+
+        def on_finish(indices: Sequence[int]) -> None:
+            bar.update(len(indices))
+            for index in indices:
+                if on_output:
+                    on_output(index, executor.outputs[index])
+
+        try:
+            Loop(policy, executor, requests, kv_cache).run(on_finish)
+        finally:
+            executor.close()
+    return [executor.outputs[i] for i in range(len(prompts))]

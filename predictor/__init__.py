@@ -1,0 +1,1 @@
+"""Prompts and lengths: a calibrated lower bound of the response length for each prompt."""

@@ -1,0 +1,161 @@
+"""The settings of a training run: one dataclass, from defaults, a YAML file and the command line."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from predictor.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Settings of `amin train`; lengths in tokens."""
+
+    data: str = ""
+    """Records (.parquet, .jsonl) or a hub data set of conversations (lmsys/lmsys-chat-1m)."""
+    model: str | None = None
+    """Served model whose rows are used; needed where the data mixes several."""
+    encoder: str | None = None
+    """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor beside the project."""
+    tokenizer: str | None = None
+    """Tokenizer of the served model (folder, file or hub name); counts the answers of conversation data."""
+    length_cap: int | None = None
+    """Recorded answers of conversation data with at least so many tokens count as truncated."""
+    tau: float = 0.1
+    """Probability allowed below the bound, for the reported measures; a saved predictor answers any tau."""
+    seed: int = 0
+    """Seed of splits, subsampling, batches and dropout."""
+    epochs: int = 3
+    """Passes over the training prompts, at most (stops early on validation loss)."""
+    max_steps: int | None = None
+    """Optimiser steps, at most."""
+    batch_size: int = 32
+    """Prompts in a batch, on each device."""
+    max_prompts: int | None = None
+    """Training prompts kept, drawn at random; for quick runs."""
+    max_prompt_tokens: int = 128
+    """Tokens of a prompt that the encoder reads: its first half and its last."""
+    unfrozen_layers: int | None = None
+    """Encoder layers that train, counted from the last; all of them by default, 0 for the head alone."""
+    num_bins: int = 48
+    """Length bins, log-spaced."""
+    max_length: int = 4096
+    """Last edge of the length bins; longer draws count as longer than that, and measures clip lengths there."""
+    hidden_size: int = 256
+    """Width of the head."""
+    dropout: float = 0.1
+    """Dropout in the head."""
+    encoder_lr: float = 5e-5
+    """Peak learning rate of the encoder."""
+    head_lr: float = 1e-3
+    """Peak learning rate of the head."""
+    weight_decay: float = 0.01
+    """Weight decay (AdamW)."""
+    warmup: float = 0.1
+    """Share of the steps in which learning rates rise; then they fall linearly to zero."""
+    patience: int = 2
+    """Epochs without a better validation loss before training stops."""
+    bf16: bool = False
+    """Train in bfloat16 where that is safe."""
+    half: bool = False
+    """Save the weights in float16: half the size."""
+    accelerator: str = "auto"
+    """Lightning accelerator: auto, cpu, gpu."""
+    devices: int = 1
+    """Devices to train on; more than one takes Lightning's strategy."""
+    strategy: str = "auto"
+    """Lightning strategy: auto, ddp, fsdp."""
+    baselines: bool = True
+    """Fit the baselines and report them beside the predictor."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+@cache
+def field_descriptions() -> dict[str, str]:
+    """Return the string under each field of TrainConfig, by field name."""
+    body = ast.parse(inspect.getsource(TrainConfig)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    described: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            described[statement.target.id] = ast.literal_eval(following.value)
+    return described
+
+
+def field_type(name: str) -> tuple[type, bool]:
+    """Return the type of a field of TrainConfig and whether it may be None."""
+    hint = get_type_hints(TrainConfig)[name]
+    if not isinstance(hint, UnionType):
+        return hint, False
+    return next(part for part in get_args(hint) if part is not type(None)), True
+
+
+def override(config: TrainConfig, values: Mapping[str, Any], source: str) -> TrainConfig:
+    """Return `config` with `values` in place of its own.
+
+    Raises:
+        InputError: a key that TrainConfig lacks, or a value of another type, named with `source`.
+    """
+    known = [field.name for field in fields(TrainConfig)]
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{source}: {key}: unknown; the keys are {', '.join(known)}")
+        kind, is_optional = field_type(key)
+        accepts = (kind, int) if kind is float else (kind,)
+        is_right = isinstance(value, accepts) and (kind is bool or not isinstance(value, bool))
+        if not is_right and not (is_optional and value is None):
+            raise InputError(f"{source}: {key}: must be {kind.__name__}, not {value!r}")
+    return replace(config, **values)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; InputError where there is none."""
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; --config takes a YAML file")
+    try:
+        value = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: must be a mapping of settings, not {type(value).__name__}")
+    return value
+
+
+def check(config: TrainConfig) -> None:
+    """Raise InputError for a value out of range, naming it."""
+    if not config.data:
+        raise InputError("data: missing; give --data FILE_OR_HUB_NAME")
+    if not 0.0 < config.tau < 1.0:
+        raise InputError(f"tau: must lie between 0 and 1, not {config.tau}")
+    for name in (
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "max_prompts",
+        "num_bins",
+        "max_length",
+        "hidden_size",
+        "devices",
+    ):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name}: must be at least 1, not {value}")
+    if config.max_prompt_tokens < 4:
+        raise InputError(f"max_prompt_tokens: must be at least 4, not {config.max_prompt_tokens}")
+    if config.unfrozen_layers is not None and config.unfrozen_layers < 0:
+        raise InputError(f"unfrozen_layers: must be at least 0, not {config.unfrozen_layers}")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings for YAML."""
+    return asdict(config)

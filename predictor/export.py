@@ -1,0 +1,108 @@
+"""Export to ONNX: the graph, its own calibration, and a folder that `predictor.serving` reads."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from predictor.spec import PredictorSpec
+
+if TYPE_CHECKING:
+    from predictor.network import TorchLengthPredictor
+
+# Raised inside torch and onnx whatever the network; matched by message so that anything new still shows.
+HARMLESS_WARNINGS = (
+    ".*The axis name: .* will not be used.*",  # both inputs share batch and width on purpose
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+)
+
+README = """# A length predictor for serving
+
+Lower bounds of LLM response lengths for {served_model}, exported by `amin export` ({precision}). Needs `onnxruntime`
+and `tokenizers`, no torch:
+
+    from predictor.serving import LengthPredictor
+    predictions = LengthPredictor("{name}").predict(["Why is the sky blue?"], tau=0.1, max_new_tokens=512)
+    predictions.lower_bounds   # tokens, reached with probability >= 1 - tau
+
+`manifest.json` states the length bins, the calibration, what was measured, the versions and the hash of each file.
+"""
+
+
+def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precision: str) -> None:
+    """Write `model.onnx` (one file, `precision` fp32 or int8) and `tokenizer.json` into `folder`."""
+    import torch
+
+    tokens = torch.ones((2, 8), dtype=torch.int64)
+    batch, width = torch.export.Dim("batch"), torch.export.Dim("width")
+    with _quiet():
+        program = torch.onnx.export(
+            length_predictor.network.cpu().eval(),
+            (tokens, tokens),
+            dynamo=True,
+            opset_version=18,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["hazard_logits"],
+            dynamic_shapes=({0: batch, 1: width}, {0: batch, 1: width}),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(folder / "model.onnx"), external_data=False)
+        if precision == "int8":
+            _quantize(folder)
+    length_predictor.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _quantize(folder: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    exact, small = folder / "model.onnx", folder / "int8.onnx"
+    quantize_dynamic(exact, small, weight_type=QuantType.QInt8)
+    small.replace(exact)
+
+
+def write_manifest(
+    folder: Path, spec: PredictorSpec, precision: str, measured: dict[str, Any] | None, name: str
+) -> None:
+    """Write `manifest.json` and `README.md` for the graph in `folder`; `measured` holds what the test split gave.
+
+    `name` is what the folder will be called, for the example in the README.
+    """
+    (folder / "README.md").write_text(
+        README.format(served_model=spec.served_model or "a served model", precision=precision, name=name)
+    )
+    manifest = {
+        **spec.to_dict(),
+        "precision": precision,
+        "measured": measured,
+        "sha256": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest) + "\n")
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep known notes of the exporter from the terminal; what goes wrong is raised."""
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            for message in HARMLESS_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Scheduling of LLM requests under a KV-cache budget: policies, one loop, several executors."""

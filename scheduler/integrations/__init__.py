@@ -1,0 +1,1 @@
+"""Leaf modules in which a policy drives a real engine; each imports its engine."""

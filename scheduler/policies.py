@@ -1,0 +1,47 @@
+"""The table of policies by name; to add one, write its file and add its line here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from scheduler.amin import Amin
+from scheduler.baselines import Amax, Fcfs, FcfsReserve, Hindsight
+from scheduler.errors import InputError
+from scheduler.kv_cache import KvCache
+from scheduler.policy import Policy
+
+POLICIES: Mapping[str, Callable[..., Policy]] = {
+    "amin": Amin,
+    "amin-eviction": partial(Amin, refinement="eviction"),
+    "amax": Amax,
+    "fcfs": Fcfs,
+    "fcfs-reserve": FcfsReserve,
+    "hindsight": Hindsight,
+}
+CLAIRVOYANT = frozenset({"hindsight"})
+"""Policies that are given the true output lengths; no others are."""
+
+
+def make_policy(
+    name: str, kv_cache: KvCache, rng: np.random.Generator, *, resume: bool, output_lens: Sequence[int] | None
+) -> Policy:
+    """Return a new policy by its name.
+
+    Args:
+        name: A key of `POLICIES`.
+        kv_cache: The memory to schedule.
+        rng: For random ties.
+        resume: Whether evicted requests keep their generated tokens.
+        output_lens: True lengths by request index, for the clairvoyant policies alone.
+
+    Raises:
+        InputError: No policy has that name, or it needs true lengths and there are none.
+    """
+    if name not in POLICIES:
+        raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    if name not in CLAIRVOYANT:
+        return POLICIES[name](kv_cache, rng, resume=resume)
+    if output_lens is None:
+        raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
+    return POLICIES[name](kv_cache, rng, resume=resume, output_lens=output_lens)

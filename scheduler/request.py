@@ -1,0 +1,54 @@
+"""What is known of a request when it arrives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Facts of one request at arrival. Its true output length is not among them: that lives in the executor.
+
+    Attributes:
+        request_id: Name of the request, unique in a workload.
+        num_prompt_tokens: Tokens of the prompt.
+        max_new_tokens: The most tokens it may generate, as the client asked.
+        arrival_time: In the clock of the executor (iterations or seconds).
+        output_len_lower_bound: Tokens it generates at least, with the probability the predictor was asked for.
+        output_len_upper_bound: Tokens it generates at most; `max_new_tokens` where nothing better is known.
+        output_len_prediction: Central prediction (median) in tokens, if there is one.
+        survival: P(output length > edge) on the predictor's length bins, shape [num_bins + 1], if there is one.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    max_new_tokens: int
+    arrival_time: float = 0.0
+    output_len_lower_bound: int = 1
+    output_len_upper_bound: int | None = None
+    output_len_prediction: int | None = None
+    survival: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: A field is out of its range; the message names it.
+        """
+        lower, upper = self.output_len_lower_bound, self.output_len_upper_bound
+        checks = {
+            f"num_prompt_tokens is {self.num_prompt_tokens}, must be >= 0": self.num_prompt_tokens >= 0,
+            f"max_new_tokens is {self.max_new_tokens}, must be >= 1": self.max_new_tokens >= 1,
+            f"arrival_time is {self.arrival_time}, must be >= 0 and finite": 0 <= self.arrival_time < float("inf"),
+            f"output_len_lower_bound is {lower}, must be in 1..{self.max_new_tokens} (max_new_tokens)": 1
+            <= lower
+            <= self.max_new_tokens,
+            f"output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)": upper is None
+            or upper >= lower,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(f"request {self.request_id!r}: {message}")

@@ -1,0 +1,79 @@
+"""A tiny random encoder and made-up records, built on the spot: no network, no bundled weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOPICS = ("story", "poem", "proof", "list", "name", "email", "joke", "essay")
+WORDS = ("river", "night", "engine", "lemma", "garden", "ticket", "winter", "signal", "copper", "window", "letter")
+
+
+def make_prompts(size: int, rng: np.random.Generator) -> list[str]:
+    """Return distinct prompts of a few words to a few lines."""
+    prompts = []
+    for index in range(size):
+        topic = TOPICS[index % len(TOPICS)]
+        words = rng.choice(WORDS, int(rng.integers(4, 30)))
+        prompts.append(f"Write a {topic} number {index} about {' '.join(words)}")
+    return prompts
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer BERT of width 32 and a WordPiece tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(make_prompts(60, np.random.default_rng(0)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    # Some published tokenizer files carry these; a predictor must not inherit them.
+    tokenizer.enable_truncation(10)
+    tokenizer.enable_padding(length=10)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    torch.set_num_threads(1)  # threads that wait for a busy core make tiny models slow
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 160 prompts with three draws; the topic decides the length."""
+    rng = np.random.default_rng(1)
+    path = tmp_path_factory.mktemp("data") / "records.jsonl"
+    splits = ["train"] * 8 + ["validation"] * 2 + ["calibration"] * 5 + ["test"] * 5
+    with path.open("w") as lines:
+        for index, prompt in enumerate(make_prompts(160, rng)):
+            draws = np.ceil(rng.lognormal(2.5 + 0.4 * (index % len(TOPICS)), 0.4, 3)).astype(int)
+            capped = np.minimum(draws, 200)
+            row = {
+                "prompt": prompt,
+                "prompt_id": f"p{index}",
+                "model": "made-up",
+                "dataset": "even" if index % 2 else "odd",
+                "output_lens": capped.tolist(),
+                "is_truncated": (draws > 200).tolist(),
+                "split": splits[(index // 8) % len(splits)],
+            }
+            lines.write(json.dumps(row) + "\n")
+    return path

@@ -1,0 +1,246 @@
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predictor.checkpoint import load_predictor, resolve_predictor
+from predictor.errors import InputError
+from predictor.lightning_module import LengthModule
+from predictor.records import read_records
+from predictor.serving import LengthPredictor
+
+SHORT = ("--epochs", "2", "--batch-size", "16", "--max-prompt-tokens", "16", "--max-length", "256", "--num-bins", "16")
+QUICK = (*SHORT, "--no-progress", "--accelerator", "cpu", "--head-lr", "0.01")
+
+
+def amin(stage: str, *argv: Any) -> None:
+    """Run a stage as the command line does, without its exit codes."""
+    module = importlib.import_module(f"pipelines.{stage}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    module.run(parser.parse_args([str(value) for value in argv]))
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_encoder: Path, records_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    amin("train", "--data", records_file, "--out", out, "--encoder", tiny_encoder, *QUICK)
+    return out
+
+
+@pytest.fixture(scope="session")
+def exports(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both precisions of that run."""
+    folders = {name: tmp_path_factory.mktemp("exports") / name for name in ("fp32", "int8")}
+    for precision, folder in folders.items():
+        amin("export", run_folder, "--out", folder, "--precision", precision, "--no-progress")
+    return folders
+
+
+def prompts(records_file: Path) -> list[str]:
+    """The prompts of the records, with a very short and a very long one."""
+    return [*read_records(records_file).prompts[:40], "a", "river night " * 400]
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """The saved weights of a run."""
+    from safetensors.numpy import load_file
+
+    return load_file(run / "predictor" / "model.safetensors")
+
+
+def test_a_run_holds_what_the_contract_names(run_folder: Path) -> None:
+    """No pickle in the predictor, and metrics with the agreed keys."""
+    keys = {
+        "tau", "coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau", "kendall_tau_ceiling",
+    }  # fmt: skip
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert set(metrics) == {"test", "baselines"}
+    assert set(metrics["baselines"]) == {"constant", "tfidf-gbm", "tfidf-gbm-conformal"}
+    for row in (metrics["test"], *metrics["baselines"].values()):
+        assert set(row) == keys
+    names = {path.name for path in (run_folder / "predictor").iterdir()}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "predictor.json"}
+    assert "versions" in (run_folder / "config.yaml").read_text()
+    assert len(read_records(run_folder / "calibration.parquet")) == 40
+
+
+def test_predict_writes_a_line_per_row_in_order(
+    run_folder: Path, records_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the place in the file as index, and the measures where lengths are known."""
+    out = tmp_path / "bounds.jsonl"
+    amin("predict", run_folder, "--data", records_file, "--split", "test", "--out", out, "--no-progress")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    splits = read_records(records_file).splits
+    assert splits is not None
+    assert [line["index"] for line in lines] == [i for i, name in enumerate(splits) if name == "test"]
+    assert all(set(line) == {"index", "output_len_lower_bound", "output_len_median"} for line in lines)
+    assert all(line["output_len_lower_bound"] >= 1 for line in lines)
+    assert "coverage" in capsys.readouterr().out
+
+
+def test_predict_takes_prompts_without_lengths_and_respects_limits(run_folder: Path, tmp_path: Path) -> None:
+    """A request's max_new_tokens caps both numbers."""
+    data, out = tmp_path / "prompts.jsonl", tmp_path / "bounds.jsonl"
+    data.write_text('{"prompt": "Write a story", "max_new_tokens": 2}\n{"prompt": "Write a poem"}\n')
+    amin("predict", run_folder / "predictor", "--data", data, "--out", out, "--no-progress")
+    first = json.loads(out.read_text().splitlines()[0])
+    assert first["output_len_lower_bound"] <= 2
+    assert first["output_len_median"] <= 2
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(
+    run_folder: Path, tiny_encoder: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights equal to the last bit, and nothing half-made in between."""
+
+    def fail_in_second_epoch(self: LengthModule) -> None:
+        if self.current_epoch == 1:
+            raise RuntimeError("power cut")
+
+    out = tmp_path / "run"
+    arguments = ("--data", records_file, "--out", out, "--encoder", tiny_encoder, "--no-baselines", *QUICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(LengthModule, "on_train_epoch_start", fail_in_second_epoch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            amin("train", *arguments)
+    assert not (out / "predictor").exists()
+    assert not (out / "metrics.json").exists()
+    with pytest.raises(InputError, match="--resume"):
+        amin("train", *arguments)
+    with pytest.raises(InputError, match="epochs: the run has 2, not 5"):
+        amin("train", "--out", out, "--resume", "--epochs", "5")
+    amin("train", "--out", out, "--resume")
+    expected, resumed = weights(run_folder), weights(out)
+    assert all(np.array_equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_the_exported_graph_agrees_with_torch(run_folder: Path, exports: dict[str, Path], records_file: Path) -> None:
+    """Truncation of long prompts included; survival within 1e-5."""
+    texts = prompts(records_file)
+    torch_predictor, exported = load_predictor(run_folder), LengthPredictor(exports["fp32"])
+    np.testing.assert_allclose(exported.survival(texts), torch_predictor.survival(texts), atol=1e-5)
+    one_by_one = np.concatenate([exported.survival([text]) for text in texts])
+    np.testing.assert_allclose(one_by_one, exported.survival(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_is_calibrated_on_its_own_graph(precision: str, exports: dict[str, Path], run_folder: Path) -> None:
+    """Its bounds cover its calibration split as the rule promises, and the manifest states what was measured."""
+    exported = LengthPredictor(exports[precision])
+    records = read_records(run_folder / "calibration.parquet")
+    bounds = exported.predict(records.prompts, tau=0.2).lower_bounds
+    covered = [np.mean(draws >= bound) for bound, draws in zip(bounds, records.output_lens, strict=True)]
+    assert np.mean(covered) >= 0.8 - 1 / len(records)
+    manifest = json.loads((exports[precision] / "manifest.json").read_text())
+    assert manifest["precision"] == precision
+    assert 0 <= manifest["measured"]["coverage"] <= 1
+    assert set(manifest["sha256"]) == {"model.onnx", "tokenizer.json"}
+    files = {path.name for path in exports[precision].iterdir()}
+    assert files == {"model.onnx", "tokenizer.json", "manifest.json", "README.md"}
+
+
+def test_serving_needs_no_torch(exports: dict[str, Path]) -> None:
+    """In a fresh process: neither the module nor the general loader brings in a training library."""
+    code = (
+        "import sys; from predictor.checkpoint import resolve_predictor;"
+        f"p = resolve_predictor({str(exports['int8'])!r}); print(p.predict(['Hi'], max_new_tokens=3).lower_bounds[0]);"
+        "print([m for m in ('torch', 'transformers', 'lightning', 'datasets', 'sklearn', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bound, heavy = done.stdout.splitlines()
+    assert 1 <= int(bound) <= 3
+    assert heavy == "[]"
+
+
+def test_threads_share_an_exported_predictor(exports: dict[str, Path], records_file: Path) -> None:
+    """Each gets what it would have got alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    exported, texts = LengthPredictor(exports["fp32"]), prompts(records_file)
+    alone = [exported.survival([text]) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda text: exported.survival([text]), texts))
+    np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone), atol=1e-6)
+
+
+def test_a_predictor_serves_as_encoder_and_half_precision_is_calibrated_as_saved(
+    run_folder: Path, records_file: Path, tmp_path: Path
+) -> None:
+    """A head of another shape is no obstacle; reloaded float16 weights predict what was measured."""
+    out = tmp_path / "run"
+    amin(
+        "train", "--data", records_file, "--out", out, "--encoder", run_folder / "predictor", "--no-baselines",
+        *QUICK, "--num-bins", "8", "--epochs", "1", "--half", "--unfrozen-layers", "1", "--max-prompts", "32",
+    )  # fmt: skip
+    test = read_records(out / "test.parquet")
+    bounds = resolve_predictor(out).predict(test.prompts).lower_bounds
+    coverage = np.mean([np.mean(draws >= bound) for bound, draws in zip(bounds, test.output_lens, strict=True)])
+    assert coverage == pytest.approx(json.loads((out / "metrics.json").read_text())["test"]["coverage"])
+    frozen = "encoder.embeddings.word_embeddings.weight"
+    half = weights(run_folder)[frozen].astype(np.float16)
+    assert np.array_equal(weights(out)[frozen], half)
+
+
+def test_a_bare_predictor_exports_as_it_is_but_not_in_int8(run_folder: Path, tmp_path: Path) -> None:
+    """Quantisation shifts the quantiles, so it needs a calibration split."""
+    import shutil
+
+    shutil.copytree(run_folder / "predictor", tmp_path / "bare")
+    with pytest.raises(InputError, match="int8"):
+        amin("export", tmp_path / "bare", "--out", tmp_path / "x", "--precision", "int8", "--no-progress")
+    assert not (tmp_path / "x").exists()
+    amin("export", tmp_path / "bare", "--out", tmp_path / "y", "--no-progress")
+    assert LengthPredictor(tmp_path / "y").spec.calibration == load_predictor(run_folder).spec.calibration
+
+
+def test_bad_input_is_refused_in_one_line(
+    run_folder: Path, exports: dict[str, Path], records_file: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Each says what is wrong and leaves no output behind."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(records_file.read_text().splitlines(keepends=True)[:80]))
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("epoch: 3\n")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("epochs: many\n")
+    out = tmp_path / "out"
+    base = ("--data", records_file, "--out", out, "--encoder", tiny_encoder, *QUICK)
+    cases: list[tuple[str, tuple[Any, ...]]] = [
+        ("epoch: unknown", ("train", *base, "--config", odd)),
+        ("epochs: must be int, not 'many'", ("train", *base, "--config", wrong)),
+        ("tau: must lie between 0 and 1", ("train", *base, "--tau", "1.5")),
+        ("calibration has 0 prompts|at least", ("train", *base, "--data", few)),
+        ("calibration has 40 prompts, at least 99", ("train", *base, "--tau", "0.01")),
+        ("neither an encoder folder", ("train", *base, "--encoder", tmp_path / "nothing")),
+        ("no predictor there", ("predict", tmp_path, "--data", records_file, "--out", out)),
+        ("at least 999 calibration", ("predict", run_folder, "--data", records_file, "--tau", "0.001", "--out", out)),
+        ("no such file", ("predict", run_folder, "--data", tmp_path / "none.jsonl", "--out", out)),
+        ("no predictor there", ("export", tmp_path, "--out", out)),
+    ]
+    for message, arguments in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            amin(*arguments)
+        assert "\n" not in str(caught.value)
+        assert not (out / "predictor").exists()
+        if out.exists():  # settings of a run that failed later than its checks
+            (out / "config.yaml").unlink(missing_ok=True)
+
+
+def test_another_format_version_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:
+    """Rather than misread."""
+    import shutil
+
+    shutil.copytree(exports["fp32"], tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(InputError, match="format_version: 99 is not 1"):
+        LengthPredictor(tmp_path / "old")
