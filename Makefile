@@ -24,8 +24,7 @@ lint: .venv/installed
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch $(CPU_TORCH) 2>/dev/null || $(PIP) torch
-	$(PIP) --editable '.[train]'
-	$(PIP) hypothesis import-linter mypy pytest pytest-xdist ruff types-PyYAML
+	$(PIP) --editable '.[train,dev]'
 	touch $@
 
 clean:

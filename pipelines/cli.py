@@ -11,6 +11,13 @@ from scheduler.errors import InputError as SchedulerInputError
 STAGES = ("demo", "collect", "train", "predict", "export", "simulate", "evaluate")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of the options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser with the sub-commands named in `stages`."""
     parser = argparse.ArgumentParser(
@@ -22,9 +29,7 @@ def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
     for name in stages:
         stage = import_module(f"pipelines.{name}")
-        command = commands.add_parser(
-            name, help=stage.HELP, description=stage.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        command = commands.add_parser(name, help=stage.HELP, description=stage.HELP, formatter_class=HelpFormatter)
         stage.add_arguments(command)
         command.set_defaults(run=stage.run)
     return parser

@@ -4,10 +4,14 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.files import atomic_file
 from predictor.errors import InputError
+
+if TYPE_CHECKING:
+    from pipelines.served_model import ServedModel
+    from scheduler.integrations.transformers_cb import Output
 
 HELP = "generate answers with the served model and record their lengths"
 
@@ -39,17 +43,27 @@ def run(args: argparse.Namespace) -> None:
     if not rows:
         raise InputError(f"{args.prompts}: --limit {args.limit} leaves no prompt")
 
-    from pipelines.served_model import encode_prompts, generate, load_served_model
-    from scheduler.integrations.transformers_cb import Output
+    from pipelines.served_model import encode_prompts, load_served_model
 
     served = load_served_model(args.served_model, args.max_new_tokens, args.device)
     prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
     partial = Draws(args.out.with_name(args.out.name + ".partial.jsonl"), _settings(args, [row.prompt for row in rows]))
-    todo = [(i, d) for d in range(args.draws) for i in range(len(rows)) if (i, d) not in partial.done]
-    if partial.done:
-        print(f"continuing: {len(partial.done)} of {len(rows) * args.draws} answers are there")
+    with partial:
+        _collect_missing(args, served, prompts, partial)
+    _write(args, rows, [len(p) for p in prompts], served.name, partial)
+    partial.path.unlink()
 
-    def keep(position: int, output: Output) -> None:
+
+def _collect_missing(
+    args: argparse.Namespace, served: "ServedModel", prompts: list[list[int]], partial: "Draws"
+) -> None:
+    from pipelines.served_model import generate
+
+    todo = [(i, d) for d in range(args.draws) for i in range(len(prompts)) if (i, d) not in partial.done]
+    if partial.done:
+        print(f"continuing: {len(partial.done)} of {len(prompts) * args.draws} answers are there")
+
+    def keep(position: int, output: "Output") -> None:
         partial.add(*todo[position], len(output.tokens), output.is_truncated)
 
     if todo:
@@ -61,8 +75,6 @@ def run(args: argparse.Namespace) -> None:
             description="collect",
             on_output=keep,
         )
-    _write(args, rows, [len(p) for p in prompts], served.name, partial)
-    partial.path.unlink()
 
 
 class Draws:
@@ -87,6 +99,12 @@ class Draws:
             aside.write_text("".join(line + "\n" for line in [json.dumps(settings), *complete]))
         self._file = path.open("a")
 
+    def __enter__(self) -> "Draws":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
     def add(self, prompt: int, draw: int, length: int, is_truncated: bool) -> None:
         """Keep one answer."""
         self.done[prompt, draw] = (length, is_truncated)
@@ -105,8 +123,11 @@ def _settings(args: argparse.Namespace, prompts: list[str]) -> dict[str, Any]:
 
 
 def _write(args: argparse.Namespace, rows: list[Any], num_prompt_tokens: list[int], model: str, draws: Draws) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from predictor.metrics import between_prompt_share
 
     kept = [[draws.done[i, d] for d in range(args.draws)] for i in range(len(rows))]
     columns: dict[str, Any] = {
@@ -123,9 +144,11 @@ def _write(args: argparse.Namespace, rows: list[Any], num_prompt_tokens: list[in
         columns["split"] = [row.split for row in rows]
     with atomic_file(args.out) as aside:
         pq.write_table(pa.table(columns), aside)
-    lengths = [length for draw in kept for length, _ in draw]
-    cut = sum(is_truncated for draw in kept for _, is_truncated in draw)
+    lengths = [np.array([length for length, _ in draw]) for draw in kept]
+    cut = np.mean([is_truncated for draw in kept for _, is_truncated in draw])
+    share = between_prompt_share(lengths)
     print(
-        f"{args.out}: {len(rows)} prompts x {args.draws} draws, mean length {sum(lengths) / len(lengths):.0f} tokens, "
-        f"{cut / len(lengths):.1%} cut at {args.max_new_tokens}"
+        f"{args.out}: {len(rows)} prompts x {args.draws} draws, mean length {np.mean(lengths):.0f} tokens, "
+        f"{cut:.1%} cut at {args.max_new_tokens}"
+        + ("" if share is None else f", {share:.0%} of the variance of log length is between prompts")
     )

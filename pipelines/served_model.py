@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
+from pipelines.memory import keep_freed_memory
 from predictor.errors import InputError
 from scheduler.integrations.transformers_cb import Output, TransformersExecutor, end_tokens
 from scheduler.kv_cache import KvCache
@@ -45,6 +47,8 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
     Raises:
         InputError: It cannot be loaded, or has no end token.
     """
+    keep_freed_memory()
+    disable_progress_bar()  # of loading weights: seconds at most
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (Path(name).exists() or name.count("/") != 1) and not (Path(name) / "config.json").exists():
         raise InputError(f"served model {name!r}: no folder with a config.json, and not a hub name (OWNER/MODEL)")

@@ -25,6 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pipelines.memory import keep_freed_memory
+
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -52,6 +54,11 @@ class Recipe:
     133 models, and their mixture would make length look random given the prompt."""
     code_share: float = 0.5
     """Share kept of the answers to programming sets, so that half of what is left is ordinary chat."""
+    length_buckets: int = 8
+    """The answer starts with one of so many tokens that name the length to come (0: none). So small a model ends its
+    answers almost without memory of the prompt; choosing the length first makes it depend on the prompt."""
+    plan_weight: float = 20.0
+    """Weight of that first token in the loss: it is one among hundreds."""
     batch_tokens: int = 6144
     max_tokens: int = 14_000_000
     """Tokens to train on, padding left out."""
@@ -116,16 +123,25 @@ def encode(
     for prompt, answer in zip(prompts, answers, strict=True):
         if len(answer) < recipe.max_answer_tokens:
             head = [user, *prompt[: recipe.max_prompt_tokens], end, assistant]
-            examples.append((np.array([*head, *answer, end], dtype=np.int32), len(head)))
+            plan = [tokenizer.convert_tokens_to_ids(token) for token in length_tokens(recipe, len(answer))]
+            examples.append((np.array([*head, *plan, *answer, end], dtype=np.int32), len(head)))
     return examples
+
+
+def length_tokens(recipe: Recipe, num_tokens: int | None = None) -> list[str]:
+    """Return the token that names a length, in buckets of equal width on a log scale; all of them without a length."""
+    if num_tokens is None:
+        return [f"<|length-{bucket}|>" for bucket in range(recipe.length_buckets)]
+    share = math.log(max(num_tokens, 8) / 8) / math.log(recipe.max_answer_tokens / 8)
+    return length_tokens(recipe)[min(int(share * recipe.length_buckets), recipe.length_buckets - 1) :][:1]
 
 
 def batches(examples: list[tuple[np.ndarray, int]], recipe: Recipe) -> Iterator[list[int]]:
     """Yield index lists of about `batch_tokens` padded tokens for ever; the order depends on the seed alone."""
-    lengths = np.array([len(ids) for ids, _ in examples])
+    lengths = np.array([padded(len(ids)) for ids, _ in examples])
     for epoch in range(1_000_000):
         rng = np.random.default_rng([recipe.seed, epoch])
-        order = np.argsort(lengths + rng.uniform(0, 16, len(lengths)))
+        order = np.lexsort((rng.random(len(lengths)), lengths))
         groups: list[list[int]] = [[]]
         for i in order:
             if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > recipe.batch_tokens:
@@ -135,20 +151,37 @@ def batches(examples: list[tuple[np.ndarray, int]], recipe: Recipe) -> Iterator[
             yield groups[g]
 
 
-def answer_loss(model: LlamaForCausalLM, examples: list[tuple[np.ndarray, int]], device: torch.device) -> torch.Tensor:
-    """Return the mean cross-entropy (nats per token) over the answer tokens of a batch, end token included."""
-    width = max(len(ids) for ids, _ in examples)
+def padded(size: int, step: int = 32) -> int:
+    """Return `size` rounded up: on a CPU every new shape costs a kernel to be made and memory to be kept for it."""
+    return -(-size // step) * step
+
+
+def answer_loss(
+    model: Any, examples: list[tuple[np.ndarray, int]], device: torch.device, plan_weight: float = 1.0
+) -> torch.Tensor:
+    """Return the cross-entropy (nats per token) of the answer tokens of a batch, end token included.
+
+    The first token of each answer counts `plan_weight` times; with 1 the result is the plain mean.
+    """
+    width = padded(max(len(ids) for ids, _ in examples))
     tokens = torch.zeros(len(examples), width, dtype=torch.long)
     targets = torch.full((len(examples), width), -100)
     for row, (ids, start) in enumerate(examples):
         tokens[row, : len(ids)] = torch.from_numpy(ids)
         targets[row, start - 1 : len(ids) - 1] = torch.from_numpy(ids[start:])
     tokens, targets = tokens.to(device), targets.to(device)
+    wanted = torch.nonzero(targets.flatten() >= 0).squeeze(1)
+    wanted = torch.cat([wanted, wanted.new_zeros(padded(len(wanted), 256) - len(wanted))])  # position 0 has no target
+    wanted_targets = targets.flatten()[wanted]
+    weights = torch.ones(targets.shape, device=device)
+    weights[torch.arange(len(examples)), [start - 1 for _, start in examples]] = plan_weight
+    wanted_weights = weights.flatten()[wanted] * (wanted_targets >= 0)
     with torch.autocast(device.type, torch.bfloat16):
+        # Padding is on the right, so the causal mask already hides it.
         hidden = model.model(tokens).last_hidden_state
-        wanted = targets >= 0  # padding is on the right, so the causal mask already hides it
-        logits = model.lm_head(hidden[wanted])
-    return nn.functional.cross_entropy(logits.float(), targets[wanted])
+        logits = model.lm_head(hidden.flatten(0, 1)[wanted])
+    losses = nn.functional.cross_entropy(logits.float(), wanted_targets, ignore_index=-100, reduction="none")
+    return (losses * wanted_weights).sum() / wanted_weights.sum()
 
 
 def learning_rate(tokens: int, recipe: Recipe) -> float:
@@ -159,9 +192,8 @@ def learning_rate(tokens: int, recipe: Recipe) -> float:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Return a freshly initialised model."""
-    torch.manual_seed(recipe.seed)
     config = LlamaConfig(
-        vocab_size=recipe.vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
         intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.num_layers,
@@ -178,21 +210,26 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 def train(args: argparse.Namespace, recipe: Recipe) -> None:
     """Train, or continue, and write the finished model to `args.out/model`."""
+    keep_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs, held_out = load_pairs(args.data, recipe)
-    if (args.out / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
+    tokenizer_folder = args.out if (args.out / "tokenizer.json").exists() else args.init
+    if tokenizer_folder:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     else:
         tokenizer = train_tokenizer((text for pair in pairs for text in pair), recipe.vocab_size)
-        tokenizer.save_pretrained(args.out)
+    tokenizer.add_special_tokens({"additional_special_tokens": [USER, ASSISTANT, *length_tokens(recipe)]})
+    tokenizer.save_pretrained(args.out)
     examples = encode(pairs, tokenizer, recipe)
     validation = encode(held_out, tokenizer, recipe)
     validation = [validation[i] for i in np.random.default_rng(recipe.seed).permutation(len(validation))[:64]]
     print(f"{len(pairs):,} pairs, {len(examples):,} kept, {sum(len(i) for i, _ in examples):,} tokens", flush=True)
 
-    model: Any = build_model(recipe, tokenizer).train()
-    model.to(device)
+    torch.manual_seed(recipe.seed)
+    model: Any = LlamaForCausalLM.from_pretrained(args.init) if args.init else build_model(recipe, tokenizer)
+    model.resize_token_embeddings(len(tokenizer))
+    model.float().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     progress: dict[str, Any] = {"step": 0, "tokens": 0}
     if (args.out / "progress.pt").exists():
@@ -210,7 +247,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
         chosen = [examples[i] for i in batch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(tokens, recipe)
-        loss = answer_loss(model, chosen, device)
+        loss = answer_loss(model, chosen, device, recipe.plan_weight if recipe.length_buckets else 1.0)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -262,6 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="parquet with prompt, response, source")
     parser.add_argument("--out", type=Path, required=True, help="run folder; continued if it holds progress")
+    parser.add_argument("--init", type=Path, help="folder of a finished model to start from, with its tokenizer")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"(default {value})")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from predictor.config import TrainConfig
     from predictor.network import TorchLengthPredictor
     from predictor.records import Records
@@ -49,16 +51,23 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: a setting, file or row that the user can mend.
     """
+    import torch
+
+    from predictor.checkpoint import load_encoder
+
     out = Path(args.out)
     config = resolve_config(args, out)
     splits = load_splits(config)
     for name, records in splits.items():
         print(f"{name}: {len(records)} prompts, {sum(map(len, records.output_lens))} draws")
     quiet_libraries()
+    torch.manual_seed(config.seed)
+    encoder, tokenizer = load_encoder(config.encoder)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out)
     keep_splits(splits, out)
-    length_predictor = fit_predictor(config, splits, out, resume=args.resume)
+    length_predictor = fit_predictor(config, splits, encoder, tokenizer, out, resume=args.resume)
+    calibrate(length_predictor, splits["calibration"], shown=config.progress)
     results = evaluate(config, splits, length_predictor)
     save(config, length_predictor, results, out)
     print_table(results, config.tau)
@@ -129,46 +138,47 @@ def load_splits(config: "TrainConfig") -> dict[str, "Records"]:
 
 
 def fit_predictor(
-    config: "TrainConfig", splits: dict[str, "Records"], out: Path, *, resume: bool
+    config: "TrainConfig",
+    splits: dict[str, "Records"],
+    encoder: Any,
+    tokenizer: "Tokenizer",
+    out: Path,
+    *,
+    resume: bool,
 ) -> "TorchLengthPredictor":
-    """Return the trained and calibrated predictor; writes `checkpoints/` and `logs/` in `out`."""
-    import torch
-
-    from pipelines.predict import survival_with_progress
+    """Return the trained predictor, not yet calibrated; writes `checkpoints/` and `logs/` in `out`."""
     from predictor.bins import LengthBins
     from predictor.calibration import PitCalibration
-    from predictor.checkpoint import load_encoder, versions
+    from predictor.checkpoint import versions
     from predictor.data import LengthDataModule, encode_records
     from predictor.lightning_module import train_network
     from predictor.losses import marginal_hazard_logits
     from predictor.network import HazardNetwork, TorchLengthPredictor
     from predictor.spec import PredictorSpec
 
-    torch.manual_seed(config.seed)
-    encoder, tokenizer = load_encoder(config.encoder)
     max_tokens = min(config.max_prompt_tokens, getattr(encoder.config, "max_position_embeddings", 10**9))
-    bins = LengthBins.log_spaced(config.max_length, config.num_bins)
+    bins, pad_id = LengthBins.log_spaced(config.max_length, config.num_bins), encoder.config.pad_token_id or 0
     train, validation = (encode_records(splits[name], tokenizer, bins, max_tokens) for name in ("train", "validation"))
     network = HazardNetwork(encoder, bins.num_bins, config.hidden_size, config.dropout)
     network.start_at(marginal_hazard_logits(train.events, train.at_risk))
     if config.unfrozen_layers is not None:
         network.unfreeze_last(config.unfrozen_layers)
-    pad_token_id = encoder.config.pad_token_id or 0
-    data = LengthDataModule(
-        train, validation, batch_size=config.batch_size, pad_token_id=pad_token_id, seed=config.seed
-    )
+    data = LengthDataModule(train, validation, batch_size=config.batch_size, pad_token_id=pad_id, seed=config.seed)
     train_network(network, data, config, out, resume=resume)
     if config.half:
         network.round_to_half()
-    calibration = splits["calibration"]
-    uncalibrated = PitCalibration.marginal(calibration.output_lens)
-    spec = PredictorSpec(
-        bins, max_tokens, pad_token_id, config.model or calibration.models[0], uncalibrated, versions()
-    )
-    length_predictor = TorchLengthPredictor(network, tokenizer, spec)
-    survival = survival_with_progress(length_predictor, calibration.prompts, "calibrate", shown=config.progress)
-    length_predictor.spec = spec.recalibrated(survival, calibration.output_lens)
-    return length_predictor
+    served_model = config.model or splits["train"].models[0]
+    marginal = PitCalibration.marginal(splits["calibration"].output_lens)
+    spec = PredictorSpec(bins, max_tokens, pad_id, served_model, marginal, versions())
+    return TorchLengthPredictor(network, tokenizer, spec)
+
+
+def calibrate(length_predictor: "TorchLengthPredictor", calibration: "Records", *, shown: bool) -> None:
+    """Calibrate the predictor in place on the calibration split."""
+    from pipelines.predict import survival_with_progress
+
+    survival = survival_with_progress(length_predictor, calibration.prompts, "calibrate", shown=shown)
+    length_predictor.spec = length_predictor.spec.recalibrated(survival, calibration.output_lens)
 
 
 def evaluate(

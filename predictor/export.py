@@ -38,12 +38,14 @@ def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precisio
     """Write `model.onnx` (one file, `precision` fp32 or int8) and `tokenizer.json` into `folder`."""
     import torch
 
-    tokens = torch.ones((2, 8), dtype=torch.int64)
-    batch, width = torch.export.Dim("batch"), torch.export.Dim("width")
+    # Two tensors: given one twice, the exporter takes the mask for the tokens without a word.
+    input_ids, attention_mask = torch.ones((2, 3), dtype=torch.int64), torch.ones((2, 3), dtype=torch.int64)
+    batch = torch.export.Dim("batch")
+    width = torch.export.Dim("width", max=length_predictor.spec.max_prompt_tokens)
     with _quiet():
         program = torch.onnx.export(
             length_predictor.network.cpu().eval(),
-            (tokens, tokens),
+            (input_ids, attention_mask),
             dynamo=True,
             opset_version=18,
             input_names=["input_ids", "attention_mask"],

@@ -104,6 +104,20 @@ def kendall_tau_ceiling(output_lens: Draws) -> float | None:
     return float(np.mean([_tau_b(table[:, i], others[:, i]) for i in range(num_draws)]))
 
 
+def between_prompt_share(output_lens: Draws) -> float | None:
+    """Return the share of the variance of log length that lies between prompts, what a predictor can hope to explain.
+
+    One-way analysis of variance: 1 - (mean unbiased variance within a prompt) / (variance of all draws). None unless
+    every prompt has at least two draws.
+    """
+    if min(len(draws) for draws in output_lens) < 2:
+        return None
+    logs = [np.log(draws) for draws in output_lens]
+    total = float(np.var(np.concatenate(logs), ddof=1))
+    within = float(np.mean([np.var(draws, ddof=1) for draws in logs]))
+    return 1.0 - within / total if total > 0 else None
+
+
 def _tau_b(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> float:
     from scipy.stats import kendalltau
 

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from predictor.metrics import bound_quality, coverage_by_prompt, kendall_tau_ceiling, pinball_loss, worst_group_coverage
+from predictor.metrics import (
+    between_prompt_share,
+    bound_quality,
+    coverage_by_prompt,
+    kendall_tau_ceiling,
+    pinball_loss,
+    worst_group_coverage,
+)
 
 
 def test_a_bound_of_one_covers_everything_and_is_loose() -> None:
@@ -45,3 +52,13 @@ def test_the_ceiling_needs_two_draws_and_is_one_without_noise() -> None:
     """One draw says nothing about the noise."""
     assert kendall_tau_ceiling([np.array([3]), np.array([4])]) is None
     assert kendall_tau_ceiling([np.full(3, value) for value in (5, 9, 2)]) == pytest.approx(1.0)
+
+
+def test_the_share_between_prompts_is_that_of_the_variances() -> None:
+    """Log lengths with variance 1 between and 1/4 within prompts give .8; equal prompts give about 0."""
+    rng = np.random.default_rng(0)
+    centre = rng.normal(4.0, 1.0, (4000, 1))
+    draws = np.exp(centre + rng.normal(0.0, 0.5, (4000, 4)))
+    assert between_prompt_share(list(draws)) == pytest.approx(0.8, abs=0.02)
+    assert between_prompt_share(list(rng.lognormal(4.0, 1.0, (4000, 4)))) == pytest.approx(0.0, abs=0.03)
+    assert between_prompt_share([np.array([3]), np.array([4])]) is None

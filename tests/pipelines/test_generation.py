@@ -1,0 +1,264 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.cli import main
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop, RunResult
+from scheduler.policies import POLICIES, make_policy
+from scheduler.request import Request
+
+CAP = 40
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama and a byte-level tokenizer with a chat template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipelines.tiny_chat import Recipe, save, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("served") / "random-chat"
+    tokenizer = train_tokenizer(iter(["write a poem about rivers and night"] * 9), 300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    save(LlamaForCausalLM(config), tokenizer, folder, Recipe())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty prompts of different lengths, half of them in the split test."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [
+        {"prompt_id": f"p{i}", "prompt": "river " * (i % 5) + f"night {i}", "split": "test" if i % 2 else "train"}
+        for i in range(20)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_policy(
+    chat_model: Path, name: str, num_blocks: int, *, resume: bool = False, forced: list[int] | None = None
+) -> tuple[dict[int, Any], RunResult]:
+    """The outputs and the outcome of one policy on twenty made-up prompts, greedily."""
+    from pipelines.served_model import load_served_model
+    from scheduler.integrations.transformers_cb import TransformersExecutor
+
+    rng = np.random.default_rng(0)
+    served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
+    prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
+    lower = rng.integers(1, CAP, 20)
+    requests = [
+        Request(f"r{i}", len(prompt), CAP, output_len_lower_bound=int(bound))
+        for i, (prompt, bound) in enumerate(zip(prompts, lower, strict=True))
+    ]
+    kv_cache = KvCache(num_blocks, 4)
+    executor = TransformersExecutor(
+        served.model,
+        prompts,
+        kv_cache,
+        served.generation_config,
+        max_batch_tokens=48,
+        forced_lens=forced,
+        resume=resume,
+    )
+    lens = forced or [CAP] * 20
+    policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=resume, output_lens=lens)
+    result = Loop(policy, executor, requests, kv_cache, resume=resume).run()
+    executor.close()
+    return executor.outputs, result
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", POLICIES)
+def test_greedy_tokens_do_not_depend_on_the_policy(chat_model: Path, name: str, resume: bool) -> None:
+    """Evictions included, every policy gives the tokens of a run in which nothing waits."""
+    free, unconstrained = run_policy(chat_model, "fcfs", 800)
+    outputs, result = run_policy(chat_model, name, 60, resume=resume)
+    assert unconstrained.num_evictions.sum() == 0
+    assert outputs == free
+    if name in ("fcfs", "amin", "amin-eviction"):
+        assert result.num_evictions.sum() > 0
+    assert max(result.timeline.kv_blocks) <= 60
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_forced_lengths_are_generated_exactly(chat_model: Path, resume: bool) -> None:
+    """Each answer has its reference length, whatever was evicted."""
+    forced = np.random.default_rng(1).integers(1, CAP, 20).tolist()
+    outputs, result = run_policy(chat_model, "amin", 24, resume=resume, forced=forced)
+    assert [len(outputs[i].tokens) for i in range(20)] == forced
+    assert result.num_evictions.sum() > 0
+    assert (result.first_token_time <= result.finish_time).all()
+
+
+def collect(chat_model: Path, prompts: Path, out: Path, *more: str) -> int:
+    """Exit code of `amin collect`."""
+    argv = ["collect", "--served-model", str(chat_model), "--prompts", str(prompts), "--out", str(out)]
+    return main([*argv, "--draws", "2", "--max-new-tokens", "12", "--device", "cpu", *more])
+
+
+def test_collect_records_every_draw(chat_model: Path, prompts_file: Path, tmp_path: Path) -> None:
+    """A row per prompt, two draws each; a draw is cut exactly when it fills the cap without an end token."""
+    out = tmp_path / "records.parquet"
+    assert collect(chat_model, prompts_file, out) == 0
+    rows = pq.read_table(out).to_pylist()
+    assert [row["prompt_id"] for row in rows] == [f"p{i}" for i in range(20)]
+    assert {row["split"] for row in rows} == {"train", "test"}
+    for row in rows:
+        assert row["model"] == "random-chat"
+        assert len(row["output_lens"]) == len(row["is_truncated"]) == 2
+        assert all(length == 12 for length, cut in zip(row["output_lens"], row["is_truncated"], strict=True) if cut)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_interrupted_collect_continues(
+    chat_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers made before the interruption are kept as they were; a cut last line is made again."""
+    import pipelines.collect
+
+    out, add, seen = tmp_path / "records.parquet", pipelines.collect.Draws.add, []
+
+    def interrupt(self: Any, *answer: Any) -> None:
+        if len(seen) == 15:
+            raise KeyboardInterrupt
+        seen.append(answer)
+        add(self, *answer)
+
+    monkeypatch.setattr(pipelines.collect.Draws, "add", interrupt)
+    assert collect(chat_model, prompts_file, out) == 130
+    assert not out.exists()
+    monkeypatch.undo()
+    partial = tmp_path / "records.parquet.partial.jsonl"
+    partial.write_text(partial.read_text() + "[3, 1, 1")
+    assert collect(chat_model, prompts_file, out) == 0
+    rows = pq.read_table(out).to_pylist()
+    for prompt, draw, length, is_truncated in seen:
+        assert (rows[prompt]["output_lens"][draw], rows[prompt]["is_truncated"][draw]) == (length, is_truncated)
+    assert not partial.exists()
+
+
+def test_collect_refuses_to_mix_settings(
+    chat_model: Path, prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers of another seed are not continued."""
+    out = tmp_path / "records.parquet"
+    settings = {"served_model": str(chat_model), "prompts": "other", "max_new_tokens": 12, "seed": 0}
+    (tmp_path / "records.parquet.partial.jsonl").write_text(json.dumps(settings) + "\n")
+    assert collect(chat_model, prompts_file, out) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def evaluate(chat_model: Path, export: Path, prompts: Path, out: Path, *more: str) -> int:
+    """Exit code of `amin evaluate`."""
+    argv = ["evaluate", "--predictor", str(export), "--served-model", str(chat_model), "--prompts", str(prompts)]
+    settings = ["--max-new-tokens", "24", "--block-size", "4", "--device", "cpu", "--out", str(out)]
+    return main([*argv, *settings, *more])
+
+
+@pytest.mark.parametrize("decoding", ["forced", "greedy"])
+def test_evaluate_writes_results_and_a_report(
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, decoding: str
+) -> None:
+    """The files of the contract, one report that needs no network, and identical tokens when greedy."""
+    out = tmp_path / "evaluation"
+    more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2"]
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *more) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["policies"]) == set(POLICIES)
+    seed = results["policies"]["amin"]["seeds"][1]
+    contract = {
+        "seed", "total_latency", "mean_latency", "p50_latency", "p99_latency", "mean_ttft", "makespan", "num_evictions",
+        "num_recomputed_tokens", "max_evictions_per_request", "mean_kv_utilization",
+    }  # fmt: skip
+    assert contract <= set(seed)
+    assert results["kv_budget"] == 160
+    if decoding == "greedy":
+        assert results["identical_outputs"] == dict.fromkeys(results["policies"], 20)
+    else:
+        assert {len({s["num_output_tokens"] for s in p["seeds"]}) for p in results["policies"].values()} == {1}
+    requests = pq.read_table(out / "requests.parquet")
+    assert requests.num_rows == 20 * 2 * len(results["policies"])
+    assert requests.column_names == [
+        "policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions",
+    ]  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert "http" not in page.split("<h2>Environment")[0]
+    assert page.count("data:image/png") == 5
+
+
+def test_evaluate_takes_arrivals_and_splits(
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    """Arrival times shift with the rate, and only the split asked for is run."""
+    out = tmp_path / "evaluation"
+    more = ["--arrivals", "poisson:50", "--split", "test", "--policies", "amin,fcfs", "--decoding", "sample"]
+    assert evaluate(chat_model, exports["int8"], prompts_file, out, *more) == 0
+    arrivals = pq.read_table(out / "requests.parquet").column("arrival_time").to_pylist()
+    assert len(arrivals) == 20
+    assert min(arrivals) > 0
+    assert json.loads((out / "results.json").read_text())["workload"]["num_requests"] == 10
+
+
+BAD = {
+    "missing file": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+    "unknown policy": (["--policies", "amin,sjfx"], "sjfx"),
+    "budget too small": (["--kv-blocks", "3"], "do not fit the KV budget of 12 tokens"),
+    "prompt beyond the context": (["--max-new-tokens", "250"], "prompt 1 has"),
+    "hindsight cannot sample": (["--decoding", "sample"], "hindsight"),
+    "arrivals": (["--arrivals", "poisson:-1"], "poisson:-1"),
+    "not a model": (["--served-model", "no-such-model"], "no-such-model"),
+    "not a predictor": (["--predictor", "no-such-predictor"], "no-such-predictor"),
+    "no prompt": (["--split", "calibration"], "calibration"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    chat_model: Path,
+    exports: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    """Exit code 2, one line that says what is wrong, no output folder."""
+    more, message = BAD[case]
+    assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "out", *more) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amin evaluate: error")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_name_without_a_network_is_bad_input(
+    exports: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line says what a hub model needs."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert evaluate(Path("nobody/no-model"), exports["fp32"], prompts_file, tmp_path / "out") == 2
+    assert "needs a network" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""A runner, a recorder, random workloads and the plainest future peak, as fixtures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from scheduler.batch import RunningBatch
+from scheduler.executor import SimulatedExecutor
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop, RunResult
+from scheduler.policies import make_policy
+from scheduler.policy import Decision, Policy
+from scheduler.request import Request
+
+
+class Case(NamedTuple):
+    """A workload, its hidden lengths and the cache that it runs in."""
+
+    requests: list[Request]
+    output_lens: list[int]
+    kv_cache: KvCache
+
+
+@dataclass
+class Step:
+    """What a policy saw before an iteration and what it decided, by request index."""
+
+    running: list[tuple[int, int, int]]
+    preempt: list[int]
+    admit: list[int]
+
+
+@dataclass
+class Recorder(Policy):
+    """Passes everything on to a policy and writes it down; gives up after `max_steps` decisions."""
+
+    policy: Policy
+    max_steps: int = 100_000
+    steps: list[Step] = field(default_factory=list)
+    after_schedule: Callable[[RunningBatch, Decision], None] | None = None
+
+    def add(self, index: int, request: Request) -> None:
+        """Pass it on."""
+        self.policy.add(index, request)
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Pass it on and keep what was seen and decided."""
+        columns = (running.indices, running.num_tokens, running.num_generated)
+        seen = list(zip(*(column.tolist() for column in columns), strict=True))
+        decision = self.policy.schedule(running)
+        preempt = [seen[row][0] for row in decision.preempt]
+        self.steps.append(Step(seen, preempt, list(decision.admit)))
+        if self.after_schedule is not None:
+            self.after_schedule(running, decision)
+        assert len(self.steps) <= self.max_steps, "the policy makes no progress"
+        return decision
+
+    def finish(self, index: int) -> None:
+        """Pass it on."""
+        self.policy.finish(index)
+
+
+@pytest.fixture(scope="session")
+def recorder() -> type[Recorder]:
+    """The class that records the decisions of a policy."""
+    return Recorder
+
+
+@pytest.fixture(scope="session")
+def run_policy() -> Callable[..., RunResult]:
+    """A function that runs a case under a policy, given by name or built."""
+
+    def run(policy: str | Policy, case: Case, *, resume: bool = False, seed: int = 0) -> RunResult:
+        requests, output_lens, kv_cache = case
+        if isinstance(policy, str):
+            rng = np.random.default_rng(seed)
+            policy = make_policy(policy, kv_cache, rng, resume=resume, output_lens=output_lens)
+        executor = SimulatedExecutor(kv_cache, output_lens)
+        return Loop(policy, executor, requests, kv_cache, resume=resume).run()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    """A function that builds a case of requests that all arrive at 0, bounds by request."""
+
+    def make(
+        output_lens: Sequence[int],
+        kv_budget: int,
+        *,
+        prompt: int | Sequence[int] = 0,
+        lower: int | Sequence[int] = 1,
+        upper: int | Sequence[int] | None = None,
+    ) -> Case:
+        size = len(output_lens)
+        prompts, lowers, uppers = ([v] * size if v is None or isinstance(v, int) else v for v in (prompt, lower, upper))
+        cap = max([*output_lens, *(u or 1 for u in uppers)])
+        requests = [
+            Request(f"r{i}", prompts[i], cap, output_len_lower_bound=lowers[i], output_len_upper_bound=uppers[i])
+            for i in range(size)
+        ]
+        return Case(requests, list(output_lens), KvCache.from_budget(kv_budget))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cases() -> Callable[..., st.SearchStrategy[Case]]:
+    """A function that returns the strategy of small random cases.
+
+    `bounds` is "true" (lower <= o <= upper), "any" (both may be wrong) or "exact" (both are o). `fits` keeps
+    prompt + every bound within the cache; without it upper bounds and max_new_tokens may exceed it.
+    """
+
+    @st.composite
+    def draw_case(
+        draw: st.DrawFn, bounds: str = "any", fits: bool = True, at_once: bool | None = None, max_size: int = 9
+    ) -> Case:
+        size = draw(st.integers(1, max_size))
+        block_size = draw(st.sampled_from([1, 1, 2, 3, 5, 16]))
+        at_once = draw(st.booleans()) if at_once is None else at_once
+        rows, output_lens, most = [], [], 0
+        for _ in range(size):
+            prompt, output_len = draw(st.integers(0, 8)), draw(st.integers(1, 18))
+            lower = draw(st.integers(1, output_len if bounds == "true" else 18))
+            upper = draw(st.integers(max(lower, output_len if bounds == "true" else 1), 24) | st.none())
+            if bounds == "exact":
+                lower = upper = output_len
+            cap = max(output_len, lower, upper or 1) + draw(st.integers(0, 4))
+            arrival = 0.0 if at_once else draw(st.integers(0, 60)) / draw(st.sampled_from([1, 2]))
+            rows.append((prompt, cap, arrival, lower, upper))
+            output_lens.append(output_len)
+            most = max(most, prompt + (cap if fits else max(output_len, lower)))
+        kv_budget = -(-most // block_size) * block_size + draw(st.integers(0, 60))
+        requests = [Request(f"r{index}", *row) for index, row in enumerate(rows)]
+        return Case(requests, output_lens, KvCache.from_budget(kv_budget, block_size))
+
+    return draw_case
+
+
+@pytest.fixture(scope="session")
+def slow_peak() -> Callable[[Sequence[tuple[int, int]], int], int]:
+    """A function: the most blocks that (held, remaining) pairs use, one iteration after the other."""
+
+    def peak(items: Sequence[tuple[int, int]], block_size: int) -> int:
+        most, time = 0, 1
+        while any(remaining >= time for _, remaining in items):
+            running = [held for held, remaining in items if remaining >= time]
+            most = max(most, sum((held + time + block_size - 1) // block_size for held in running))
+            time += 1
+        return most
+
+    return peak

@@ -1,0 +1,144 @@
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.batch import RunningBatch
+from scheduler.executor import SimulatedExecutor
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop
+from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
+from scheduler.policy import Decision, Policy, WaitingQueue, last_admitted_first, rows_to_evict
+from scheduler.request import Request
+
+NON_CLAIRVOYANT = [name for name in POLICIES if name not in CLAIRVOYANT]
+Build = Callable[[KvCache, Sequence[int]], Policy]
+
+
+class Peeking(Policy):
+    """A cheat: admits the truly shortest first while current tokens fit."""
+
+    def __init__(self, kv_cache: KvCache, output_lens: Sequence[int]) -> None:
+        super().__init__(kv_cache, np.random.default_rng(0))
+        self._output_lens = output_lens
+        self._waiting = WaitingQueue()
+
+    def add(self, index: int, request: Request) -> None:
+        """Queue it by what it should not know."""
+        self._waiting.add(self._output_lens[index], index, request)
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Preempt the last admitted, else admit while current tokens fit."""
+        preempt = rows_to_evict(self.kv_cache, running, last_admitted_first(running))
+        for row in preempt:
+            index = int(running.indices[row])
+            self._waiting.requeue(self._output_lens[index], index, 0)
+        free = self.kv_cache.num_blocks - int(self.kv_cache.blocks(running.num_tokens + 1).sum())
+        admitted: list[int] = []
+        while len(self._waiting) and not preempt:
+            free -= self.kv_cache.blocks(self._waiting.head()[1].num_prompt_tokens + 1)
+            if free < 0:
+                break
+            admitted.append(self._waiting.pop())
+        return Decision(preempt, admitted)
+
+
+def run_recorded(build: Build, recorder: Any, case: Any, output_lens: Sequence[int], resume: bool) -> tuple[list, list]:
+    """Return the steps of a run, and which requests had finished after each."""
+    kv_cache = case.kv_cache
+    policy = recorder(build(kv_cache, output_lens))
+    executor = SimulatedExecutor(kv_cache, output_lens)
+    finished: list[tuple[int, int]] = []
+    loop = Loop(policy, executor, case.requests, kv_cache, resume=resume)
+    loop.run(lambda indices: finished.extend((len(policy.steps), index) for index in indices))
+    return policy.steps, finished
+
+
+def first_peek(
+    build: Build, recorder: Any, case: Any, others: Sequence[int], *, resume: bool = False
+) -> tuple[Any, Any] | None:
+    """Return the first two decisions that differ before any finish does, None if there are none.
+
+    Until a request ends in one run and not in the other, all that a policy was told is the same in both.
+    """
+    steps, finished = run_recorded(build, recorder, case, case.output_lens, resume)
+    other_steps, other_finished = run_recorded(build, recorder, case, others, resume)
+    differing = set(finished) ^ set(other_finished)
+    same_for = min((step for step, _ in differing), default=len(steps))
+    pairs = zip(steps[:same_for], other_steps[:same_for], strict=True)
+    return next(((one, other) for one, other in pairs if one != other), None)
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["restart", "resume"])
+@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_decisions_do_not_depend_on_lengths_not_yet_seen(
+    cases: Callable, recorder: type, name: str, resume: bool, data: st.DataObject
+) -> None:
+    """Two runs of the same requests with different true lengths decide alike until a finish tells them apart."""
+    case = data.draw(cases())
+    others = [data.draw(st.integers(1, request.max_new_tokens)) for request in case.requests]
+
+    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
+        return make_policy(name, kv_cache, np.random.default_rng(0), resume=resume, output_lens=output_lens)
+
+    assert first_peek(build, recorder, case, others, resume=resume) is None
+
+
+@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
+def test_a_long_run_does_not_peek_either(make_case: Callable, recorder: type, name: str) -> None:
+    """Lengths that agree but for the last request leave 60 finishes to compare, evictions among them."""
+    rng = np.random.default_rng(5)
+    output_lens = rng.integers(4, 30, 60).tolist()
+    case = make_case(output_lens, 80, prompt=2, lower=2, upper=40)
+    others = [*output_lens[:-1], 30 - output_lens[-1] % 2]
+
+    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
+        return make_policy(name, kv_cache, np.random.default_rng(0), resume=False, output_lens=output_lens)
+
+    assert first_peek(build, recorder, case, others) is None
+
+
+@pytest.mark.parametrize("cheat", [Peeking, "hindsight"])
+def test_a_policy_that_peeks_is_caught(make_case: Callable, recorder: type, cheat: Any) -> None:
+    """The check above can fail: it tells a cheat, and the clairvoyant baseline, by their first decision."""
+
+    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
+        if cheat == "hindsight":
+            return make_policy(cheat, kv_cache, np.random.default_rng(0), resume=False, output_lens=output_lens)
+        return cheat(kv_cache, output_lens)
+
+    peek = first_peek(build, recorder, make_case([3, 9, 9], 10, prompt=1), [9, 9, 3])
+    assert peek is not None
+    assert peek[0].running == peek[1].running == []
+    assert peek[0].admit[0] == 0
+    assert peek[1].admit[0] == 2
+
+
+def test_a_request_has_no_field_for_its_true_length() -> None:
+    """Adding a field is a decision to take with this test in mind."""
+    assert {field.name for field in fields(Request)} == {
+        "request_id",
+        "num_prompt_tokens",
+        "max_new_tokens",
+        "arrival_time",
+        "output_len_lower_bound",
+        "output_len_upper_bound",
+        "output_len_prediction",
+        "survival",
+    }
+
+
+@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
+def test_only_clairvoyant_policies_take_true_lengths(name: str) -> None:
+    """The others have no argument for them, and `make_policy` does not pass them on."""
+    with pytest.raises(TypeError, match="output_lens"):
+        POLICIES[name](KvCache(10), np.random.default_rng(0), output_lens=[1])
+    secret = [123_457]
+    policy = make_policy(name, KvCache(10), np.random.default_rng(0), resume=False, output_lens=secret)
+    assert all(value is not secret for value in vars(policy).values())
