@@ -62,9 +62,10 @@ class Amax(PackByEstimate):
     """Pack by the upper bound: the pessimistic algorithm that arXiv 2508.14544 compares Amin with."""
 
     def estimate(self, index: int, request: Request) -> int:
-        """Return the upper bound, `max_new_tokens` where none is known."""
+        """Return the upper bound, `max_new_tokens` where none is known, but never more than the cache can hold."""
         upper = request.output_len_upper_bound
-        return request.max_new_tokens if upper is None else min(upper, request.max_new_tokens)
+        room = self.kv_cache.num_blocks * self.kv_cache.block_size - request.num_prompt_tokens
+        return min(request.max_new_tokens if upper is None else upper, request.max_new_tokens, room)
 
 
 class Hindsight(PackByEstimate):

@@ -82,7 +82,10 @@ class FuturePeak:
         return int(self._used[: self._size].max(initial=0))
 
     def try_add(self, held: int, remaining: int) -> bool:
-        """Add a request and return True if the peak stays within the cache; else change nothing, return False."""
+        """Add a request and return True if the peak stays within the cache; else change nothing, return False.
+
+        The requests already in the set must fit; their own peak is not looked at again.
+        """
         size, kv_cache = self._size, self._kv_cache
         place = int(np.searchsorted(-self._remaining[:size], -remaining, side="right"))
         later = self._used[place:size] + kv_cache.blocks(held + self._remaining[place:size])

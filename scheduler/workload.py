@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def read_workload(path: Path, max_new_tokens: int | None = None) -> Workload:
     rows = list(_rows(path))
     if not rows:
         raise InputError(f"{path}: no request")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, must be >= 1")
     output_lens = [_integer(row, "output_len", where) for where, row in rows]
     for (where, _), output_len in zip(rows, output_lens, strict=True):
         if output_len < 1:
@@ -49,7 +52,7 @@ def read_workload(path: Path, max_new_tokens: int | None = None) -> Workload:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -82,22 +85,34 @@ def _request(row: dict[str, Any], where: str, cap: int) -> Request:
         if row.get(field) is not None
     }
     arrival = row.get("arrival_time", 0)
-    if isinstance(arrival, bool) or not isinstance(arrival, int | float):
+    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not -1e300 < arrival < 1e300:
         raise InputError(f"{where}: arrival_time is {arrival!r}, must be a number")
-    lower = _integer(row, "output_len_lower_bound", where) if "output_len_lower_bound" in row else 1
-    survival = row.get("survival")
+    lower = _integer(row, "output_len_lower_bound", where) if row.get("output_len_lower_bound") is not None else 1
+    upper = optional.get("output_len_upper_bound", lower)
+    if upper < lower:
+        raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
     try:
         return Request(
-            request_id=str(row.get("request_id", where)),
+            request_id=where if row.get("request_id") is None else str(row["request_id"]),
             num_prompt_tokens=_integer(row, "num_prompt_tokens", where),
             max_new_tokens=cap,
             arrival_time=float(arrival),
             output_len_lower_bound=min(lower, cap),
-            survival=None if survival is None else np.asarray(survival, dtype=np.float64),
+            survival=_survival(row, where),
             **optional,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _survival(row: dict[str, Any], where: str) -> NDArray[np.float64] | None:
+    values = row.get("survival")
+    if values is None:
+        return None
+    numbers = isinstance(values, list) and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
+    if not numbers or any(later > earlier for earlier, later in pairwise(values)):
+        raise InputError(f"{where}: survival must be a list of probabilities that never rises")
+    return np.asarray(values, dtype=np.float64)
 
 
 def poisson_arrivals(num_requests: int, rate: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -135,6 +150,6 @@ def arrival_times(arrivals: str, count: int, rng: np.random.Generator) -> NDArra
         times = np.array([float(line) for line in path.read_text().split()])
     except ValueError as error:
         raise InputError(f"{path}: {error}; every line must be a time") from error
-    if len(times) < count or (times < 0).any():
-        raise InputError(f"{path}: {len(times)} times for {count} requests; give one each, none negative")
+    if len(times) < count or not ((times >= 0) & np.isfinite(times)).all():
+        raise InputError(f"{path}: {len(times)} times for {count} requests; give one each, finite and not negative")
     return np.sort(times[:count])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
-from scheduler.executor import SimulatedExecutor
+from scheduler.executor import Iteration, SimulatedExecutor
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
@@ -64,6 +64,25 @@ class Recorder(Policy):
         self.policy.finish(index)
 
 
+class GuardedExecutor(SimulatedExecutor):
+    """Fails instead of running for ever; one after the other, requests would take the sum of their lengths."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case.kv_cache, case.output_lens)
+        latest = max((request.arrival_time for request in case.requests), default=0)
+        self._deadline = latest + 100 * sum(case.output_lens)
+
+    def wait_until(self, time: float) -> None:
+        """Wait, and see that it is `time` then."""
+        super().wait_until(time)
+        assert self.now >= time, "the clock stands still"
+
+    def iterate(self, running: RunningBatch) -> Iteration:
+        """Iterate before the deadline."""
+        assert self.now <= self._deadline, "the policy makes no progress"
+        return super().iterate(running)
+
+
 @pytest.fixture(scope="session")
 def recorder() -> type[Recorder]:
     """The class that records the decisions of a policy."""
@@ -79,8 +98,7 @@ def run_policy() -> Callable[..., RunResult]:
         if isinstance(policy, str):
             rng = np.random.default_rng(seed)
             policy = make_policy(policy, kv_cache, rng, resume=resume, output_lens=output_lens)
-        executor = SimulatedExecutor(kv_cache, output_lens)
-        return Loop(policy, executor, requests, kv_cache, resume=resume).run()
+        return Loop(policy, GuardedExecutor(case), requests, kv_cache, resume=resume).run()
 
     return run
 

@@ -71,7 +71,7 @@ def test_a_limit_beyond_the_cache_does_not_stop_a_request(make_case: Callable, r
 @pytest.mark.parametrize(
     ("request_", "output_len"),
     [
-        (Request("too-long", 8, 20, output_len_lower_bound=3), 3),
+        (Request("too-long", 8, 20, output_len_lower_bound=3), 1),
         (Request("too-long", 10, 20), 1),
         (Request("too-long", 5, 20), 6),
     ],

@@ -91,7 +91,6 @@ def test_the_limit_can_be_given_and_clips_lower_bounds(tmp_path: Path) -> None:
         (GOOD | {"arrival_time": float("nan")}, "arrival_time is nan"),
         (GOOD | {"arrival_time": float("inf")}, "arrival_time is inf"),
         (GOOD | {"output_len_lower_bound": 0}, "output_len_lower_bound is 0"),
-        (GOOD | {"output_len_lower_bound": None}, "output_len_lower_bound is None"),
         (GOOD | {"output_len_lower_bound": 4, "output_len_upper_bound": 3}, "output_len_upper_bound is 3"),
         (GOOD | {"output_len_upper_bound": [8]}, "output_len_upper_bound is [8]"),
         (GOOD | {"output_len_prediction": 4.5}, "output_len_prediction is 4.5"),
@@ -181,3 +180,28 @@ def test_a_file_with_too_few_or_wrong_times_is_an_input_error(tmp_path: Path, te
         arrival_times(str(file), 3, np.random.default_rng(0))
     assert str(raised.value).startswith(f"{file}: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("survival", ["x", ["a"], [[1.0], [0.5, 0.2]], {"a": 1}, 3, [0.5, 0.7], [1.5]])
+def test_a_survival_curve_is_checked(tmp_path: Path, survival: object) -> None:
+    """It must be a list of probabilities that never rises; the line and the field are named."""
+    path = tmp_path / "w.jsonl"
+    path.write_text(json.dumps({"num_prompt_tokens": 1, "output_len": 2, "survival": survival}) + "\n")
+    with pytest.raises(InputError, match="line 1: survival must be"):
+        read_workload(path)
+
+
+def test_other_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
+    """JSON allows U+2028 inside a string."""
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"request_id": "a\u2028b", "num_prompt_tokens": 1, "output_len": 2}\n', encoding="utf-8")
+    assert read_workload(path).requests[0].request_id == "a\u2028b"
+
+
+@pytest.mark.parametrize("text", ["1\nnan\n", "1\ninf\n"])
+def test_arrival_files_hold_finite_times(tmp_path: Path, text: str) -> None:
+    """Not a number and infinity are refused."""
+    path = tmp_path / "times.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match="finite"):
+        arrival_times(str(path), 2, np.random.default_rng(0))
