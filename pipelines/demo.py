@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 SERVED_MODEL = ROOT / "checkpoints" / "tiny-chat"
 ENCODER = ROOT / "checkpoints" / "length-predictor"
 PROMPTS = ROOT / "checkpoints" / "prompts.jsonl"
+MAX_NEW_TOKENS = 512
+POLICIES = "fcfs,fcfs-reserve,amax,amin,hindsight"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model", default=str(SERVED_MODEL), help="folder or hub name of a causal language model"
     )
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="prompts with a split")
-    parser.add_argument("--draws", type=int, default=2, help="sampled answers per prompt")
+    parser.add_argument("--draws", type=int, default=1, help="sampled answers per prompt")
+    parser.add_argument("--limit", type=int, default=560, help="number of prompts; their split is stratified")
     parser.add_argument("--kv-blocks", type=int, default=256, help="KV cache of the evaluation, in blocks of 16 tokens")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
@@ -38,13 +41,15 @@ def run(args: argparse.Namespace) -> None:
     if not records.exists():
         _stage(
             "collect", "--served-model", args.served_model, "--prompts", args.prompts, "--draws", args.draws,
-            "--max-running", 64, "--out", records, *device,
+            "--limit", args.limit, "--max-new-tokens", MAX_NEW_TOKENS, "--max-running", 64, "--out", records, *device,
         )  # fmt: skip
-    _stage("train", "--data", records, "--encoder", ENCODER, "--out", trained)
+    resume = ["--resume"] if (trained / "config.yaml").exists() else []
+    _stage("train", "--data", records, "--encoder", ENCODER, "--max-length", MAX_NEW_TOKENS, "--out", trained, *resume)
     _stage("export", trained, "--out", serving)
     _stage(
         "evaluate", "--predictor", serving, "--served-model", args.served_model, "--prompts", records,
-        "--split", "test", "--kv-blocks", args.kv_blocks, "--out", out / "evaluation", *device,
+        "--split", "test", "--max-new-tokens", MAX_NEW_TOKENS, "--kv-blocks", args.kv_blocks, "--policies", POLICIES,
+        "--out", out / "evaluation", *device,
     )  # fmt: skip
     _conclude(out / "evaluation" / "results.json", time.monotonic() - started)
 
