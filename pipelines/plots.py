@@ -51,7 +51,8 @@ def latency_bars(runs: Sequence[PolicyRun], unit: str) -> bytes:
     axes.set_yticks(places, list(latency))
     axes.invert_yaxis()
     axes.set_xlabel(f"end-to-end latency ({unit})")
-    axes.legend(frameon=False)
+    axes.margins(x=0.1)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2, fontsize=8)
     return _png(figure)
 
 
@@ -91,7 +92,7 @@ def bounds_against_lengths(bounds: Sequence[int], output_lens: Sequence[int]) ->
     held = np.array(bounds) <= np.array(output_lens)
     for mask, colour, label in ((held, COLOURS[3], "bound holds"), (~held, COLOURS[2], "bound broken")):
         axes.scatter(np.array(output_lens)[mask], np.array(bounds)[mask], s=9, alpha=0.6, color=colour, label=label)
-    edges = [1, max(*bounds, *output_lens)]
+    edges = [min(*bounds, *output_lens), max(*bounds, *output_lens)]
     axes.plot(edges, edges, color="#495057", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="output length (tokens)", ylabel="predicted lower bound (tokens)")
     axes.legend(frameon=False, fontsize=8)

@@ -22,10 +22,8 @@ def summary(policies: Mapping[str, Any]) -> str:
     ]
     text = f"Amin with this predictor had a mean latency {', '.join(parts)}" if parts else "Amin was run"
     if "hindsight" in mean:
-        gap = mean["amin"] / mean["hindsight"] - 1
-        text += (
-            f"; hindsight, which knows every length, was {abs(gap):.0%} {'lower' if gap > 0 else 'higher'} than Amin"
-        )
+        gap = 1 - mean["hindsight"] / mean["amin"]
+        text += f"; hindsight, which knows every length, was {abs(gap):.0%} {'below' if gap > 0 else 'above'} Amin"
     return text + "."
 
 

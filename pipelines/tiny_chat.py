@@ -59,6 +59,8 @@ class Recipe:
     answers almost without memory of the prompt; choosing the length first makes it depend on the prompt."""
     plan_weight: float = 20.0
     """Weight of that first token in the loss: it is one among hundreds."""
+    plan_copies: int = 1
+    """How often each prompt is also seen with nothing but its length token: cheap, as there is no answer to read."""
     batch_tokens: int = 6144
     max_tokens: int = 14_000_000
     """Tokens to train on, padding left out."""
@@ -125,6 +127,7 @@ def encode(
             head = [user, *prompt[: recipe.max_prompt_tokens], end, assistant]
             plan = [tokenizer.convert_tokens_to_ids(token) for token in length_tokens(recipe, len(answer))]
             examples.append((np.array([*head, *plan, *answer, end], dtype=np.int32), len(head)))
+            examples += [(np.array([*head, *plan], dtype=np.int32), len(head))] * (recipe.plan_copies if plan else 0)
     return examples
 
 

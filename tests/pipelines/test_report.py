@@ -1,0 +1,45 @@
+import pytest
+
+from pipelines.report import summary
+from pipelines.results import table
+
+
+def policies(**mean_latency: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Means as in `results.json`."""
+    rest = dict.fromkeys(
+        (
+            "p99_latency",
+            "mean_ttft",
+            "makespan",
+            "num_evictions",
+            "num_recomputed_tokens",
+            "mean_kv_utilization",
+            "mean_queue_depth",
+        ),
+        1.0,
+    )
+    return {name.replace("_", "-"): {"mean": {"mean_latency": value, **rest}} for name, value in mean_latency.items()}
+
+
+def test_the_sentence_says_by_how_much() -> None:
+    """Ratios to fcfs and fcfs-reserve, and the share by which hindsight is below."""
+    text = summary(policies(fcfs=30.0, fcfs_reserve=40.0, amin=20.0, hindsight=15.0))
+    assert text == (
+        "Amin with this predictor had a mean latency 1.50x lower than fcfs, 2.00x lower than fcfs-reserve; "
+        "hindsight, which knows every length, was 25% below Amin."
+    )
+
+
+def test_the_sentence_does_not_hide_a_loss() -> None:
+    """A higher latency is named as such."""
+    text = summary(policies(fcfs=10.0, amin=20.0, hindsight=25.0))
+    assert "2.00x HIGHER than fcfs" in text
+    assert "25% above Amin" in text
+
+
+@pytest.mark.parametrize(("names", "reference"), [(("amin", "fcfs"), "fcfs"), (("amax", "amin"), "amax")])
+def test_the_table_compares_with_fcfs_where_there_is_one(names: tuple[str, str], reference: str) -> None:
+    """Else with the first policy."""
+    header, rows = table(policies(**{name: 10.0 * (i + 1) for i, name in enumerate(names)}))
+    assert header[1] == f"vs {reference}"
+    assert {row[0]: row[1] for row in rows}[reference] == "1.00x"
