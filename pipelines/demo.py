@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="prompts with a split")
     parser.add_argument("--draws", type=int, default=1, help="sampled answers per prompt")
-    parser.add_argument("--limit", type=int, default=560, help="number of prompts; their split is stratified")
+    parser.add_argument("--limit", type=int, default=800, help="number of prompts; their split is stratified")
     parser.add_argument("--kv-blocks", type=int, default=256, help="KV cache of the evaluation, in blocks of 16 tokens")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
