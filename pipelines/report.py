@@ -28,7 +28,10 @@ def summary(policies: Mapping[str, Any]) -> str:
 
 
 def _factor(ratio: float) -> str:
-    return f"{ratio:.2f}x lower" if ratio >= 1 else f"{1 / ratio:.2f}x HIGHER"
+    """Return how a mean latency compares, `ratio` being the other policy's over ours."""
+    if abs(ratio - 1) < 0.005:
+        return "no different"
+    return f"{ratio:.2f}x lower" if ratio > 1 else f"{1 / ratio:.2f}x HIGHER"
 
 
 def write_report(

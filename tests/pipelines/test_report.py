@@ -32,8 +32,8 @@ def test_the_sentence_says_by_how_much() -> None:
 
 def test_the_sentence_does_not_hide_a_loss() -> None:
     """A higher latency is named as such."""
-    text = summary(policies(fcfs=10.0, amin=20.0, hindsight=25.0))
-    assert "2.00x HIGHER than fcfs" in text
+    text = summary(policies(fcfs=10.0, amax=20.0, amin=20.0, hindsight=25.0))
+    assert "2.00x HIGHER than fcfs, no different than amax" in text
     assert "25% above Amin" in text
 
 
