@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils.logging
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -49,6 +50,7 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
     """
     keep_freed_memory()
     disable_progress_bar()  # of loading weights: seconds at most
+    huggingface_hub.utils.logging.set_verbosity_error()  # its retries; the last error is shown
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (Path(name).exists() or name.count("/") != 1) and not (Path(name) / "config.json").exists():
         raise InputError(f"served model {name!r}: no folder with a config.json, and not a hub name (OWNER/MODEL)")

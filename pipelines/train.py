@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
     out = Path(args.out)
     config = resolve_config(args, out)
+    quiet_libraries()
     splits = load_splits(config)
     for name, records in splits.items():
         print(f"{name}: {len(records)} prompts, {sum(map(len, records.output_lens))} draws")
@@ -78,11 +79,13 @@ def quiet_libraries() -> None:
     """Keep advertisements, notes on hardware and the bars of small loads from the terminal."""
     import logging
 
+    import huggingface_hub.utils.logging
     import lightning.pytorch
     from transformers.utils.logging import disable_progress_bar
 
     logging.getLogger(lightning.pytorch.__name__).setLevel(logging.WARNING)
     disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
 
 
 def resolve_config(args: argparse.Namespace, out: Path) -> "TrainConfig":
