@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.cli import main
+from predictor.records import read_prompts
+from predictor.splits import near_duplicate_clusters
+
+BUNDLED = Path(__file__).parents[2] / "checkpoints"
+
+
+def test_the_prompts_are_many_and_no_two_nearly_the_same() -> None:
+    """At least a thousand, of eleven kinds, in all four splits."""
+    rows = read_prompts(BUNDLED / "prompts.jsonl")
+    assert len(rows) >= 1000
+    assert len({row.dataset for row in rows}) == 11
+    assert {row.split for row in rows} == {"train", "validation", "calibration", "test"}
+    assert len(np.unique(near_duplicate_clusters([row.prompt for row in rows]))) == len(rows)
+
+
+def test_the_weights_are_small_and_not_pickled() -> None:
+    """At most 25 MB for the served model, 50 MB for the predictor."""
+    assert (BUNDLED / "tiny-chat" / "model.safetensors").stat().st_size <= 25e6
+    assert (BUNDLED / "length-predictor" / "model.safetensors").stat().st_size <= 50e6
+    assert not [path for path in BUNDLED.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_the_bundled_predictor_bounds_prompts_offline(tmp_path: Path) -> None:
+    """Bounds lie between 1 and the median, and differ between prompts."""
+    data, out = tmp_path / "prompts.jsonl", tmp_path / "bounds.jsonl"
+    rows = [{"prompt": "Write a Python class for a thread-safe LRU cache with tests."}, {"prompt": "Name a prime."}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["predict", str(BUNDLED / "length-predictor"), "--data", str(data), "--out", str(out)]) == 0
+    code, prime = (json.loads(line) for line in out.read_text().splitlines())
+    for bound in (code, prime):
+        assert 1 <= bound["output_len_lower_bound"] <= bound["output_len_median"]
+    assert code["output_len_lower_bound"] > prime["output_len_lower_bound"]
+
+
+def test_the_bundled_chat_model_ends_its_answers(tmp_path: Path) -> None:
+    """Most answers to bundled prompts end before 512 tokens, each by the end token."""
+    from pipelines.served_model import encode_prompts, generate, load_served_model
+
+    served = load_served_model(str(BUNDLED / "tiny-chat"), 512, "cpu")
+    rows = read_prompts(BUNDLED / "prompts.jsonl")[:12]
+    prompts = encode_prompts(served, [row.prompt for row in rows], BUNDLED / "prompts.jsonl")
+    answers = generate(served, prompts, max_running=12, seed=0, description="test")
+    ended = [answer for answer in answers if not answer.is_truncated]
+    assert len(ended) >= 9
+    assert all(answer.tokens[-1] == served.tokenizer.eos_token_id for answer in ended)
+    assert len({len(answer.tokens) for answer in answers}) > 3
