@@ -58,8 +58,9 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
         tokenizer = AutoTokenizer.from_pretrained(name)
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[device], attn_implementation="sdpa")
     except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"served model {name!r} cannot be loaded ({str(error).splitlines()[0]}); a hub model needs a network, a "
+            f"served model {name!r} cannot be loaded ({reason}); a hub model needs a network, a "
             f"gated one also its terms accepted at https://huggingface.co/{name} and `hf auth login`"
         ) from error
     generation_config = copy.deepcopy(model.generation_config)

@@ -112,7 +112,7 @@ def _pretrained(name: str) -> tuple[Any, "Tokenizer"]:
         encoder = AutoModel.from_pretrained(name)
         fast = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"encoder: {name!r} is neither an encoder folder nor had from the hub ({reason})") from None
     tokenizer = getattr(fast, "backend_tokenizer", None)
     if tokenizer is None:
