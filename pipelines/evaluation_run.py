@@ -13,12 +13,13 @@ from predictor.checkpoint import resolve_predictor
 from predictor.distribution import quantile
 from predictor.records import read_prompts, read_records
 from predictor.rows import read_rows
+from scheduler.arrivals import arrival_times
+from scheduler.forecast import Forecast
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import make_policy
 from scheduler.request import Request
-from scheduler.workload import arrival_times
 
 UPPER_LEVEL = 0.95
 """Quantile that serves as the upper bound of amax: the predictor's, since the cap alone would say nothing."""
@@ -48,6 +49,7 @@ def prepare(args: argparse.Namespace, served: ServedModel) -> Case:
     )
     predict_ms = (time.perf_counter() - started) / len(rows) * 1e3
     uppers = quantile(length_predictor.bins, predictions.survival, UPPER_LEVEL)
+    edges = length_predictor.bins.as_array()
     requests = [
         Request(
             request_id=row.prompt_id,
@@ -56,7 +58,7 @@ def prepare(args: argparse.Namespace, served: ServedModel) -> Case:
             output_len_lower_bound=int(lower),
             output_len_upper_bound=max(int(lower), min(int(upper), args.max_new_tokens)),
             output_len_prediction=int(median),
-            survival=survival,
+            forecast=Forecast(edges, survival),
         )
         for row, prompt, lower, upper, median, survival in zip(
             rows, prompts, predictions.lower_bounds, uppers, predictions.medians, predictions.survival, strict=True

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from pipelines.results import PolicyRun
 
-COLOURS = ("#4c6ef5", "#868e96", "#e8590c", "#2b8a3e", "#ae3ec9", "#c2255c", "#0b7285", "#5f3dc4")
+COLOURS = (
+    "#4c6ef5", "#868e96", "#e8590c", "#2b8a3e", "#ae3ec9", "#c2255c", "#0b7285",
+    "#5f3dc4", "#f08c00", "#82c91e", "#212529", "#15aabf", "#a9744f", "#f783ac",
+)  # fmt: skip
 
 
 def _figure(width: float = 7.2, height: float = 3.4) -> tuple[Any, Any]:
@@ -59,7 +63,7 @@ def latency_bars(runs: Sequence[PolicyRun], unit: str) -> bytes:
 def latency_cdf(runs: Sequence[PolicyRun], unit: str) -> bytes:
     """Return the share of requests that have ended within a latency, per policy."""
     figure, axes = _figure()
-    for colour, (name, group) in zip(COLOURS, _by_policy(runs).items(), strict=False):
+    for colour, (name, group) in zip(cycle(COLOURS), _by_policy(runs).items(), strict=False):
         latency = np.sort(np.concatenate([r.result.finish_time - r.result.arrival_time for r in group]))
         axes.step(latency, np.arange(1, len(latency) + 1) / len(latency), color=colour, label=name, where="post")
     axes.set_xlabel(f"end-to-end latency ({unit})")
@@ -73,7 +77,7 @@ def latency_cdf(runs: Sequence[PolicyRun], unit: str) -> bytes:
 def over_time(runs: Sequence[PolicyRun], column: str, label: str, unit: str, scale: float = 1.0) -> bytes:
     """Return a column of the timeline against time, first seed of each policy."""
     figure, axes = _figure()
-    for colour, (name, group) in zip(COLOURS, _by_policy(runs).items(), strict=False):
+    for colour, (name, group) in zip(cycle(COLOURS), _by_policy(runs).items(), strict=False):
         timeline = group[0].result.timeline
         values = np.array(getattr(timeline, column), dtype=float) * scale
         keep = np.unique(np.linspace(0, len(values) - 1, 600).astype(int))

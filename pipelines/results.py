@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.files import atomic_file, write_json
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
-from scheduler.metrics import mean_over_seeds, summarize
+from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
 from scheduler.request import Request
 
 
@@ -24,15 +24,23 @@ class PolicyRun:
     """Further figures for `results.json`, besides those of `scheduler.metrics.summarize`."""
 
 
-def policy_figures(runs: Sequence[PolicyRun], kv_cache: KvCache) -> dict[str, Any]:
-    """Return the `policies` entry of `results.json`: per policy the figures of each seed and their means."""
-    figures: dict[str, Any] = {}
+def policy_figures(
+    runs: Sequence[PolicyRun], kv_cache: KvCache, total_latency_lower_bound: float | None = None
+) -> dict[str, Any]:
+    """Return the `policies` entry of `results.json`: per policy the figures of each seed, means and intervals.
+
+    With a lower bound each also has `ratio_to_lower_bound`, of its total latency.
+    """
+    policies: dict[str, Any] = {}
     for run in runs:
-        seeds = figures.setdefault(run.policy, {"seeds": []})["seeds"]
-        seeds.append({"seed": run.seed, **summarize(run.result, kv_cache), **run.extra})
-    for entry in figures.values():
+        figures: dict[str, Any] = {"seed": run.seed, **summarize(run.result, kv_cache), **run.extra}
+        if total_latency_lower_bound is not None:
+            figures["ratio_to_lower_bound"] = figures["total_latency"] / total_latency_lower_bound
+        policies.setdefault(run.policy, {"seeds": []})["seeds"].append(figures)
+    for entry in policies.values():
         entry["mean"] = mean_over_seeds(entry["seeds"])
-    return figures
+        entry["interval_95"] = interval_over_seeds(entry["seeds"])
+    return policies
 
 
 def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRun]) -> None:
@@ -62,22 +70,30 @@ COLUMNS = (
     ("mean_ttft", "mean TTFT", "{:.1f}"),
     ("makespan", "makespan", "{:.1f}"),
     ("num_evictions", "evictions", "{:.0f}"),
-    ("num_recomputed_tokens", "recomputed", "{:.0f}"),
+    ("recomputed_share", "recomputed", "{:.1%}"),
     ("mean_kv_utilization", "KV use", "{:.0%}"),
     ("mean_queue_depth", "queue", "{:.0f}"),
 )
 
 
 def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the policy table; the reference for the ratio is fcfs, or else the first policy."""
+    """Return header and rows of the policy table; the reference for the ratio is fcfs, or else the first policy.
+
+    With several seeds the mean latency has its 95 % interval; recomputed tokens are shown as a share of output tokens.
+    """
     reference = "fcfs" if "fcfs" in policies else next(iter(policies))
     base = policies[reference]["mean"]["mean_latency"]
-    header = ["policy", f"vs {reference}", *(title for _, title, _ in COLUMNS)]
+    columns = list(COLUMNS)
+    if all("ratio_to_lower_bound" in entry["mean"] for entry in policies.values()):
+        columns.append(("ratio_to_lower_bound", "x bound", "{:.2f}"))
+    header = ["policy", f"vs {reference}", *(title for _, title, _ in columns)]
     rows = []
     for name, entry in policies.items():
-        mean = entry["mean"]
-        ratio = f"{base / mean['mean_latency']:.2f}x"
-        rows.append([name, ratio, *(form.format(mean[key]) for key, _, form in COLUMNS)])
+        mean, interval = entry["mean"], entry.get("interval_95")
+        cells = [form.format(mean[key]) for key, _, form in columns]
+        if interval is not None:
+            cells[0] += f" ±{interval['mean_latency']:.1f}"
+        rows.append([name, f"{base / mean['mean_latency']:.2f}x", *cells])
     return header, rows
 
 

@@ -1,21 +1,41 @@
-"""Simulate a workload on the iteration clock under every policy asked for; needs no torch."""
+"""Simulate a workload under every policy asked for; needs no torch."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scheduler.errors import InputError
 
-HELP = "simulate a workload under several policies (iteration clock)"
+if TYPE_CHECKING:
+    from scheduler.simulation import Worker
+    from scheduler.workload import Workload
+
+HELP = "simulate a workload under several policies (no torch)"
+EPILOG = """examples:
+  amin simulate workload.jsonl --kv-budget 16492 --policies all --out out
+  amin simulate lmsys-shaped:2000 --kv-budget 16492 --predictions noise:0.4 --policies all --out out
+  amin simulate azure_conv.parquet --kv-budget 100000 --load 0.9 --predictions noise:0.4 --out out
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("workload", type=Path, help="JSONL, a line per request (docs/architecture.md)")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "workload",
+        help="JSONL, a line per request (docs/architecture.md); a public trace (Azure, Mooncake) or records, in JSONL, "
+        "CSV or parquet; or lmsys-shaped:N, N made-up requests with lengths like chats of LMSYS-Chat-1M",
+    )
     parser.add_argument("--kv-budget", type=int, required=True, help="tokens that the KV cache holds")
     parser.add_argument("--policies", default="all", help="names separated by commas, or all")
     parser.add_argument("--block-size", type=int, default=1, help="tokens per KV block; 1 is the paper")
-    parser.add_argument("--cost-model", choices=["iteration"], default="iteration", help="what an iteration takes: 1")
+    parser.add_argument(
+        "--cost-model",
+        default="iteration",
+        help="iteration: each takes 1 (the paper); or a JSON file of seconds (docs/architecture.md)",
+    )
     parser.add_argument(
         "--eviction",
         choices=["restart", "resume"],
@@ -23,67 +43,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether evicted requests keep their tokens",
     )
     parser.add_argument(
+        "--arrivals",
+        help="all-at-once, poisson:RATE, gamma:RATE:CV (requests per iteration or second), or a file with a time a "
+        "line; default: the workload's own. With --load: poisson, gamma:CV or a file",
+    )
+    parser.add_argument(
+        "--load",
+        type=float,
+        help="arrival rate as a share of what the KV cache can serve on the iteration clock; stretches a trace",
+    )
+    parser.add_argument(
+        "--predictions",
+        help="make predictions from true lengths: interval:LOW:HIGH, bins:WIDTH:COUNT, relative:X, exact, or "
+        "noise:SIGMA[:TAU] (log-normal forecast); default: the workload's own",
+    )
+    parser.add_argument("--bins", type=Path, help="JSON list of length-bin edges that the field survival is on")
+    parser.add_argument("--max-running", type=int, help="most requests that run at once (vLLM's max_num_seqs)")
+    parser.add_argument(
+        "--max-batch-tokens", type=int, help="most tokens of one iteration; longer prefills are split (chunked prefill)"
+    )
+    parser.add_argument(
+        "--watermark", type=float, default=0.0, help="share of the KV cache that an admission leaves free"
+    )
+    parser.add_argument(
         "--max-new-tokens",
         type=int,
-        help="cap of lines without their own; by default the largest output_len, rounded up to a power of two",
+        help="cap of requests without their own; by default the largest output_len, rounded up to a power of two",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="runs per policy; they differ in random ties")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="runs per policy; they differ in random arrivals, predictions and ties"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json and requests.parquet")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run every policy and seed, write the results, print the table."""
-    import numpy as np
     from tqdm import tqdm
 
     from pipelines.results import PolicyRun, policy_figures, print_table, table, write_results
-    from scheduler.executor import SimulatedExecutor
-    from scheduler.kv_cache import KvCache
+    from pipelines.workloads import read_base, with_arrivals_and_predictions
     from scheduler.latency_bounds import total_latency_lower_bound
-    from scheduler.loop import Loop
-    from scheduler.policies import make_policy
-    from scheduler.workload import read_workload
+    from scheduler.simulation import simulate
 
     names = policy_names(args.policies)
     if args.seeds < 1:
         raise InputError(f"--seeds is {args.seeds}, must be >= 1")
-    kv_cache = KvCache.from_budget(args.kv_budget, args.block_size)
-    workload = read_workload(args.workload, args.max_new_tokens)
-    requests, resume = workload.requests, args.eviction == "resume"
-    runs = []
-    for name, seed in tqdm([(n, s) for s in range(args.seeds) for n in names], desc="simulate", unit="run"):
-        rng = np.random.default_rng(seed)
-        policy = make_policy(name, kv_cache, rng, resume=resume, output_lens=workload.output_lens)
-        executor = SimulatedExecutor(kv_cache, workload.output_lens)
-        result = Loop(policy, executor, requests, kv_cache, resume=resume).run()
-        runs.append(PolicyRun(name, seed, requests, result))
+    worker = _worker(args)
+    base = read_base(args)
+    runs: list[PolicyRun] = []
+    with tqdm(total=len(base.requests) * len(names) * args.seeds, desc="simulate", unit="request") as bar:
+        for seed in range(args.seeds):
+            workload = with_arrivals_and_predictions(base, args, seed)
+            names = [name for name in names if args.policies != "all" or _can_run(name, workload)]
+            for name in names:
+                result = simulate(name, workload, worker, seed, lambda finished: bar.update(len(finished)) and None)
+                runs.append(PolicyRun(name, seed, workload.requests, result))
+    prompt_tokens = [request.num_prompt_tokens for request in workload.requests]
+    bound = None
+    if worker.cost_model is None and all(request.arrival_time == 0 for request in workload.requests):
+        bound = total_latency_lower_bound(prompt_tokens, workload.output_lens, args.kv_budget)
+    policies = policy_figures(runs, worker.kv_cache, bound)
+    results = {
+        **_setting(args, workload),
+        "total_latency_lower_bound": bound,
+        "environment": _environment(),
+        "policies": policies,
+    }
+    write_results(args.out, results, runs)
+    unit = "iterations" if worker.cost_model is None else "seconds"
+    count = len(prompt_tokens)
+    print(f"{count} requests, KV budget {args.kv_budget} tokens, {args.eviction}, {args.seeds} seeds; times in {unit}")
+    print_table(*table(policies))
+    _print_notes(results, count)
 
-    prompt_tokens = [request.num_prompt_tokens for request in requests]
-    at_once = all(request.arrival_time == 0 for request in requests)
-    bound = total_latency_lower_bound(prompt_tokens, workload.output_lens, args.kv_budget) if at_once else None
-    policies = policy_figures(runs, kv_cache)
-    results: dict[str, Any] = {
+
+def _worker(args: argparse.Namespace) -> "Worker":
+    from scheduler.cost_model import CostModel
+    from scheduler.kv_cache import KvCache, Limits
+    from scheduler.simulation import Worker
+
+    kv_cache = KvCache.from_budget(args.kv_budget, args.block_size)
+    if not 0 <= args.watermark < 1:
+        raise InputError(f"--watermark is {args.watermark}, must be a share of the cache in [0, 1)")
+    return Worker(
+        kv_cache,
+        resume=args.eviction == "resume",
+        limits=Limits(args.max_running, int(args.watermark * kv_cache.num_blocks)),
+        cost_model=None if args.cost_model == "iteration" else CostModel.read(Path(args.cost_model)),
+        max_batch_tokens=args.max_batch_tokens,
+    )
+
+
+def _can_run(name: str, workload: "Workload") -> bool:
+    """Return whether the workload has what a policy needs."""
+    return name != "tie" or all(request.forecast is not None for request in workload.requests)
+
+
+def _setting(args: argparse.Namespace, workload: "Workload") -> dict[str, Any]:
+    import numpy as np
+
+    lower = np.array([request.output_len_lower_bound for request in workload.requests])
+    lens = np.array(workload.output_lens)
+    return {
         "workload": {
-            "file": args.workload.name,
-            "num_requests": len(requests),
-            "num_prompt_tokens": sum(prompt_tokens),
+            "file": Path(args.workload).name,
+            "num_requests": len(workload.requests),
+            "num_prompt_tokens": sum(request.num_prompt_tokens for request in workload.requests),
             "num_output_tokens": sum(workload.output_lens),
+            "arrivals": args.arrivals,
+            "load": args.load,
+            "predictions": args.predictions,
         },
         "kv_budget": args.kv_budget,
         "block_size": args.block_size,
         "cost_model": args.cost_model,
         "eviction": args.eviction,
-        "total_latency_lower_bound": bound,
-        "policies": policies,
+        "limits": {name: getattr(args, name) for name in ("max_running", "max_batch_tokens", "watermark")},
+        "bounds": {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())},
     }
-    write_results(args.out, results, runs)
-    print(f"{len(requests)} requests, KV budget {args.kv_budget} tokens, {args.eviction}; times in iterations")
-    print_table(*table(policies))
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+    import sys
+
+    import numpy
+
+    return {
+        "command": "amin " + " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+    }
+
+
+def _print_notes(results: Mapping[str, Any], count: int) -> None:
+    bound, bounds = results["total_latency_lower_bound"], results["bounds"]
+    coverage, tightness = bounds["coverage"], bounds["tightness"]
+    print(f"lower bounds: coverage {coverage:.3f}, tightness {tightness:.2f} (mean bound / mean length; last seed)")
     if bound is not None:
-        print(f"no schedule has a mean latency below {bound / len(requests):.1f} (volume bound)")
+        print(f"no schedule has a mean latency below {bound / count:.1f} (volume bound)")
+    if "tie" not in results["policies"] and results["workload"]["predictions"] is None:
+        print("tie needs forecasts: the field survival with --bins, or --predictions noise:SIGMA")
 
 
-def policy_names(text: str) -> list[str]:
+def policy_names(text: str) -> Sequence[str]:
     """Return the policies that a comma-separated option names; InputError for an unknown one."""
     from scheduler.policies import POLICIES
 

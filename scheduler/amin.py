@@ -5,8 +5,10 @@ from typing import Literal
 import numpy as np
 
 from scheduler.batch import RunningBatch
-from scheduler.kv_cache import KvCache
-from scheduler.policy import Column, Decision, Policy, WaitingQueue, admit_while_peak_fits, rows_to_evict
+from scheduler.future_peak import FuturePeak
+from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
+from scheduler.least_bound import LeastBoundFirst
+from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
 from scheduler.request import Request
 
 
@@ -28,37 +30,46 @@ class Amin(Policy):
         rng: np.random.Generator,
         *,
         resume: bool = False,
+        limits: Limits = NO_LIMITS,
         refinement: Literal["token", "eviction"] = "token",
     ) -> None:
         """Start with nothing waiting; arguments as in `Policy`."""
-        super().__init__(kv_cache, rng, resume=resume)
-        self._refine_by_token = refinement == "token"
-        self._bound = Column()
-        self._waiting = WaitingQueue()
+        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        self._bounds: dict[int, int] = {}
+        self._kept_tokens: dict[int, int] = {}
+        self._peak = FuturePeak(kv_cache)
+        self._victims = LeastBoundFirst(rng, by_token=refinement == "token")
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its lower bound."""
-        self._bound[index] = request.output_len_lower_bound
-        self._waiting.add(request.output_len_lower_bound, index, request)
+        self._bounds[index] = request.output_len_lower_bound
+        self.waiting.add(request.output_len_lower_bound, index, request)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
-        bound = self._bound[running.indices]
-        current = np.maximum(bound, running.num_generated) if self._refine_by_token else bound
-        order = np.lexsort((self.rng.random(len(running)), current))
-        preempt = rows_to_evict(self.kv_cache, running, order)
-        for row in preempt:
-            self._requeue(int(running.indices[row]), int(running.num_generated[row]))
-        kept = np.delete(np.arange(len(running)), preempt)
-        remaining = np.maximum(1, bound[kept] - running.num_generated[kept])
-        held = running.num_tokens[kept]
-        return Decision(preempt, admit_while_peak_fits(self._waiting, self.kv_cache, held, remaining, self._bound))
+        self._peak.follow(running)
+        self._victims.follow(running)
+        preempted: list[int] = []
+        if running.next_blocks > self.kv_cache.num_blocks:
+            preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
+        for index in preempted:
+            self._requeue(index, running)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds)
+        for index in decision.admit:
+            self._victims.add(index, self._bounds[index], running.clock - self._kept_tokens.pop(index, 0))
+        return decision
 
-    def _requeue(self, index: int, num_generated: int) -> None:
-        bound = max(int(self._bound[index]), num_generated)
-        self._bound[index] = bound
-        self._waiting.requeue(bound, index, num_generated if self.resume else 0)
+    def _requeue(self, index: int, running: RunningBatch) -> None:
+        self._peak.remove(index, running.clock)
+        num_generated = running.num_generated(index)
+        bound = self._bounds[index] = max(self._bounds[index], num_generated)
+        if self.resume:
+            self._kept_tokens[index] = num_generated
+        self.waiting.requeue(bound, index, self._kept_tokens.get(index, 0))
 
-    def finish(self, index: int) -> None:
+    def finish(self, index: int, output_len: int) -> None:
         """Forget the request."""
-        self._waiting.forget(index)
+        super().finish(index, output_len)
+        self._peak.finish(index)
+        self._victims.remove(index)
+        del self._bounds[index]

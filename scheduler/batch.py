@@ -1,57 +1,120 @@
-"""The running requests, as columns in order of admission."""
+"""The running requests, in order of admission, with the memory they hold now and will hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from scheduler.kv_cache import Ints
+from scheduler.kv_cache import Ints, KvCache
 
 
 class RunningBatch:
-    """Columns of the running requests, oldest admission first. The loop writes; a policy only reads.
+    """The running requests. The loop writes; a policy only reads.
 
-    A request is named by its index, a small integer given at submission. A row is its place in this batch.
+    A request is named by its index, a small integer given at submission. Everything is kept relative to `clock`, so
+    that an iteration that gives every request a token changes no row: a request that holds h tokens and has generated
+    g keeps h - clock and g - clock. Blocks are counted by the residue of h - clock modulo the block size, since a
+    request takes a new block every `block_size` iterations.
     """
 
-    def __init__(self) -> None:
-        self._columns = np.zeros((3, 64), dtype=np.int64)
-        self._size = 0
+    def __init__(self, kv_cache: KvCache) -> None:
+        """Start empty."""
+        self._block_size = kv_cache.block_size
+        self._num_blocks = kv_cache.num_blocks
+        self._rows: dict[int, tuple[int, int]] = {}
+        self._by_residue = [0] * self._block_size
+        self._offset_sum = 0
+        self.clock = 0
+        """Iterations carried out so far."""
+        self.next_blocks = 0
+        """Blocks that all running requests hold during the next iteration."""
+        self.stalled: Sequence[int] = ()
+        """Requests that the last iteration gave no token: in prefill, or left out of a full iteration."""
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield request indices, first admitted first."""
+        return iter(self._rows)
+
+    def __reversed__(self) -> Iterator[int]:
+        """Yield request indices, last admitted first."""
+        return reversed(self._rows)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._rows
+
+    def num_tokens(self, index: int) -> int:
+        """Return the tokens that a request holds in the KV cache: prompt and generated."""
+        return self._rows[index][0] + self.clock
+
+    def num_generated(self, index: int) -> int:
+        """Return the tokens that a request has generated."""
+        return self._rows[index][1] + self.clock
+
+    def blocks(self, index: int) -> int:
+        """Return the blocks that a request holds during the next iteration."""
+        return -(-(self._rows[index][0] + self.clock + 1) // self._block_size)
 
     @property
-    def indices(self) -> Ints:
-        """Request indices, shape [n]."""
-        return self._columns[0, : self._size]
+    def total_tokens(self) -> int:
+        """Tokens that all running requests hold now."""
+        return self._offset_sum + len(self._rows) * self.clock
 
-    @property
-    def num_tokens(self) -> Ints:
-        """Tokens that each request holds in the KV cache: prompt and generated, shape [n]."""
-        return self._columns[1, : self._size]
-
-    @property
-    def num_generated(self) -> Ints:
-        """Tokens that each request has generated, shape [n]."""
-        return self._columns[2, : self._size]
+    def columns(self) -> tuple[Ints, Ints, Ints]:
+        """Return indices, tokens held and tokens generated, first admitted first, each of shape [n]."""
+        indices = np.fromiter(self._rows, dtype=np.int64, count=len(self._rows))
+        offsets = np.array(list(self._rows.values()), dtype=np.int64).reshape(-1, 2) + self.clock
+        return indices, offsets[:, 0], offsets[:, 1]
 
     def append(self, index: int, num_prompt_tokens: int, num_generated: int) -> None:
         """Add a request as the last admitted."""
-        if self._size == self._columns.shape[1]:
-            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
-        self._columns[:, self._size] = index, num_prompt_tokens + num_generated, num_generated
-        self._size += 1
+        offset = num_prompt_tokens + num_generated - self.clock
+        self._rows[index] = (offset, num_generated - self.clock)
+        self._count(offset, 1)
 
-    def remove(self, rows: Sequence[int] | Ints) -> None:
-        """Take out `rows`; the others keep their order."""
-        if len(rows) == 0:
-            return
-        keep = np.ones(self._size, dtype=bool)
-        keep[rows] = False
-        size = int(keep.sum())
-        self._columns[:, :size] = self._columns[:, : self._size][:, keep]
-        self._size = size
+    def remove(self, index: int) -> None:
+        """Take out a request."""
+        self._count(self._rows.pop(index)[0], -1)
 
-    def advance(self, produced: Ints) -> None:
-        """Add `produced` tokens to each request, shape [n]."""
-        self._columns[1:, : self._size] += produced
+    def _count(self, offset: int, sign: int) -> None:
+        self._by_residue[offset % self._block_size] += sign
+        self._offset_sum += sign * offset
+        self.next_blocks -= sign * (-(offset + self.clock + 1) // self._block_size)
+
+    def advance(self, num_iterations: int, stalled: Sequence[int] = ()) -> None:
+        """Let `num_iterations` pass, each giving a token to every request but those `stalled` (one iteration then)."""
+        clock, size = self.clock, self._block_size
+        if size == 1:
+            self.next_blocks += num_iterations * len(self._rows)
+        else:
+            periods, rest = divmod(num_iterations, size)
+            grown = periods * len(self._rows)
+            for step in range(clock + 1, clock + rest + 1):
+                grown += self._by_residue[-step % size]
+            self.next_blocks += grown
+        self.clock = clock + num_iterations
+        self.stalled = stalled
+        for index in stalled:
+            offset, start = self._rows[index]
+            self._count(offset, -1)
+            self._rows[index] = (offset - 1, start - 1)
+            self._count(offset - 1, 1)
+
+    def num_iterations_that_fit(self) -> float:
+        """Return for how many coming iterations the cache suffices if nothing ends; inf for an empty batch."""
+        free = self._num_blocks - self.next_blocks
+        count = len(self._rows)
+        if free < 0:
+            return 0
+        if count == 0:
+            return float("inf")
+        if self._block_size == 1:
+            return 1 + free // count
+        size = self._block_size
+        periods, free = divmod(free, count)
+        step = self.clock + 1
+        while free >= self._by_residue[-step % size]:
+            free -= self._by_residue[-step % size]
+            step += 1
+        return periods * size + step - self.clock

@@ -1,4 +1,4 @@
-"""KV-cache memory in blocks, and the peak that a set of requests will reach."""
+"""KV-cache memory in blocks, and the limits that engines put on admission."""
 
 from dataclasses import dataclass
 from typing import overload
@@ -29,6 +29,11 @@ class KvCache:
             raise InputError(f"kv_budget is {kv_budget} tokens, must hold a block of block_size {block_size} >= 1")
         return cls(kv_budget // block_size, block_size)
 
+    @property
+    def kv_budget(self) -> int:
+        """The tokens that it holds."""
+        return self.num_blocks * self.block_size
+
     @overload
     def blocks(self, num_tokens: int) -> int: ...
     @overload
@@ -38,66 +43,32 @@ class KvCache:
         return -(-num_tokens // self.block_size)
 
 
-class FuturePeak:
-    """Peak KV use of a set of requests, if each generates exactly its remaining tokens and then frees its memory.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine asks of an admission besides memory; an idle worker may always admit one request.
 
-    Between two completions every request only grows, so the peak is reached at a completion. With the remaining
-    tokens r sorted descending and the held tokens h, the blocks in use at the k-th completion are
-    sum_{j<=k} ceil((h_j + r_k) / block_size): algorithm MC-SF (arXiv 2502.07115), in blocks.
+    Attributes:
+        max_running: Most requests that run at once (vLLM's `max_num_seqs`), or None.
+        watermark_blocks: Blocks that must stay free in the iteration after an admission (vLLM v0's watermark).
     """
 
-    def __init__(self, kv_cache: KvCache, held: Ints, remaining: Ints) -> None:
-        """Build the profile of the running set in O(n (log n + block_size)).
+    max_running: int | None = None
+    watermark_blocks: int = 0
 
-        Args:
-            kv_cache: The memory.
-            held: Tokens held now, shape [n].
-            remaining: Tokens still to come, each at least 1, shape [n].
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: A field is out of its range; the message names it.
         """
-        self._kv_cache = kv_cache
-        order = np.argsort(-remaining, kind="stable")
-        self._size = len(order)
-        room = 2 * self._size + 16
-        self._held, self._remaining, self._used = (np.zeros(room, dtype=np.int64) for _ in range(3))
-        self._held[: self._size] = held[order]
-        self._remaining[: self._size] = remaining[order]
-        self._used[: self._size] = self._used_at_completions(held[order], remaining[order])
+        if self.max_running is not None and self.max_running < 1:
+            raise InputError(f"max_running is {self.max_running}, must be >= 1")
+        if self.watermark_blocks < 0:
+            raise InputError(f"watermark_blocks is {self.watermark_blocks}, must be >= 0")
 
-    def _used_at_completions(self, held: Ints, remaining: Ints) -> Ints:
-        """Return sum_{j<=k} ceil((held_j + remaining_k) / block_size) for every k, without the n x n table."""
-        block_size, counts = self._kv_cache.block_size, np.arange(1, len(held) + 1)
-        total: Ints = np.cumsum(held) + counts * remaining
-        if block_size == 1:
-            return total
-        # ceil(x / b) = (x + b - 1 - (x + b - 1) mod b) / b; the remainders depend on held mod b alone.
-        residues = np.arange(block_size)
-        seen = np.cumsum((held % block_size)[:, None] == residues, axis=0)
-        remainders = (residues + remaining[:, None] + block_size - 1) % block_size
-        blocks: Ints = (total + counts * (block_size - 1) - (seen * remainders).sum(axis=1)) // block_size
-        return blocks
+    def room(self, num_running: int) -> float:
+        """Return how many more requests may run beside `num_running`."""
+        return float("inf") if self.max_running is None else self.max_running - num_running
 
-    @property
-    def blocks(self) -> int:
-        """The peak in blocks (0 for no request)."""
-        return int(self._used[: self._size].max(initial=0))
 
-    def try_add(self, held: int, remaining: int) -> bool:
-        """Add a request and return True if the peak stays within the cache; else change nothing, return False.
-
-        The requests already in the set must fit; their own peak is not looked at again.
-        """
-        size, kv_cache = self._size, self._kv_cache
-        place = int(np.searchsorted(-self._remaining[:size], -remaining, side="right"))
-        later = self._used[place:size] + kv_cache.blocks(held + self._remaining[place:size])
-        own = int(kv_cache.blocks(self._held[:place] + remaining).sum()) + kv_cache.blocks(held + remaining)
-        if own > kv_cache.num_blocks or later.max(initial=0) > kv_cache.num_blocks:
-            return False
-        if size == len(self._held):
-            for name in ("_held", "_remaining", "_used"):
-                setattr(self, name, np.concatenate([getattr(self, name), np.zeros(size, dtype=np.int64)]))
-        for column, value in ((self._held, held), (self._remaining, remaining), (self._used, own)):
-            column[place + 1 : size + 1] = column[place:size].copy()
-            column[place] = value
-        self._used[place + 1 : size + 1] = later
-        self._size += 1
-        return True
+NO_LIMITS = Limits()

@@ -1,5 +1,7 @@
 """The one loop: every policy is run by it, on every executor."""
 
+import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,31 +10,43 @@ from numpy.typing import NDArray
 
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
-from scheduler.executor import Executor
-from scheduler.kv_cache import KvCache
+from scheduler.executor import Executor, Progress
+from scheduler.kv_cache import Ints, KvCache
 from scheduler.policy import Decision, Policy
 from scheduler.request import Request
 
 Floats = NDArray[np.float64]
 
 
+def _floats() -> "array[float]":
+    return array("d")
+
+
+def _ints() -> "array[int]":
+    return array("q")
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """State during each iteration; times in the executor's unit.
+    """State from event to event: an entry is one iteration or several of one batch; times in the executor's unit.
 
     Attributes:
-        end: When the iteration ended.
-        duration: How long it took.
+        end: When the last of the iterations ended.
+        duration: How long they took together.
+        num_iterations: How many they were.
         num_waiting: Requests that had arrived and did not run.
         num_running: Requests that ran.
-        kv_blocks: Blocks of the KV cache in use.
+        kv_blocks: Blocks of the KV cache in use during the last of them, the most.
+        first_kv_blocks: During the first of them, the least.
     """
 
-    end: list[float] = field(default_factory=list)
-    duration: list[float] = field(default_factory=list)
-    num_waiting: list[int] = field(default_factory=list)
-    num_running: list[int] = field(default_factory=list)
-    kv_blocks: list[int] = field(default_factory=list)
+    end: "array[float]" = field(default_factory=_floats)
+    duration: "array[float]" = field(default_factory=_floats)
+    num_iterations: "array[int]" = field(default_factory=_ints)
+    num_waiting: "array[int]" = field(default_factory=_ints)
+    num_running: "array[int]" = field(default_factory=_ints)
+    kv_blocks: "array[int]" = field(default_factory=_ints)
+    first_kv_blocks: "array[int]" = field(default_factory=_ints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +55,22 @@ class RunResult:
 
     Attributes:
         arrival_time: Shape [n].
+        admission_time: When it was admitted for the first time, shape [n].
         first_token_time: When the first token was produced for the first time, shape [n].
         finish_time: When the last token was produced, shape [n].
+        output_len: Tokens of its answer, shape [n].
         num_evictions: Shape [n].
         num_recomputed_tokens: Prompt and generated tokens whose KV an eviction threw away, shape [n].
-        timeline: Memory and queue in every iteration.
+        timeline: Memory and queue over time.
     """
 
     arrival_time: Floats
+    admission_time: Floats
     first_token_time: Floats
     finish_time: Floats
-    num_evictions: NDArray[np.int64]
-    num_recomputed_tokens: NDArray[np.int64]
+    output_len: Ints
+    num_evictions: Ints
+    num_recomputed_tokens: Ints
     timeline: Timeline
 
 
@@ -84,87 +102,126 @@ class Loop:
         self._policy, self._executor, self._requests, self._kv_cache = policy, executor, requests, kv_cache
         self._resume = resume
         self._arrivals = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i), reverse=True)
+        self._next_arrival = requests[self._arrivals[-1]].arrival_time
         self._num_waiting = 0
-        self._running = RunningBatch()
+        self._running = RunningBatch(kv_cache)
         self._kept_tokens: dict[int, int] = {}
-        arrival = np.array([r.arrival_time for r in requests], dtype=np.float64)
-        self.result = RunResult(
-            arrival_time=arrival,
-            first_token_time=np.full(len(requests), np.nan),
-            finish_time=np.full(len(requests), np.nan),
-            num_evictions=np.zeros(len(requests), dtype=np.int64),
-            num_recomputed_tokens=np.zeros(len(requests), dtype=np.int64),
-            timeline=Timeline(),
-        )
+        size = len(requests)
+        self._admission_time, self._first_token_time, self._finish_time = ([math.nan] * size for _ in range(3))
+        self._output_len, self._num_evictions, self._num_recomputed_tokens = ([0] * size for _ in range(3))
+        self._without_token: set[int] = set()  # running requests that have never produced one
+        self._timeline = Timeline()
 
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
-        """Return the outcome of all requests; `on_finish` is told the indices that end, iteration by iteration."""
-        while self._arrivals or self._num_waiting or len(self._running):
-            self._take_arrivals()
-            if not self._num_waiting and not len(self._running):
-                self._executor.wait_until(self._requests[self._arrivals[-1]].arrival_time)
+        """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
+        running, executor, schedule = self._running, self._executor, self._policy.schedule
+        while self._arrivals or self._num_waiting or len(running):
+            if self._next_arrival <= executor.now:
+                self._take_arrivals()
+            if not self._num_waiting and not len(running):
+                executor.wait_until(self._next_arrival)
                 continue
-            self._carry_out(self._policy.schedule(self._running))
-            finished = self._iterate()
+            decision = schedule(running)
+            self._carry_out(decision)
+            finished = self._iterate(decision.valid_for)
             if on_finish and finished:
                 on_finish(finished)
-        return self.result
+        return self.result()
+
+    def result(self) -> RunResult:
+        """Return what has happened so far; NaN for what has not."""
+        return RunResult(
+            arrival_time=np.array([request.arrival_time for request in self._requests], dtype=np.float64),
+            admission_time=np.array(self._admission_time, dtype=np.float64),
+            first_token_time=np.array(self._first_token_time, dtype=np.float64),
+            finish_time=np.array(self._finish_time, dtype=np.float64),
+            output_len=np.array(self._output_len, dtype=np.int64),
+            num_evictions=np.array(self._num_evictions, dtype=np.int64),
+            num_recomputed_tokens=np.array(self._num_recomputed_tokens, dtype=np.int64),
+            timeline=self._timeline,
+        )
 
     def _take_arrivals(self) -> None:
-        while self._arrivals and self._requests[self._arrivals[-1]].arrival_time <= self._executor.now:
-            index = self._arrivals.pop()
-            self._policy.add(index, self._requests[index])
+        now, arrivals, requests = self._executor.now, self._arrivals, self._requests
+        while arrivals and requests[arrivals[-1]].arrival_time <= now:
+            index = arrivals.pop()
+            self._policy.add(index, requests[index])
             self._num_waiting += 1
+        self._next_arrival = requests[arrivals[-1]].arrival_time if arrivals else math.inf
 
     def _carry_out(self, decision: Decision) -> None:
-        running = self._running
-        if len(decision.preempt) == len(running) == 1:
-            request = self._requests[int(running.indices[0])]
-            raise InputError(
-                f"request {request.request_id!r} outgrew the KV cache while it ran alone: raise the budget"
-            )
-        for row in decision.preempt:
-            index = int(running.indices[row])
-            self.result.num_evictions[index] += 1
-            self.result.num_recomputed_tokens[index] += running.num_tokens[row]
-            self._kept_tokens[index] = int(running.num_generated[row]) if self._resume else 0
-            self._executor.evict(index)
-        running.remove(decision.preempt)
-        for index in decision.admit:
-            running.append(index, self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0))
-            self._executor.admit(index)
+        if decision.preempt:
+            self._evict(decision.preempt)
+        if decision.admit:
+            self._admit(decision.admit)
         self._num_waiting += len(decision.preempt) - len(decision.admit)
 
-    def _iterate(self) -> list[int]:
-        running, result = self._running, self.result
-        blocks = int(self._kv_cache.blocks(running.num_tokens + 1).sum())
-        assert len(running) > 0, "the policy left the worker idle"
-        assert blocks <= self._kv_cache.num_blocks, "the policy left a batch that does not fit"
-        started = self._executor.now
-        iteration = self._executor.iterate(running)
+    def _evict(self, preempted: Sequence[int]) -> None:
+        running = self._running
+        if len(preempted) == len(running) == 1:
+            request_id = self._requests[preempted[0]].request_id
+            raise InputError(f"request {request_id!r} outgrew the KV cache while it ran alone: raise the budget")
+        for index in preempted:
+            self._num_evictions[index] += 1
+            self._num_recomputed_tokens[index] += running.num_tokens(index)
+            if self._resume:
+                self._kept_tokens[index] = running.num_generated(index)
+            running.remove(index)
+            self._without_token.discard(index)
+            self._executor.evict(index)
+
+    def _admit(self, admitted: Sequence[int]) -> None:
         now = self._executor.now
-        running.advance(iteration.produced)
-        first = running.indices[(running.num_generated > 0) & np.isnan(result.first_token_time[running.indices])]
-        result.first_token_time[first] = now
-        finished: list[int] = running.indices[iteration.finished].tolist()
-        result.finish_time[finished] = now
-        for index in finished:
-            self._policy.finish(index)
-        timeline = result.timeline
+        for index in admitted:
+            num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
+            self._running.append(index, num_prompt_tokens, kept)
+            self._executor.admit(index, num_prompt_tokens + kept, kept)
+            if math.isnan(self._admission_time[index]):
+                self._admission_time[index] = now
+            if math.isnan(self._first_token_time[index]):
+                self._without_token.add(index)
+
+    def _iterate(self, valid_for: float) -> Sequence[int]:
+        running, executor, first_blocks = self._running, self._executor, self._running.next_blocks
+        count, started = len(running), executor.now
+        assert count > 0, "the policy left the worker idle"
+        assert first_blocks <= self._kv_cache.num_blocks, "the policy left a batch that does not fit"
+        most = valid_for if valid_for == 1 else min(valid_for, running.num_iterations_that_fit())
+        progress = executor.iterate(running, most, self._next_arrival)
+        now = executor.now
+        if progress.num_iterations > 1:
+            running.advance(progress.num_iterations - 1)
+        last_blocks = running.next_blocks
+        running.advance(1, progress.stalled)
+        if self._without_token:
+            self._note_first_tokens(progress)
+        for index in progress.finished:
+            self._finish_time[index] = now
+            self._output_len[index] = output_len = running.num_generated(index)
+            running.remove(index)
+            self._policy.finish(index, output_len)
+        timeline = self._timeline
         timeline.end.append(now)
         timeline.duration.append(now - started)
+        timeline.num_iterations.append(progress.num_iterations)
         timeline.num_waiting.append(self._num_waiting)
-        timeline.num_running.append(len(running))
-        timeline.kv_blocks.append(blocks)
-        running.remove(iteration.finished)
-        return finished
+        timeline.num_running.append(count)
+        timeline.kv_blocks.append(last_blocks)
+        timeline.first_kv_blocks.append(first_blocks)
+        return progress.finished
+
+    def _note_first_tokens(self, progress: Progress) -> None:
+        produced = self._without_token.difference(progress.stalled)
+        for index in produced:
+            self._first_token_time[index] = progress.first_end
+        self._without_token -= produced
 
 
 def check_requests(requests: Sequence[Request], executor: Executor, kv_cache: KvCache) -> None:
     """Raise InputError for an empty workload, a repeated id, or a request that can never fit."""
     if not requests:
         raise InputError("the workload has no request")
-    budget, seen = kv_cache.num_blocks * kv_cache.block_size, set[str]()
+    seen = set[str]()
     for index, request in enumerate(requests):
         if request.request_id in seen:
             raise InputError(f"request_id {request.request_id!r} appears twice")
@@ -173,6 +230,7 @@ def check_requests(requests: Sequence[Request], executor: Executor, kv_cache: Kv
         if kv_cache.blocks(least) > kv_cache.num_blocks:
             raise InputError(
                 f"request {request.request_id!r}: {request.num_prompt_tokens} prompt tokens and at least "
-                f"{request.output_len_lower_bound} output tokens do not fit the KV budget of {budget} tokens"
+                f"{request.output_len_lower_bound} output tokens do not fit the KV budget of "
+                f"{kv_cache.kv_budget} tokens"
             )
         executor.check(index, request)

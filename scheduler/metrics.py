@@ -1,38 +1,86 @@
 """Latency and memory figures of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
 
+Figures = dict[str, float | list[float]]
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""The .975 quantile of Student's t with 1, 2, ... 30 degrees of freedom."""
 
-def summarize(result: RunResult, kv_cache: KvCache) -> dict[str, float]:
+
+def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
     """Return the figures of one run; times in the executor's unit.
 
-    Keys: total_latency, mean_latency, p50_latency, p99_latency (completion - arrival), mean_ttft (first token -
-    arrival), makespan (last completion - first arrival), num_evictions, num_recomputed_tokens,
-    max_evictions_per_request, mean_kv_utilization and mean_queue_depth (both weighted by time).
+    Keys:
+        total_latency, mean_latency, p50_latency, p99_latency: Completion - arrival.
+        p99_latency_by_length_decile: Ten of them, of the shortest tenth of the answers first.
+        mean_ttft: First token - arrival.
+        mean_tpot: Time per output token after the first, over requests with two or more; evictions included.
+        mean_queueing_delay: First admission - arrival.
+        max_slowdown: Largest ratio of a request's latency to what its tokens take at the mean duration of an
+            iteration in this run: who starved most.
+        makespan: Last completion - first arrival.
+        num_evictions, num_recomputed_tokens, max_evictions_per_request.
+        recomputed_share: Recomputed tokens over output tokens.
+        mean_kv_utilization, mean_queue_depth: Weighted by time; between the first and the last iteration of an entry
+            of the timeline, blocks are taken to grow evenly.
     """
     latency = result.finish_time - result.arrival_time
     duration = np.asarray(result.timeline.duration)
     busy = float(duration.sum())
+    iteration = busy / float(np.sum(result.timeline.num_iterations))
+    blocks = (np.asarray(result.timeline.kv_blocks) + np.asarray(result.timeline.first_kv_blocks)) / 2
+    by_length = np.array_split(latency[np.argsort(result.output_len, kind="stable")], 10)
+    longer = result.output_len > 1
+    tpot = (result.finish_time - result.first_token_time)[longer] / (result.output_len[longer] - 1)
     return {
         "total_latency": float(latency.sum()),
         "mean_latency": float(latency.mean()),
         "p50_latency": float(np.quantile(latency, 0.5)),
         "p99_latency": float(np.quantile(latency, 0.99)),
+        "p99_latency_by_length_decile": [float(np.quantile(tenth, 0.99)) for tenth in by_length if len(tenth)],
         "mean_ttft": float((result.first_token_time - result.arrival_time).mean()),
+        "mean_tpot": float(tpot.mean()) if len(tpot) else 0.0,
+        "mean_queueing_delay": float((result.admission_time - result.arrival_time).mean()),
+        "max_slowdown": float((latency / (result.output_len * iteration)).max()),
         "makespan": float(result.finish_time.max() - result.arrival_time.min()),
         "num_evictions": int(result.num_evictions.sum()),
         "num_recomputed_tokens": int(result.num_recomputed_tokens.sum()),
         "max_evictions_per_request": int(result.num_evictions.max()),
-        "mean_kv_utilization": float(duration @ result.timeline.kv_blocks) / busy / kv_cache.num_blocks,
-        "mean_queue_depth": float(duration @ result.timeline.num_waiting) / busy,
+        "recomputed_share": float(result.num_recomputed_tokens.sum() / result.output_len.sum()),
+        "mean_kv_utilization": float(duration @ blocks) / busy / kv_cache.num_blocks,
+        "mean_queue_depth": float(duration @ np.asarray(result.timeline.num_waiting)) / busy,
     }
 
 
-def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> Figures:
     """Return the mean of every figure over runs that differ in their seed."""
-    return {key: float(np.mean([figures[key] for figures in seeds])) for key in seeds[0] if key != "seed"}
+    return {key: _plain(np.mean([seed[key] for seed in seeds], axis=0)) for key in seeds[0] if key != "seed"}
+
+
+def interval_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> Figures | None:
+    """Return half the width of the 95 % confidence interval of each mean (Student's t), or None for a single seed."""
+    count = len(seeds)
+    if count < 2:
+        return None
+    quantile = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1]
+    return {
+        key: _plain(quantile * np.std([seed[key] for seed in seeds], axis=0, ddof=1) / math.sqrt(count))
+        for key in seeds[0]
+        if key != "seed"
+    }
+
+
+def _plain(value: Any) -> float | list[float]:
+    plain: float | list[float] = np.asarray(value).tolist()
+    return plain

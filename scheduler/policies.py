@@ -6,10 +6,14 @@ from functools import partial
 import numpy as np
 
 from scheduler.amin import Amin
-from scheduler.baselines import Amax, Fcfs, FcfsReserve, Hindsight
 from scheduler.errors import InputError
-from scheduler.kv_cache import KvCache
+from scheduler.fcfs import Fcfs, FcfsReserve, Sjf
+from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
+from scheduler.packing import Amax, Hindsight, HindsightSvf, Svf
+from scheduler.past_future import PastFuture
 from scheduler.policy import Policy
+from scheduler.sglang import SglangRatio
+from scheduler.tie import Tie
 
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     "amin": Amin,
@@ -18,13 +22,25 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
     "fcfs": Fcfs,
     "fcfs-reserve": FcfsReserve,
     "hindsight": Hindsight,
+    "hindsight-svf": HindsightSvf,
+    "past-future": PastFuture,
+    "sglang": SglangRatio,
+    "sjf": Sjf,
+    "svf": Svf,
+    "tie": Tie,
 }
-CLAIRVOYANT = frozenset({"hindsight"})
+CLAIRVOYANT = frozenset({"hindsight", "hindsight-svf"})
 """Policies that are given the true output lengths; no others are."""
 
 
 def make_policy(
-    name: str, kv_cache: KvCache, rng: np.random.Generator, *, resume: bool, output_lens: Sequence[int] | None
+    name: str,
+    kv_cache: KvCache,
+    rng: np.random.Generator,
+    *,
+    resume: bool,
+    output_lens: Sequence[int] | None,
+    limits: Limits = NO_LIMITS,
 ) -> Policy:
     """Return a new policy by its name.
 
@@ -34,6 +50,7 @@ def make_policy(
         rng: For random ties.
         resume: Whether evicted requests keep their generated tokens.
         output_lens: True lengths by request index, for the clairvoyant policies alone.
+        limits: What the engine asks of an admission besides memory.
 
     Raises:
         InputError: No policy has that name, or it needs true lengths and there are none.
@@ -41,7 +58,7 @@ def make_policy(
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
     if name not in CLAIRVOYANT:
-        return POLICIES[name](kv_cache, rng, resume=resume)
+        return POLICIES[name](kv_cache, rng, resume=resume, limits=limits)
     if output_lens is None:
         raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
-    return POLICIES[name](kv_cache, rng, resume=resume, output_lens=output_lens)
+    return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, output_lens=output_lens)

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scheduler.errors import InputError
+from scheduler.forecast import Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class Request:
         output_len_lower_bound: Tokens it generates at least, with the probability the predictor was asked for.
         output_len_upper_bound: Tokens it generates at most; `max_new_tokens` where nothing better is known.
         output_len_prediction: Central prediction (median) in tokens, if there is one.
-        survival: P(output length > edge) on the predictor's length bins, shape [num_bins + 1], if there is one.
+        forecast: Predicted distribution of the output length, if there is one.
     """
 
     request_id: str
@@ -30,7 +28,7 @@ class Request:
     output_len_lower_bound: int = 1
     output_len_upper_bound: int | None = None
     output_len_prediction: int | None = None
-    survival: NDArray[np.float64] | None = None
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.

@@ -1,7 +1,7 @@
 """Workloads: requests with arrivals, and the true lengths that only an executor may see."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.errors import InputError
+from scheduler.forecast import Forecast
 from scheduler.request import Request
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,35 +25,83 @@ class Workload:
     output_lens: list[int]
 
 
-def read_workload(path: Path, max_new_tokens: int | None = None) -> Workload:
+def read_workload(path: Path, max_new_tokens: int | None = None, edges: Ints | None = None) -> Workload:
     """Return the workload of a JSONL file (fields: docs/architecture.md).
 
     Args:
         path: A line per request.
         max_new_tokens: For lines without their own; by default the largest output length of the file, rounded up
             to a power of two, as a server with one limit for all would have.
+        edges: Length bins of the field survival, shape [num_bins + 1]; without them it is checked and left out.
 
     Raises:
         InputError: The file is missing or empty, or a line is wrong: names the line and the field.
     """
-    rows = list(_rows(path))
+    rows = list(json_rows(path))
     if not rows:
         raise InputError(f"{path}: no request")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}, must be >= 1")
-    output_lens = [_integer(row, "output_len", where) for where, row in rows]
-    for (where, _), output_len in zip(rows, output_lens, strict=True):
-        if output_len < 1:
-            raise InputError(f"{where}: output_len is {output_len}, must be >= 1")
-    cap = max_new_tokens or 1 << (max(output_lens) - 1).bit_length()
-    requests = [_request(row, where, cap) for where, row in rows]
-    for (where, _), request, output_len in zip(rows, requests, output_lens, strict=True):
-        if output_len > request.max_new_tokens:
-            raise InputError(f"{where}: output_len is {output_len}, above max_new_tokens {request.max_new_tokens}")
+    places = [place for place, _ in rows]
+    output_lens = [_integer(row, "output_len", place) for place, row in rows]
+    lens = np.asarray(output_lens)
+    cap = _limit_for_all(lens, max_new_tokens, places)
+    requests = [_request(row, place, cap, edges) for place, row in rows]
+    _refuse_above_limit(lens, np.array([request.max_new_tokens for request in requests]), places)
     return Workload(requests, output_lens)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def workload_from_columns(
+    places: Sequence[str],
+    num_prompt_tokens: Ints,
+    output_lens: Ints,
+    arrival_times: NDArray[np.float64],
+    max_new_tokens: int | Ints | None = None,
+) -> Workload:
+    """Return the workload of whole columns, n >= 1 rows each.
+
+    Args:
+        places: Where the user finds each row ("FILE: line 7"); also the `request_id`.
+        num_prompt_tokens: Prompt tokens.
+        output_lens: True output lengths.
+        arrival_times: In the clock of the executor.
+        max_new_tokens: One limit for all or one each; by default as in `read_workload`.
+
+    Raises:
+        InputError: A value is out of its range: names the place and the field.
+    """
+    if isinstance(max_new_tokens, np.ndarray):
+        _limit_for_all(output_lens, None, places)
+        limits = max_new_tokens
+    else:
+        limits = np.full(len(output_lens), _limit_for_all(output_lens, max_new_tokens, places))
+    _refuse_above_limit(output_lens, limits, places)
+    facts = zip(places, num_prompt_tokens.tolist(), limits.tolist(), arrival_times.tolist(), strict=True)
+    return Workload([Request(*values) for values in facts], output_lens.tolist())
+
+
+def refuse_first(bad: NDArray[np.bool_], places: Sequence[str], problem: Callable[[int], str]) -> None:
+    """Raise InputError with the place and the problem of the first row that is `bad`, shape [n], if there is one."""
+    if bad.any():
+        i = int(bad.argmax())
+        raise InputError(f"{places[i]}: {problem(i)}")
+
+
+def _limit_for_all(lens: Ints, max_new_tokens: int | None, places: Sequence[str]) -> int:
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, must be >= 1")
+    refuse_first(lens < 1, places, lambda i: f"output_len is {lens[i]}, must be >= 1")
+    return max_new_tokens or 1 << (int(lens.max()) - 1).bit_length()
+
+
+def _refuse_above_limit(lens: Ints, limits: Ints, places: Sequence[str]) -> None:
+    refuse_first(lens > limits, places, lambda i: f"output_len is {lens[i]}, above max_new_tokens {limits[i]}")
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSONL file, each with its place ("FILE: line 7"); blank lines are skipped.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not a JSON object.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -77,9 +128,9 @@ def _integer(row: dict[str, Any], field: str, where: str) -> int:
     return value
 
 
-def _request(row: dict[str, Any], where: str, cap: int) -> Request:
+def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> Request:
     cap = _integer(row, "max_new_tokens", where) if row.get("max_new_tokens") is not None else cap
-    optional = {
+    optional: dict[str, Any] = {
         field: _integer(row, field, where)
         for field in ("output_len_upper_bound", "output_len_prediction")
         if row.get(field) is not None
@@ -98,58 +149,22 @@ def _request(row: dict[str, Any], where: str, cap: int) -> Request:
             max_new_tokens=cap,
             arrival_time=float(arrival),
             output_len_lower_bound=min(lower, cap),
-            survival=_survival(row, where),
+            forecast=_forecast(row, where, edges),
             **optional,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def _survival(row: dict[str, Any], where: str) -> NDArray[np.float64] | None:
+def _forecast(row: dict[str, Any], where: str, edges: Ints | None) -> Forecast | None:
     values = row.get("survival")
     if values is None:
         return None
     numbers = isinstance(values, list) and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values)
     if not numbers or any(later > earlier for earlier, later in pairwise(values)):
         raise InputError(f"{where}: survival must be a list of probabilities that never rises")
-    return np.asarray(values, dtype=np.float64)
-
-
-def poisson_arrivals(num_requests: int, rate: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return sorted arrival times of a Poisson process, `rate` requests per unit of time, shape [num_requests]."""
-    return np.cumsum(rng.exponential(1 / rate, num_requests))
-
-
-def arrival_times(arrivals: str, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the arrival times that a specification names, sorted, shape [count].
-
-    Args:
-        arrivals: "all-at-once", "poisson:RATE" (requests per unit of time), or a file with a time a line.
-        count: Number of requests.
-        rng: For random arrivals.
-
-    Raises:
-        InputError: It is malformed, or its file has too few times.
-    """
-    if arrivals == "all-at-once":
-        return np.zeros(count)
-    if arrivals.startswith("poisson:"):
-        try:
-            rate = float(arrivals.removeprefix("poisson:"))
-        except ValueError:
-            rate = 0.0
-        if not 0 < rate < float("inf"):
-            raise InputError(
-                f"arrivals are {arrivals!r}: the rate must be a number of requests per unit of time above 0"
-            )
-        return poisson_arrivals(count, rate, rng)
-    path = Path(arrivals)
-    if not path.is_file():
-        raise InputError(f"arrivals are {arrivals!r}: give all-at-once, poisson:RATE, or a file with a time a line")
-    try:
-        times = np.array([float(line) for line in path.read_text().split()])
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; every line must be a time") from error
-    if len(times) < count or not ((times >= 0) & np.isfinite(times)).all():
-        raise InputError(f"{path}: {len(times)} times for {count} requests; give one each, finite and not negative")
-    return np.sort(times[:count])
+    if edges is None:
+        return None
+    if len(values) != len(edges) or values[0] != 1:
+        raise InputError(f"{where}: survival must have {len(edges)} values from 1 on, one for each edge of the bins")
+    return Forecast(edges, np.asarray(values, dtype=np.float64))

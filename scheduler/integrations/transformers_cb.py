@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -18,7 +17,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
-from scheduler.executor import Executor, Iteration
+from scheduler.executor import Executor, Progress
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
 
@@ -136,8 +135,8 @@ class TransformersExecutor(Executor):
         if self._resume:
             self._evicted[index] = state.create_equivalent_initial_request()
 
-    def admit(self, index: int) -> None:
-        """Hand a request to the engine, which prefills it in the next iteration."""
+    def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:
+        """Hand a request to the engine, which prefills it in the next iteration; what it kept is known here."""
         state = self._evicted.pop(index, None) or RequestState(
             request_id=str(index),
             initial_tokens=list(self._prompts[index]),
@@ -147,7 +146,7 @@ class TransformersExecutor(Executor):
         self._states[index] = state
         self._engine.scheduler.add_waiting_request(state)
 
-    def iterate(self, running: RunningBatch) -> Iteration:
+    def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
         """Run one forward pass; requests still in prefill produce nothing."""
         with torch.no_grad():
             if not self._engine.prepare_next_batch():
@@ -156,14 +155,16 @@ class TransformersExecutor(Executor):
                 raise RuntimeError("the engine ran out of blocks that the policy had counted as free")
             self._engine._generation_step(self._model)
             self._engine.update_batch()
-        generated, finished = np.zeros(len(running), dtype=np.int64), []
-        for row, index in enumerate(running.indices.tolist()):
+        stalled, finished = [], []
+        for index in running:
             state = self._states[index]
-            generated[row] = len(state.initial_tokens) + state.generated_len() - len(self._prompts[index])
+            generated = len(state.initial_tokens) + state.generated_len() - len(self._prompts[index])
+            if generated == running.num_generated(index):
+                stalled.append(index)
             if state.status == RequestStatus.FINISHED:
-                finished.append(row)
+                finished.append(index)
                 self._collect(index, self._states.pop(index))
-        return Iteration(generated - running.num_generated, np.array(finished, dtype=np.int64))
+        return Progress(self.now, finished, stalled)
 
     def _collect(self, index: int, state: RequestState) -> None:
         tokens = [*state.initial_tokens, *state.generated_tokens][len(self._prompts[index]) :]

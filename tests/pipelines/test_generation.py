@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli import main
+from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
@@ -65,8 +66,9 @@ def run_policy(
     served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
     prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
     lower = rng.integers(1, CAP, 20)
+    even = Forecast(np.array([0, CAP]), np.array([1.0, 0.0]))
     requests = [
-        Request(f"r{i}", len(prompt), CAP, output_len_lower_bound=int(bound))
+        Request(f"r{i}", len(prompt), CAP, output_len_lower_bound=int(bound), forecast=even)
         for i, (prompt, bound) in enumerate(zip(prompts, lower, strict=True))
     ]
     kv_cache = KvCache(num_blocks, 4)
@@ -180,7 +182,7 @@ def test_evaluate_writes_results_and_a_report(
 ) -> None:
     """The files of the contract, one report that needs no network, and identical tokens when greedy."""
     out = tmp_path / "evaluation"
-    more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2"]
+    more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2", "--policies", "all"]
     assert evaluate(chat_model, exports["fp32"], prompts_file, out, *more) == 0
     results = json.loads((out / "results.json").read_text())
     assert set(results["policies"]) == set(POLICIES)

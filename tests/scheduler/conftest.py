@@ -1,20 +1,25 @@
 """A runner, a recorder, random workloads and the plainest future peak, as fixtures."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
-from scheduler.executor import Iteration, SimulatedExecutor
-from scheduler.kv_cache import KvCache
+from scheduler.cost_model import CostModel
+from scheduler.executor import Progress
+from scheduler.forecast import Forecast
+from scheduler.kv_cache import KvCache, Limits
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy
 from scheduler.request import Request
+from scheduler.simulator import SimulatedExecutor
 
 
 class Case(NamedTuple):
@@ -23,12 +28,16 @@ class Case(NamedTuple):
     requests: list[Request]
     output_lens: list[int]
     kv_cache: KvCache
+    limits: Limits = Limits()
+    cost_model: CostModel | None = None
+    max_batch_tokens: int | None = None
 
 
 @dataclass
 class Step:
-    """What a policy saw before an iteration and what it decided, by request index."""
+    """What a policy saw after `clock` iterations and what it decided, by request index."""
 
+    clock: int
     running: list[tuple[int, int, int]]
     preempt: list[int]
     admit: list[int]
@@ -49,26 +58,26 @@ class Recorder(Policy):
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Pass it on and keep what was seen and decided."""
-        columns = (running.indices, running.num_tokens, running.num_generated)
-        seen = list(zip(*(column.tolist() for column in columns), strict=True))
+        seen = [(index, running.num_tokens(index), running.num_generated(index)) for index in running]
         decision = self.policy.schedule(running)
-        preempt = [seen[row][0] for row in decision.preempt]
-        self.steps.append(Step(seen, preempt, list(decision.admit)))
+        self.steps.append(Step(running.clock, seen, list(decision.preempt), list(decision.admit)))
         if self.after_schedule is not None:
             self.after_schedule(running, decision)
         assert len(self.steps) <= self.max_steps, "the policy makes no progress"
         return decision
 
-    def finish(self, index: int) -> None:
+    def finish(self, index: int, output_len: int) -> None:
         """Pass it on."""
-        self.policy.finish(index)
+        self.policy.finish(index, output_len)
 
 
 class GuardedExecutor(SimulatedExecutor):
     """Fails instead of running for ever; one after the other, requests would take the sum of their lengths."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__(case.kv_cache, case.output_lens)
+        super().__init__(
+            case.kv_cache, case.output_lens, cost_model=case.cost_model, max_batch_tokens=case.max_batch_tokens
+        )
         latest = max((request.arrival_time for request in case.requests), default=0)
         self._deadline = latest + 100 * sum(case.output_lens)
 
@@ -77,10 +86,10 @@ class GuardedExecutor(SimulatedExecutor):
         super().wait_until(time)
         assert self.now >= time, "the clock stands still"
 
-    def iterate(self, running: RunningBatch) -> Iteration:
+    def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
         """Iterate before the deadline."""
         assert self.now <= self._deadline, "the policy makes no progress"
-        return super().iterate(running)
+        return super().iterate(running, most, next_arrival)
 
 
 @pytest.fixture(scope="session")
@@ -94,10 +103,10 @@ def run_policy() -> Callable[..., RunResult]:
     """A function that runs a case under a policy, given by name or built."""
 
     def run(policy: str | Policy, case: Case, *, resume: bool = False, seed: int = 0) -> RunResult:
-        requests, output_lens, kv_cache = case
+        requests, output_lens, kv_cache, limits, *_ = case
         if isinstance(policy, str):
             rng = np.random.default_rng(seed)
-            policy = make_policy(policy, kv_cache, rng, resume=resume, output_lens=output_lens)
+            policy = make_policy(policy, kv_cache, rng, resume=resume, output_lens=output_lens, limits=limits)
         return Loop(policy, GuardedExecutor(case), requests, kv_cache, resume=resume).run()
 
     return run
@@ -119,7 +128,14 @@ def make_case() -> Callable[..., Case]:
         prompts, lowers, uppers = ([v] * size if v is None or isinstance(v, int) else v for v in (prompt, lower, upper))
         cap = max([*output_lens, *(u or 1 for u in uppers)])
         requests = [
-            Request(f"r{i}", prompts[i], cap, output_len_lower_bound=lowers[i], output_len_upper_bound=uppers[i])
+            Request(
+                f"r{i}",
+                prompts[i],
+                cap,
+                output_len_lower_bound=lowers[i],
+                output_len_upper_bound=uppers[i],
+                forecast=Forecast(np.array([0, lowers[i], max(lowers[i] + 1, cap)]), np.array([1.0, 0.9, 0.0])),
+            )
             for i in range(size)
         ]
         return Case(requests, list(output_lens), KvCache.from_budget(kv_budget))
@@ -132,12 +148,18 @@ def cases() -> Callable[..., st.SearchStrategy[Case]]:
     """A function that returns the strategy of small random cases.
 
     `bounds` is "true" (lower <= o <= upper), "any" (both may be wrong) or "exact" (both are o). `fits` keeps
-    prompt + every bound within the cache; without it upper bounds and max_new_tokens may exceed it.
+    prompt + every bound within the cache; without it upper bounds and max_new_tokens may exceed it. `engine` adds
+    limits, a cost model and chunked prefill.
     """
 
     @st.composite
     def draw_case(
-        draw: st.DrawFn, bounds: str = "any", fits: bool = True, at_once: bool | None = None, max_size: int = 9
+        draw: st.DrawFn,
+        bounds: str = "any",
+        fits: bool = True,
+        at_once: bool | None = None,
+        max_size: int = 9,
+        engine: bool = False,
     ) -> Case:
         size = draw(st.integers(1, max_size))
         block_size = draw(st.sampled_from([1, 1, 2, 3, 5, 16]))
@@ -151,14 +173,32 @@ def cases() -> Callable[..., st.SearchStrategy[Case]]:
                 lower = upper = output_len
             cap = max(output_len, lower, upper or 1) + draw(st.integers(0, 4))
             arrival = 0.0 if at_once else draw(st.integers(0, 60)) / draw(st.sampled_from([1, 2]))
-            rows.append((prompt, cap, arrival, lower, upper))
+            prediction = draw(st.integers(1, 24) | st.none())
+            rows.append((prompt, cap, arrival, lower, upper, prediction, draw(forecasts)))
             output_lens.append(output_len)
             most = max(most, prompt + (cap if fits else max(output_len, lower)))
         kv_budget = -(-most // block_size) * block_size + draw(st.integers(0, 60))
         requests = [Request(f"r{index}", *row) for index, row in enumerate(rows)]
-        return Case(requests, output_lens, KvCache.from_budget(kv_budget, block_size))
+        case = Case(requests, output_lens, KvCache.from_budget(kv_budget, block_size))
+        return case._replace(**draw(engine_settings)) if engine else case
 
     return draw_case
+
+
+EDGES = np.array([0, 1, 2, 4, 8, 16])
+forecasts = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(
+    lambda values: Forecast(EDGES, np.array([1.0, *sorted(values, reverse=True)]))
+)
+seconds = st.sampled_from([0.0, 0.001, 0.013, 1 / 3])
+engine_settings = st.fixed_dictionaries(
+    {
+        "limits": st.builds(
+            Limits, max_running=st.integers(1, 6) | st.none(), watermark_blocks=st.sampled_from([0, 0, 1, 7])
+        ),
+        "cost_model": st.builds(CostModel, st.sampled_from([0.25, 1.0, 3.7]), seconds, seconds, seconds) | st.none(),
+        "max_batch_tokens": st.integers(1, 12) | st.none(),
+    }
+)
 
 
 @pytest.fixture(scope="session")
@@ -174,3 +214,14 @@ def slow_peak() -> Callable[[Sequence[tuple[int, int]], int], int]:
         return most
 
     return peak
+
+
+@pytest.fixture(scope="session")
+def slow_loop(slow_peak: Callable[..., int]) -> Callable[..., Any]:
+    """A function that runs a case under a policy in the plain loop of `slow_loop.py`."""
+    spec = importlib.util.spec_from_file_location("slow_loop", Path(__file__).with_name("slow_loop.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda name, case, **options: module.slow_loop(name, case, slow_peak, **options)

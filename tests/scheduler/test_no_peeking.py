@@ -1,5 +1,7 @@
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
-from scheduler.executor import SimulatedExecutor
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
-from scheduler.policy import Decision, Policy, WaitingQueue, last_admitted_first, rows_to_evict
+from scheduler.policy import Decision, Policy, admit_while_current_fits, evict_while_full
 from scheduler.request import Request
+from scheduler.simulator import SimulatedExecutor
 
 NON_CLAIRVOYANT = [name for name in POLICIES if name not in CLAIRVOYANT]
 Build = Callable[[KvCache, Sequence[int]], Policy]
@@ -25,37 +27,28 @@ class Peeking(Policy):
     def __init__(self, kv_cache: KvCache, output_lens: Sequence[int]) -> None:
         super().__init__(kv_cache, np.random.default_rng(0))
         self._output_lens = output_lens
-        self._waiting = WaitingQueue()
 
     def add(self, index: int, request: Request) -> None:
         """Queue it by what it should not know."""
-        self._waiting.add(self._output_lens[index], index, request)
+        self.waiting.add(self._output_lens[index], index, request)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Preempt the last admitted, else admit while current tokens fit."""
-        preempt = rows_to_evict(self.kv_cache, running, last_admitted_first(running))
-        for row in preempt:
-            index = int(running.indices[row])
-            self._waiting.requeue(self._output_lens[index], index, 0)
-        free = self.kv_cache.num_blocks - int(self.kv_cache.blocks(running.num_tokens + 1).sum())
-        admitted: list[int] = []
-        while len(self._waiting) and not preempt:
-            free -= self.kv_cache.blocks(self._waiting.head()[1].num_prompt_tokens + 1)
-            if free < 0:
-                break
-            admitted.append(self._waiting.pop())
-        return Decision(preempt, admitted)
+        preempted = evict_while_full(running, self.kv_cache.num_blocks, reversed(running))
+        for index in preempted:
+            self.waiting.requeue(self._output_lens[index], index, 0)
+        return Decision(preempted, [] if preempted else admit_while_current_fits(self, running))
 
 
 def run_recorded(build: Build, recorder: Any, case: Any, output_lens: Sequence[int], resume: bool) -> tuple[list, list]:
-    """Return the steps of a run, and which requests had finished after each."""
+    """Return the steps that decided something, and which requests had finished after how many iterations."""
     kv_cache = case.kv_cache
     policy = recorder(build(kv_cache, output_lens))
     executor = SimulatedExecutor(kv_cache, output_lens)
     finished: list[tuple[int, int]] = []
     loop = Loop(policy, executor, case.requests, kv_cache, resume=resume)
-    loop.run(lambda indices: finished.extend((len(policy.steps), index) for index in indices))
-    return policy.steps, finished
+    loop.run(lambda indices: finished.extend((loop._running.clock, index) for index in indices))
+    return [step for step in policy.steps if step.preempt or step.admit], finished
 
 
 def first_peek(
@@ -67,10 +60,10 @@ def first_peek(
     """
     steps, finished = run_recorded(build, recorder, case, case.output_lens, resume)
     other_steps, other_finished = run_recorded(build, recorder, case, others, resume)
-    differing = set(finished) ^ set(other_finished)
-    same_for = min((step for step, _ in differing), default=len(steps))
-    pairs = zip(steps[:same_for], other_steps[:same_for], strict=True)
-    return next(((one, other) for one, other in pairs if one != other), None)
+    same_until = min((clock for clock, _ in set(finished) ^ set(other_finished)), default=math.inf)
+    before = [step for step in steps if step.clock < same_until]
+    other_before = [step for step in other_steps if step.clock < same_until]
+    return next(((one, other) for one, other in zip_longest(before, other_before) if one != other), None)
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["restart", "resume"])
@@ -130,7 +123,7 @@ def test_a_request_has_no_field_for_its_true_length() -> None:
         "output_len_lower_bound",
         "output_len_upper_bound",
         "output_len_prediction",
-        "survival",
+        "forecast",
     }
 
 

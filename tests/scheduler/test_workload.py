@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scheduler.errors import InputError
-from scheduler.workload import arrival_times, poisson_arrivals, read_workload
+from scheduler.request import Request
+from scheduler.workload import read_workload, workload_from_columns
 
 GOOD = {"request_id": "a", "num_prompt_tokens": 3, "output_len": 5}
 
@@ -28,14 +29,16 @@ def test_every_field_of_a_line_is_read(tmp_path: Path) -> None:
         "output_len_prediction": 4,
         "survival": [1.0, 0.5, 0.0],
     }
-    workload = read_workload(write(tmp_path, row))
+    edges = np.array([0, 4, 8])
+    workload = read_workload(write(tmp_path, row), edges=edges)
     request = workload.requests[0]
     assert workload.output_lens == [5]
     assert (request.request_id, request.num_prompt_tokens, request.max_new_tokens) == ("a", 3, 9)
     assert (request.output_len_lower_bound, request.output_len_upper_bound, request.output_len_prediction) == (2, 8, 4)
     assert request.arrival_time == 1.5
-    assert request.survival is not None
-    assert request.survival.tolist() == [1.0, 0.5, 0.0]
+    assert request.forecast is not None
+    assert request.forecast.edges is edges
+    assert request.forecast.survival.tolist() == [1.0, 0.5, 0.0]
 
 
 def test_what_a_line_leaves_out_has_a_default(tmp_path: Path) -> None:
@@ -46,7 +49,7 @@ def test_what_a_line_leaves_out_has_a_default(tmp_path: Path) -> None:
     assert workload.output_lens == [1, 5]
     assert first.arrival_time == 0
     assert first.output_len_lower_bound == 1
-    assert first.output_len_upper_bound is first.output_len_prediction is first.survival is None
+    assert first.output_len_upper_bound is first.output_len_prediction is first.forecast is None
     assert first.request_id.endswith("line 2")
     assert workload.requests[1].request_id == "a"
 
@@ -127,61 +130,6 @@ def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_all_at_once_is_zero() -> None:
-    """Every request of the paper's setting is there at the start."""
-    assert arrival_times("all-at-once", 3, np.random.default_rng(0)).tolist() == [0, 0, 0]
-
-
-def test_a_poisson_specification_is_the_poisson_process() -> None:
-    """It draws from the generator that it is given."""
-    times = arrival_times("poisson:0.5", 10, np.random.default_rng(4))
-    assert times.tolist() == poisson_arrivals(10, 0.5, np.random.default_rng(4)).tolist()
-
-
-@pytest.mark.parametrize("rate", [0.02, 3.0])
-def test_poisson_gaps_are_exponential(rate: float) -> None:
-    """Times ascend from above 0; the gaps have the mean and the standard deviation 1/rate, within four errors."""
-    size = 20_000
-    times = poisson_arrivals(size, rate, np.random.default_rng(0))
-    gaps = np.diff(times, prepend=0.0)
-    assert times.shape == (size,)
-    assert (gaps > 0).all()
-    assert abs(gaps.mean() * rate - 1) < 4 / np.sqrt(size)
-    assert abs(gaps.std() * rate - 1) < 4 * np.sqrt(2 / size)  # an exponential's squared deviation varies 8-fold
-
-
-def test_a_file_of_times_is_sorted(tmp_path: Path) -> None:
-    """The first `count` times of the file, in ascending order."""
-    file = tmp_path / "times.txt"
-    file.write_text("3\n0.5\n\n1e1\n0\n")
-    assert arrival_times(str(file), 3, np.random.default_rng(0)).tolist() == [0.5, 3, 10]
-
-
-@pytest.mark.parametrize("arrivals", ["poisson:0", "poisson:-1", "poisson:inf", "poisson:nan", "poisson:", "poisson:x"])
-def test_a_poisson_rate_must_be_a_positive_number(arrivals: str) -> None:
-    """The message repeats the specification."""
-    with pytest.raises(InputError, match=f"arrivals are '{arrivals}'.*rate"):
-        arrival_times(arrivals, 3, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("arrivals", ["at-once", "", "/nowhere/times.txt"])
-def test_an_unknown_specification_says_what_there_is(arrivals: str) -> None:
-    """The message names the three forms."""
-    with pytest.raises(InputError, match=r"all-at-once, poisson:RATE, or a file"):
-        arrival_times(arrivals, 3, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("text", ["1\n2\n", "1\n2\n-3\n", "1\ntwo\n3\n"])
-def test_a_file_with_too_few_or_wrong_times_is_an_input_error(tmp_path: Path, text: str) -> None:
-    """The message is one line that names the file."""
-    file = tmp_path / "times.txt"
-    file.write_text(text)
-    with pytest.raises(InputError) as raised:
-        arrival_times(str(file), 3, np.random.default_rng(0))
-    assert str(raised.value).startswith(f"{file}: ")
-    assert "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("survival", ["x", ["a"], [[1.0], [0.5, 0.2]], {"a": 1}, 3, [0.5, 0.7], [1.5]])
 def test_a_survival_curve_is_checked(tmp_path: Path, survival: object) -> None:
     """It must be a list of probabilities that never rises; the line and the field are named."""
@@ -191,6 +139,15 @@ def test_a_survival_curve_is_checked(tmp_path: Path, survival: object) -> None:
         read_workload(path)
 
 
+@pytest.mark.parametrize("survival", [[1.0, 0.5], [1.0, 0.5, 0.2, 0.1], [0.9, 0.5, 0.2], []])
+def test_a_survival_curve_fits_the_bins(tmp_path: Path, survival: list[float]) -> None:
+    """One probability an edge, from 1 on; without the bins the curve says nothing and is left out."""
+    path = write(tmp_path, GOOD | {"survival": survival})
+    assert read_workload(path).requests[0].forecast is None
+    with pytest.raises(InputError, match="line 1: survival must have 3 values from 1 on"):
+        read_workload(path, edges=np.array([0, 4, 8]))
+
+
 def test_other_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
     """JSON allows U+2028 inside a string."""
     path = tmp_path / "w.jsonl"
@@ -198,10 +155,36 @@ def test_other_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -
     assert read_workload(path).requests[0].request_id == "a\u2028b"
 
 
-@pytest.mark.parametrize("text", ["1\nnan\n", "1\ninf\n"])
-def test_arrival_files_hold_finite_times(tmp_path: Path, text: str) -> None:
-    """Not a number and infinity are refused."""
-    path = tmp_path / "times.txt"
-    path.write_text(text)
-    with pytest.raises(InputError, match="finite"):
-        arrival_times(str(path), 2, np.random.default_rng(0))
+COLUMNS = {
+    "places": ["x: row 1", "x: row 2"],
+    "num_prompt_tokens": np.array([3, 0]),
+    "output_lens": np.array([5, 9]),
+    "arrival_times": np.array([0.5, 0.0]),
+}
+
+
+@pytest.mark.parametrize(("given", "limits"), [(None, [16, 16]), (12, [12, 12]), (np.array([5, 20]), [5, 20])])
+def test_columns_make_the_workload_that_lines_make(given: Any, limits: list[int]) -> None:
+    """A row a request, named by its place; the limit is the longest output rounded up, one for all, or one each."""
+    workload = workload_from_columns(**COLUMNS, max_new_tokens=given)
+    expected = [("x: row 1", 3, limits[0], 0.5), ("x: row 2", 0, limits[1], 0.0)]
+    assert workload.requests == [Request(*facts) for facts in expected]
+    assert workload.output_lens == [5, 9]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"output_lens": np.array([5, 0])}, "x: row 2: output_len is 0, must be >= 1"),
+        ({"max_new_tokens": 7}, "x: row 2: output_len is 9, above max_new_tokens 7"),
+        ({"max_new_tokens": np.array([4, 9])}, "x: row 1: output_len is 5, above max_new_tokens 4"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, must be >= 1"),
+        ({"num_prompt_tokens": np.array([3, -1])}, "'x: row 2': num_prompt_tokens is -1"),
+        ({"arrival_times": np.array([np.nan, 0.0])}, "'x: row 1': arrival_time is nan"),
+    ],
+)
+def test_columns_are_checked_as_lines_are(change: dict[str, Any], complaint: str) -> None:
+    """The message names the place of the first bad row, the field and its value."""
+    with pytest.raises(InputError) as raised:
+        workload_from_columns(**COLUMNS | change)
+    assert complaint in str(raised.value)

@@ -1,0 +1,66 @@
+"""The workload of `amin simulate`: read or made up, then given arrivals and predictions by seed."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.traces import read_requests
+from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
+from scheduler.errors import InputError
+from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.workload import Workload, workload_from_columns
+
+MADE_UP = "lmsys-shaped:"
+DEFAULT_EDGES = np.unique(np.rint(np.geomspace(1, 8192, 64)).astype(np.int64))
+
+
+def read_base(args: argparse.Namespace) -> Workload:
+    """Return the requests as the file has them, or made up with seed 0."""
+    if args.workload.startswith(MADE_UP):
+        text = args.workload.removeprefix(MADE_UP)
+        if not text.isdecimal() or int(text) < 1:
+            raise InputError(f"workload is {args.workload!r}; give {MADE_UP}N with a whole number N >= 1")
+        prompts, lens = lmsys_shaped(int(text), np.random.default_rng(0))
+        places = [f"r{i}" for i in range(len(lens))]
+        return workload_from_columns(places, prompts, lens, np.zeros(len(lens)), args.max_new_tokens)
+    return read_requests(Path(args.workload), args.max_new_tokens, _edges(args.bins))
+
+
+def _edges(path: Path | None) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    whole = isinstance(values, list) and len(values) > 1 and all(type(value) is int for value in values)
+    if not whole or values[0] != 0 or sorted(set(values)) != values:
+        raise InputError(f"{path}: must be a list of ascending whole numbers of tokens from 0 on")
+    return np.asarray(values, dtype=np.int64)
+
+
+def with_arrivals_and_predictions(base: Workload, args: argparse.Namespace, seed: int) -> Workload:
+    """Return the workload of a seed: random arrivals and predictions differ between seeds, and nothing else."""
+    requests, rng = base.requests, np.random.default_rng(seed)
+    times = np.array([request.arrival_time for request in requests])
+    if args.load is not None:
+        prompts = np.array([request.num_prompt_tokens for request in requests])
+        lens = np.asarray(base.output_lens)
+        volumes = prompts * lens + lens * (lens + 1) / 2
+        if args.arrivals is None:
+            times = scale_to_load(times, args.load, volumes, args.kv_budget)
+        else:
+            times = times_at_load(args.arrivals, args.load, volumes, args.kv_budget, rng)
+    elif args.arrivals is not None:
+        times = arrival_times(args.arrivals, len(requests), rng)
+    if args.load is not None or args.arrivals is not None:
+        requests = [replace(request, arrival_time=time) for request, time in zip(requests, times.tolist(), strict=True)]
+    if args.predictions is not None:
+        edges = np.concatenate([[0], DEFAULT_EDGES])
+        requests = synthesize(requests, base.output_lens, args.predictions, rng, edges)
+    return Workload(requests, base.output_lens)

@@ -1,0 +1,91 @@
+"""The memory that a set of requests will hold in each coming iteration, if each ends where its estimate says."""
+
+import numpy as np
+
+from scheduler.batch import RunningBatch
+from scheduler.kv_cache import Ints, KvCache
+
+
+class FuturePeak:
+    """Blocks in use by coming iteration; a request is taken to hold one more token in each, and to end by estimate.
+
+    A set fits if no coming iteration needs more blocks than the cache has: algorithm MC-SF (arXiv 2502.07115), whose
+    check at the completions is the same, since between two completions every request only grows. Adding, removing and
+    checking a request each cost one vector operation over its remaining tokens, however many requests run.
+
+    A request that has outlived its estimate is in no coming iteration; the caller counts what it holds in the next one.
+    """
+
+    def __init__(self, kv_cache: KvCache) -> None:
+        """Start with no request."""
+        self._kv_cache = kv_cache
+        self._origin = 0
+        self._used = np.zeros(1024, dtype=np.int64)
+        self._blocks = self._table(1024)
+        self._entries: dict[int, tuple[int, int]] = {}
+        self._finished: list[int] = []
+        self._witness = -1
+
+    def _table(self, size: int) -> Ints:
+        """Return the blocks of 0, 1, ... `size` - 1 tokens."""
+        return self._kv_cache.blocks(np.arange(size, dtype=np.int64))
+
+    def finish(self, index: int) -> None:
+        """Let a request be taken out by the next `follow`."""
+        self._finished.append(index)
+
+    def follow(self, running: RunningBatch) -> None:
+        """Take out what has finished; move a request that got no token in the last iteration one iteration later."""
+        for index in self._finished:
+            self.remove(index, running.clock)
+        self._finished.clear()
+        for index in running.stalled:
+            offset, end = self._entries[index]
+            self.remove(index, running.clock)
+            self._entries[index] = (offset - 1, end)
+            if end >= running.clock:
+                self.add(index, running.clock, offset - 1 + running.clock, end + 1 - running.clock)
+
+    def add(self, index: int, clock: int, held: int, remaining: int) -> None:
+        """Add a request that holds `held` tokens after `clock` iterations and generates `remaining` >= 1 more."""
+        end = clock + remaining
+        self._reserve(clock, end, held + remaining)
+        self._entries[index] = (held - clock, end)
+        used = self._used[clock + 1 - self._origin : end + 1 - self._origin]
+        used += self._blocks[held + 1 : held + remaining + 1]
+
+    def remove(self, index: int, clock: int) -> None:
+        """Take out a request, after `clock` iterations."""
+        offset, end = self._entries.pop(index)
+        if end > clock:
+            used = self._used[clock + 1 - self._origin : end + 1 - self._origin]
+            used -= self._blocks[offset + clock + 1 : offset + end + 1]
+
+    def iterations_until_fits(self, clock: int, held: int, remaining: int) -> int:
+        """Return 0 if a request fits beside the others, else for how many iterations it surely will not.
+
+        As time passes and nothing is added or removed, a waiting request needs less in a given iteration, since it
+        would start later: the iteration that is too full now stays so until the request has shrunk by the excess, or
+        until that iteration is over. That one is remembered and looked at first the next time.
+        """
+        self._reserve(clock, clock + remaining, held + remaining)
+        num_blocks, first = self._kv_cache.num_blocks, clock + 1 - self._origin
+        place = self._witness - clock - 1
+        if not (0 <= place < remaining and self._used[first + place] + self._blocks[held + 1 + place] > num_blocks):
+            needed = self._used[first : first + remaining] + self._blocks[held + 1 : held + remaining + 1]
+            place = int(needed.argmax())
+            if needed[place] <= num_blocks:
+                return 0
+            self._witness = clock + 1 + place
+        free_tokens = (num_blocks - int(self._used[first + place])) * self._kv_cache.block_size
+        return min(place + 1, held + place + 1 - free_tokens)
+
+    def _reserve(self, clock: int, end: int, num_tokens: int) -> None:
+        """Make room for iterations up to `end` and requests of `num_tokens`; drop the iterations up to `clock`."""
+        if end - self._origin >= len(self._used):
+            ahead = self._used[clock - self._origin :]
+            self._used = np.zeros(max(len(self._used), 2 * (end - clock + len(ahead))), dtype=np.int64)
+            self._used[: len(ahead)] = ahead
+            self._origin = clock
+        if num_tokens >= len(self._blocks):
+            self._blocks = self._table(2 * num_tokens)

@@ -1,0 +1,109 @@
+"""SGLang's scheduler: reserve a share of max_new_tokens that adapts to how often memory runs out."""
+
+import math
+
+import numpy as np
+
+from scheduler.batch import RunningBatch
+from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
+from scheduler.policy import Decision, Policy
+from scheduler.request import Request
+
+INITIAL_RATIO, LEAST_RATIO, DECAY_STEPS = 0.7, 0.7 * 0.14, 600
+RETRACT_STEPS = 20
+CLIP = 4096
+
+
+class SglangRatio(Policy):
+    """Adaptive `new_token_ratio` with retraction (SGLang's `PrefillAdder` and `ScheduleBatch.retract_decode`).
+
+    Admission, in order of the queue: prompt + min(max_new_tokens, 4096) of the newcomer must be less than the free
+    tokens minus the reservation of what runs, ratio * sum min(max_new_tokens - generated, 4096). After a refusal
+    nothing is tried until a request ends or is retracted. The ratio starts at 0.7 and falls to 0.098 over 600
+    iterations that neither admit nor retract.
+
+    When the next iteration does not fit, requests with the fewest generated tokens are retracted, of those the longest
+    prompt first, until there is room for 20 more tokens each; they wait at the end of the queue, and the ratio becomes
+    (sum of generated + 20 n) / (sum of max_new_tokens + 1) of the n that stay.
+    """
+
+    def __init__(
+        self, kv_cache: KvCache, rng: np.random.Generator, *, resume: bool = False, limits: Limits = NO_LIMITS
+    ) -> None:
+        """Start with nothing waiting; arguments as in `Policy`."""
+        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        self._num_queued = 0
+        self._is_full = False
+        self._ratio_at_reset, self._num_decays, self._clock, self._decays = INITIAL_RATIO, 0, 0, False
+
+    @property
+    def _ratio(self) -> float:
+        decay = (INITIAL_RATIO - LEAST_RATIO) / DECAY_STEPS * self._num_decays
+        return max(self._ratio_at_reset - decay, min(self._ratio_at_reset, LEAST_RATIO))
+
+    def add(self, index: int, request: Request) -> None:
+        """Queue a request at the end."""
+        self._num_queued += 1
+        self.waiting.add(self._num_queued, index, request)
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Return the retractions that the next iteration needs, or else the admissions within the reservation."""
+        if self._decays:
+            self._num_decays += running.clock - self._clock
+        elif running.clock > self._clock:
+            self._num_decays += running.clock - self._clock - 1
+        if not len(running):
+            self._ratio_at_reset, self._num_decays = INITIAL_RATIO, 0
+        self._clock = running.clock
+        preempted = self._retract(running) if running.next_blocks > self.kv_cache.num_blocks else []
+        admitted = [] if preempted or self._is_full else self._admit(running)
+        self._decays = not (preempted or admitted)
+        return Decision(preempted, admitted, 1 if preempted else math.inf)
+
+    def _admit(self, running: RunningBatch) -> list[int]:
+        size, requests, blocks = self.kv_cache.block_size, self.waiting.request, self.kv_cache.blocks
+        free = self.kv_cache.kv_budget - size * sum(blocks(running.num_tokens(index)) for index in running)
+        unborn = sum(min(requests(index).max_new_tokens - running.num_generated(index), CLIP) for index in running)
+        reserved = self._ratio * unborn
+        spare = self.kv_cache.num_blocks - running.next_blocks - self.limits.watermark_blocks
+        room = self.limits.room(len(running))
+        admitted: list[int] = []
+        while self.waiting:
+            index, held, num_generated = self.waiting.head()
+            max_new_tokens = requests(index).max_new_tokens
+            need = held + min(max_new_tokens - num_generated, CLIP)
+            spare -= blocks(held + 1)
+            if (need >= free - reserved or spare < 0 or room <= len(admitted)) and (len(running) or admitted):
+                self._is_full = True
+                break
+            free -= size * blocks(held) + min(max_new_tokens, CLIP)
+            admitted.append(self.waiting.pop())
+        return admitted
+
+    def _retract(self, running: RunningBatch) -> list[int]:
+        kept = sorted(
+            running,
+            key=lambda i: (running.num_generated(i), -self.waiting.request(i).num_prompt_tokens, i),
+            reverse=True,
+        )
+        held = {index: self.kv_cache.blocks(running.num_tokens(index)) for index in kept}
+        free, needed = self.kv_cache.num_blocks - sum(held.values()), running.next_blocks
+        retracted: list[int] = []
+        while needed > self.kv_cache.num_blocks or (
+            len(kept) > 1 and free * self.kv_cache.block_size < RETRACT_STEPS * len(kept)
+        ):
+            index = kept.pop()
+            free, needed = free + held[index], needed - running.blocks(index)
+            retracted.append(index)
+            self._num_queued += 1
+            self.waiting.requeue(self._num_queued, index, running.num_generated(index) if self.resume else 0)
+        generated = sum(running.num_generated(index) for index in kept)
+        allowed = sum(self.waiting.request(index).max_new_tokens for index in kept)
+        self._ratio_at_reset, self._num_decays = min(1.0, (generated + RETRACT_STEPS * len(kept)) / (allowed + 1)), 0
+        self._is_full = False
+        return retracted
+
+    def finish(self, index: int, output_len: int) -> None:
+        """Forget the request; there is room to try again."""
+        super().finish(index, output_len)
+        self._is_full = False

@@ -1,0 +1,363 @@
+"""The model and every policy once more, written for reading, to compare the product with."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from scheduler.cost_model import CostModel
+
+Case = Any
+SlowPeak = Callable[[Sequence[tuple[int, int]], int], int]
+
+
+class SlowLoop:
+    """The model and its policies, written for reading: one plain iteration after the other, nothing kept up to date."""
+
+    def __init__(self, name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> None:
+        self.holds_back = name in ("fcfs", "sjf", "tie", "past-future", "sglang")
+        self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
+        self.requests, self.output_lens, self.kv_cache = case.requests, case.output_lens, case.kv_cache
+        self.rng = np.random.default_rng(seed)
+        everyone = range(len(self.requests))
+        self.generated = dict.fromkeys(everyone, 0)
+        self.to_prefill = dict.fromkeys(everyone, 0)
+        self.estimate = {i: self.first_estimate(i) for i in everyone}
+        self.num_evictions = dict.fromkeys(everyone, 0)
+        self.num_recomputed = dict.fromkeys(everyone, 0)
+        self.admission_time: dict[int, Fraction] = {}
+        self.first_token_time: dict[int, Fraction] = {}
+        self.finish_time: dict[int, Fraction] = {}
+        self.blocks_used: list[int] = []
+        self.durations: list[Fraction] = []
+        self.running: list[int] = []  # in order of admission
+
+    def first_estimate(self, i: int) -> int:
+        """Return the output length that request `i` is packed by, if its policy packs."""
+        request = self.requests[i]
+        upper = request.output_len_upper_bound or request.max_new_tokens
+        middle = (request.output_len_lower_bound + upper) // 2
+        estimate = {
+            "amin": request.output_len_lower_bound,
+            "amin-eviction": request.output_len_lower_bound,
+            "amax": min(upper, request.max_new_tokens),
+            "hindsight": self.output_lens[i],
+            "hindsight-svf": self.output_lens[i],
+            "svf": request.output_len_prediction or middle,
+            "sjf": request.output_len_prediction or middle,
+        }.get(self.name, 0)
+        room = self.kv_cache.num_blocks * self.kv_cache.block_size - request.num_prompt_tokens
+        return estimate if self.name == "sjf" else max(1, min(estimate, room))
+
+    def key(self, i: int) -> float:
+        """Return what waiting requests are sorted by."""
+        if self.name in ("fcfs", "fcfs-reserve", "past-future"):
+            return 0
+        if self.name.endswith("svf"):
+            return sum(self.requests[i].num_prompt_tokens + j for j in range(1, self.estimate[i] + 1))
+        return self.estimate[i]
+
+    def start_iteration(self) -> None:
+        """Do what a policy does before it is asked."""
+
+    def blocks(self, tokens: int) -> int:
+        """Return the blocks of `tokens` tokens."""
+        return math.ceil(tokens / self.kv_cache.block_size)
+
+    def held(self, i: int) -> int:
+        """Return the tokens of request `i`."""
+        return self.requests[i].num_prompt_tokens + self.generated[i]
+
+    def next_blocks(self, requests: Sequence[int]) -> int:
+        """Return the blocks of requests during the next iteration."""
+        return sum(self.blocks(self.held(i) + 1) for i in requests)
+
+    def victim(self) -> int:
+        """Return the running request that is evicted next."""
+        if not self.name.startswith("amin"):
+            return self.running[-1]
+        current = {i: self.estimate[i] for i in self.running}
+        if self.name == "amin":  # a running request that outlives its bound raises it
+            current = {i: max(self.estimate[i], self.generated[i]) for i in self.running}
+        tied = [i for i in self.running if current[i] == min(current.values())]
+        tied.sort(key=lambda i: (current[i] == self.estimate[i], -self.generated[i], i))
+        return tied[int(self.rng.random() * len(tied))] if len(tied) > 1 else tied[0]
+
+    def evict(self) -> bool:
+        """Evict until the next iteration fits; return whether anything was evicted."""
+        count = 0
+        while self.name != "fcfs-reserve" and self.next_blocks(self.running) > self.kv_cache.num_blocks:
+            victim = self.victim()
+            count += 1
+            self.running.remove(victim)
+            self.num_evictions[victim] += 1
+            self.num_recomputed[victim] += self.held(victim)
+            if self.name.startswith("amin"):
+                self.estimate[victim] = max(self.estimate[victim], self.generated[victim])
+            if not self.resume:
+                self.generated[victim] = 0
+        return count > 0
+
+    def fits(self, candidate: int) -> bool:
+        """Return whether the running requests and the candidate fit together, as the policy sees it."""
+        together = [*self.running, candidate]
+        limits = self.case.limits
+        if limits.max_running is not None and len(together) > limits.max_running:
+            return False
+        available = self.kv_cache.num_blocks - limits.watermark_blocks
+        if self.name == "fcfs-reserve":
+            reserved = [self.requests[i].num_prompt_tokens + self.requests[i].max_new_tokens for i in together]
+            return sum(self.blocks(tokens) for tokens in reserved) <= available
+        if self.next_blocks(together) > available or self.name in ("fcfs", "sjf", "tie"):
+            return self.next_blocks(together) <= available
+        remaining = [max(1, self.estimate[i] - self.generated[i]) for i in together]
+        items = list(zip((self.held(i) for i in together), remaining, strict=True))
+        return self.slow_peak(items, self.kv_cache.block_size) <= self.kv_cache.num_blocks
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Return those that have arrived, do not run and are not done, first to be admitted first."""
+        there = [i for i, request in enumerate(self.requests) if request.arrival_time <= now]
+        queue = [i for i in there if i not in self.running and i not in self.finish_time]
+        return sorted(queue, key=lambda i: (self.key(i), self.requests[i].arrival_time, i))
+
+    def admit(self, now: Fraction) -> None:
+        """Admit in order until one does not fit."""
+        for i in self.waiting(now):
+            if not self.fits(i) and self.running:
+                break
+            self.running.append(i)
+            self.to_prefill[i] = self.held(i)
+            self.admission_time.setdefault(i, now)
+
+    def finished(self, i: int) -> None:
+        """Do what a policy does when a request ends."""
+
+    def compute(self) -> tuple[list[int], Fraction]:
+        """Return which requests get a token in one iteration, and its duration."""
+        budget = self.case.max_batch_tokens or 10**9
+        decoding = [i for i in self.running if not self.in_prefill(i)][:budget]
+        budget -= len(decoding)
+        got, prefilled = list(decoding), 0
+        for i in self.running:
+            if self.in_prefill(i) and i not in got:
+                chunk = min(budget, max(1, self.to_prefill[i]))  # an empty prompt takes a token's place
+                budget -= chunk
+                prefilled += min(chunk, self.to_prefill[i])
+                if chunk == max(1, self.to_prefill[i]):
+                    got.append(i)
+                    self.started.add(i)
+                self.to_prefill[i] = max(0, self.to_prefill[i] - chunk)
+        cost = self.case.cost_model
+        if cost is None:
+            return got, Fraction(1)
+        tokens = sum(self.held(i) for i in self.running) + len(got)
+        seconds = (
+            exactly(cost.seconds_per_iteration)
+            + exactly(cost.seconds_per_prefill_token) * prefilled
+            + exactly(cost.seconds_per_decoding_request) * len(decoding)
+            + exactly(cost.seconds_per_kv_token) * tokens
+        )
+        return got, seconds
+
+    def in_prefill(self, i: int) -> bool:
+        """Return whether a running request has prompt tokens to be computed."""
+        return i not in self.started
+
+    def run(self) -> None:
+        """Run to the end."""
+        now = Fraction(0)
+        self.started: set[int] = set()
+        while len(self.finish_time) < len(self.requests):
+            if not self.running and not self.waiting(now):
+                arrivals = [r.arrival_time for r in self.requests if r.arrival_time > now]
+                now = tick_after(min(arrivals), self.case.cost_model)
+                continue
+            before = set(self.running)
+            self.start_iteration()
+            evicted = self.evict()
+            self.started -= before - set(self.running)
+            if not (evicted and self.holds_back):
+                self.admit(now)
+            self.blocks_used.append(self.next_blocks(self.running))
+            self.num_admitted = len(set(self.running) - before)
+            got, duration = self.compute()
+            self.durations.append(duration)
+            now += duration
+            for i in got:
+                self.generated[i] += 1
+                self.first_token_time.setdefault(i, now)
+                if self.generated[i] == self.output_lens[i]:
+                    self.finish_time[i] = now
+                    self.running.remove(i)
+                    self.finished(i)
+
+
+def exactly(seconds: float) -> Fraction:
+    """Return seconds rounded to the simulator's tick of a femtosecond."""
+    return Fraction(round(seconds * 10**15), 10**15)
+
+
+def tick_after(time: float, cost_model: CostModel | None) -> Fraction:
+    """Return the first tick at or after `time`: an iteration or a femtosecond."""
+    ticks = 1 if cost_model is None else 10**15
+    return Fraction(math.ceil(Fraction(time) * ticks), ticks)
+
+
+class SlowTie(SlowLoop):
+    """Shortest first by expectation and tail mean, summed token by token."""
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Score new arrivals one after the other, then sort."""
+        self.scores: dict[int, float] = getattr(self, "scores", {})
+        seen = [i for i, request in enumerate(self.requests) if request.arrival_time <= now]
+        new = sorted(set(seen) - set(self.scores), key=lambda i: (self.requests[i].arrival_time, i))
+        for i in new:
+            queue = [j for j in self.scores if j not in self.running and j not in self.finish_time]
+            beta = min(0.5, max(0.1, 0.1 * len(queue) / (self.case.limits.max_running or 32)))
+            forecast, cap = self.requests[i].forecast, self.requests[i].max_new_tokens
+            self.scores[i] = forecast.mean(cap) + beta * forecast.tail_mean(0.9, cap)
+        return super().waiting(now)
+
+    def key(self, i: int) -> float:
+        """Return the score at arrival."""
+        return self.scores[i]
+
+
+class SlowSglang(SlowLoop):
+    """The adaptive ratio, counted iteration by iteration."""
+
+    num_decays, base, is_full, ran, num_queued, num_admitted = 0, 0.7, False, False, 0, 0
+
+    def ratio(self) -> float:
+        """Return the share of the unborn tokens that is reserved."""
+        return max(self.base - (0.7 - 0.098) / 600 * self.num_decays, min(self.base, 0.7 * 0.14))
+
+    def start_iteration(self) -> None:
+        """Let the ratio fall after an iteration that neither admitted nor retracted."""
+        if self.ran and not self.num_admitted and not self.retracted:
+            self.num_decays += 1
+        if not self.running:
+            self.base, self.num_decays = 0.7, 0
+        self.ran, self.retracted = True, False
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Return the queue in the order in which requests joined it."""
+        queue = super().waiting(now)
+        self.place: dict[int, int] = getattr(self, "place", {})
+        for i in sorted(queue, key=lambda i: (self.requests[i].arrival_time, i)):
+            if i not in self.place:
+                self.num_queued += 1
+                self.place[i] = self.num_queued
+        return sorted(queue, key=lambda i: self.place[i])
+
+    def admit(self, now: Fraction) -> None:
+        """Admit while what newcomers may need is less than what is free and not reserved."""
+        size = self.kv_cache.block_size
+        caps = [request.max_new_tokens for request in self.requests]
+        queue = self.waiting(now)
+        free = (self.kv_cache.num_blocks - sum(self.blocks(self.held(i)) for i in self.running)) * size
+        reserved = self.ratio() * sum(min(caps[i] - self.generated[i], 4096) for i in self.running)
+        for i in queue:
+            if self.is_full:
+                return
+            need = self.held(i) + min(caps[i] - self.generated[i], 4096)
+            together = [*self.running, i]
+            limits = self.case.limits
+            full = limits.max_running is not None and len(together) > limits.max_running
+            full |= self.next_blocks(together) > self.kv_cache.num_blocks - limits.watermark_blocks
+            if (full or need >= free - reserved) and self.running:
+                self.is_full = True
+                return
+            free -= self.blocks(self.held(i)) * size + min(caps[i], 4096)
+            self.running.append(i)
+            self.to_prefill[i] = self.held(i)
+            self.admission_time.setdefault(i, now)
+
+    def evict(self) -> bool:
+        """Retract the least generated until the rest has room for 20 tokens each."""
+        if self.next_blocks(self.running) <= self.kv_cache.num_blocks:
+            return False
+        size = self.kv_cache.block_size
+        caps = [request.max_new_tokens for request in self.requests]
+        while True:
+            free = (self.kv_cache.num_blocks - sum(self.blocks(self.held(i)) for i in self.running)) * size
+            fits = self.next_blocks(self.running) <= self.kv_cache.num_blocks
+            if fits and (len(self.running) <= 1 or free >= 20 * len(self.running)):
+                break
+            victim = min(self.running, key=lambda i: (self.generated[i], -self.requests[i].num_prompt_tokens, i))
+            self.running.remove(victim)
+            self.num_evictions[victim] += 1
+            self.num_recomputed[victim] += self.held(victim)
+            if not self.resume:
+                self.generated[victim] = 0
+            self.num_queued += 1
+            self.place[victim] = self.num_queued
+        generated = sum(self.generated[i] for i in self.running)
+        allowed = sum(caps[i] for i in self.running)
+        self.base = min(1.0, (generated + 20 * len(self.running)) / (allowed + 1))
+        self.num_decays, self.is_full, self.retracted = 0, False, True
+        return True
+
+    def finished(self, i: int) -> None:
+        """Let admission be tried again."""
+        self.is_full = False
+
+
+class SlowPastFuture(SlowLoop):
+    """Lengths drawn from history, one request after the other."""
+
+    def admit(self, now: Fraction) -> None:
+        """Draw lengths for all that run, then admit while the largest peak stays below the reserve."""
+        queue = self.waiting(now)
+        self.history: list[int] = getattr(self, "history", None) or [self.first_cap()] * 100
+        if not queue:
+            return
+        history, count = sorted(self.history), len(self.running)
+        num_samples = min(5, 200 // count + 1) if count else 1
+        uniform = self.rng.random((num_samples, count))
+        samples = [
+            [self.drawn(i, history, float(u)) for i, u in zip(self.running, row, strict=True)] for row in uniform
+        ]
+        items = [[(self.held(i), left) for i, left in zip(self.running, row, strict=True)] for row in samples]
+        for i in queue:
+            for row, place in zip(items, self.rng.integers(len(history), size=num_samples).tolist(), strict=True):
+                length = min(history[place], self.requests[i].max_new_tokens)
+                row.append((self.held(i), max(1, length - self.generated[i])))
+            peak = max(self.slow_peak(row, 1) for row in items)
+            limits = self.case.limits
+            full = limits.max_running is not None and len(self.running) >= limits.max_running
+            full |= self.next_blocks([*self.running, i]) > self.kv_cache.num_blocks - limits.watermark_blocks
+            budget = self.kv_cache.num_blocks * self.kv_cache.block_size
+            if (full or peak >= (1 - 0.05) * budget) and self.running:
+                break
+            self.running.append(i)
+            self.to_prefill[i] = self.held(i)
+            self.admission_time.setdefault(i, now)
+
+    def first_cap(self) -> int:
+        """Return the limit of the request that arrived first."""
+        first = min(range(len(self.requests)), key=lambda i: (self.requests[i].arrival_time, i))
+        return self.requests[first].max_new_tokens
+
+    def drawn(self, i: int, history: list[int], uniform: float) -> int:
+        """Return the tokens that request `i` has left in a sample."""
+        cap, generated = self.requests[i].max_new_tokens, self.generated[i]
+        knots = [generated, *(length for length in history if length > generated), cap]
+        place = uniform * (len(knots) - 1)
+        left = int(place)
+        length = round(knots[left] + (place - left) * (knots[left + 1] - knots[left]))
+        return max(1, min(cap, length) - generated)
+
+    def finished(self, i: int) -> None:
+        """Remember the length."""
+        self.history = [*self.history, self.output_lens[i]][-200:]
+
+
+def slow_loop(name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> SlowLoop:
+    """Return the outcome of the plain loop under a policy."""
+    kind = {"tie": SlowTie, "sglang": SlowSglang, "past-future": SlowPastFuture}.get(name, SlowLoop)
+    loop = kind(name, case, slow_peak, resume=resume, seed=seed)
+    loop.run()
+    return loop
