@@ -69,37 +69,51 @@ class RunningBatch:
 
     def append(self, index: int, num_prompt_tokens: int, num_generated: int) -> None:
         """Add a request as the last admitted."""
-        offset = num_prompt_tokens + num_generated - self.clock
-        self._rows[index] = (offset, num_generated - self.clock)
-        self._count(offset, 1)
+        clock, size = self.clock, self._block_size
+        offset = num_prompt_tokens + num_generated - clock
+        self._rows[index] = (offset, num_generated - clock)
+        self._by_residue[offset % size] += 1
+        self._offset_sum += offset
+        self.next_blocks -= -(offset + clock + 1) // size
 
     def remove(self, index: int) -> None:
         """Take out a request."""
-        self._count(self._rows.pop(index)[0], -1)
+        size, offset = self._block_size, self._rows.pop(index)[0]
+        self._by_residue[offset % size] -= 1
+        self._offset_sum -= offset
+        self.next_blocks += -(offset + self.clock + 1) // size
 
-    def _count(self, offset: int, sign: int) -> None:
-        self._by_residue[offset % self._block_size] += sign
-        self._offset_sum += sign * offset
-        self.next_blocks -= sign * (-(offset + self.clock + 1) // self._block_size)
+    def advance(self, num_iterations: int, stalled: Sequence[int] = ()) -> int:
+        """Let iterations pass; return the blocks in use during the last of them.
 
-    def advance(self, num_iterations: int, stalled: Sequence[int] = ()) -> None:
-        """Let `num_iterations` pass, each giving a token to every request but those `stalled` (one iteration then)."""
-        clock, size = self.clock, self._block_size
+        Args:
+            num_iterations: How many, at least 1, each giving a token to every request but those `stalled`.
+            stalled: Only beside a single iteration.
+        """
+        clock, size, blocks = self.clock, self._block_size, self.next_blocks
         if size == 1:
-            self.next_blocks += num_iterations * len(self._rows)
+            blocks += (num_iterations - 1) * len(self._rows)
+            self.next_blocks = blocks + len(self._rows)
         else:
-            periods, rest = divmod(num_iterations, size)
-            grown = periods * len(self._rows)
+            periods, rest = divmod(num_iterations - 1, size)
+            if periods:
+                blocks += periods * len(self._rows)
             for step in range(clock + 1, clock + rest + 1):
-                grown += self._by_residue[-step % size]
-            self.next_blocks += grown
+                blocks += self._by_residue[-step % size]
+            self.next_blocks = blocks + self._by_residue[-(clock + num_iterations) % size]
         self.clock = clock + num_iterations
         self.stalled = stalled
         for index in stalled:
-            offset, start = self._rows[index]
-            self._count(offset, -1)
-            self._rows[index] = (offset - 1, start - 1)
-            self._count(offset - 1, 1)
+            self._hold_back(index)
+        return blocks
+
+    def _hold_back(self, index: int) -> None:
+        size, (offset, start) = self._block_size, self._rows[index]
+        self._rows[index] = (offset - 1, start - 1)
+        self._by_residue[offset % size] -= 1
+        self._by_residue[(offset - 1) % size] += 1
+        self._offset_sum -= 1
+        self.next_blocks += -(offset + self.clock + 1) // size - -(offset + self.clock) // size
 
     def num_iterations_that_fit(self) -> float:
         """Return for how many coming iterations the cache suffices if nothing ends; inf for an empty batch."""

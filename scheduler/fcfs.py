@@ -27,9 +27,9 @@ class Fcfs(Policy):
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the preemptions that the next iteration needs, or else the admissions that fit now."""
-        preempted = evict_while_full(running, self.kv_cache.num_blocks, reversed(running))
-        if not preempted:
+        if running.next_blocks <= self.kv_cache.num_blocks:
             return Decision((), admit_while_current_fits(self, running), math.inf)
+        preempted = evict_while_full(running, self.kv_cache.num_blocks, reversed(running))
         for index in preempted:
             self.waiting.requeue(self.key(index), index, running.num_generated(index) if self.resume else 0)
         return Decision(preempted)

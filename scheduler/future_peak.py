@@ -18,7 +18,7 @@ class FuturePeak:
 
     def __init__(self, kv_cache: KvCache) -> None:
         """Start with no request."""
-        self._kv_cache = kv_cache
+        self._kv_cache, self._num_blocks = kv_cache, kv_cache.num_blocks
         self._origin = 0
         self._used = np.zeros(1024, dtype=np.int64)
         self._blocks = self._table(1024)
@@ -61,20 +61,24 @@ class FuturePeak:
             used = self._used[clock + 1 - self._origin : end + 1 - self._origin]
             used -= self._blocks[offset + clock + 1 : offset + end + 1]
 
-    def iterations_until_fits(self, clock: int, held: int, remaining: int) -> int:
-        """Return 0 if a request fits beside the others, else for how many iterations it surely will not.
+    def try_add(self, index: int, clock: int, held: int, remaining: int) -> int:
+        """Add a request if it fits beside the others and return 0; else return how long it surely will not fit.
 
         As time passes and nothing is added or removed, a waiting request needs less in a given iteration, since it
         would start later: the iteration that is too full now stays so until the request has shrunk by the excess, or
         until that iteration is over. That one is remembered and looked at first the next time.
         """
-        self._reserve(clock, clock + remaining, held + remaining)
-        num_blocks, first = self._kv_cache.num_blocks, clock + 1 - self._origin
+        end = clock + remaining
+        if end - self._origin >= len(self._used) or held + remaining >= len(self._blocks):
+            self._reserve(clock, end, held + remaining)
+        num_blocks, first = self._num_blocks, clock + 1 - self._origin
         place = self._witness - clock - 1
         if not (0 <= place < remaining and self._used[first + place] + self._blocks[held + 1 + place] > num_blocks):
             needed = self._used[first : first + remaining] + self._blocks[held + 1 : held + remaining + 1]
             place = int(needed.argmax())
             if needed[place] <= num_blocks:
+                self._used[first : first + remaining] = needed
+                self._entries[index] = (held - clock, end)
                 return 0
             self._witness = clock + 1 + place
         free_tokens = (num_blocks - int(self._used[first + place])) * self._kv_cache.block_size

@@ -3,7 +3,7 @@
 import math
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,35 +18,33 @@ from scheduler.request import Request
 Floats = NDArray[np.float64]
 
 
-def _floats() -> "array[float]":
-    return array("d")
-
-
-def _ints() -> "array[int]":
-    return array("q")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Timeline:
     """State from event to event: an entry is one iteration or several of one batch; times in the executor's unit.
 
     Attributes:
-        end: When the last of the iterations ended.
+        end: When the last of the iterations ended, shape [entries], as all others.
         duration: How long they took together.
         num_iterations: How many they were.
         num_waiting: Requests that had arrived and did not run.
         num_running: Requests that ran.
-        kv_blocks: Blocks of the KV cache in use during the last of them, the most.
-        first_kv_blocks: During the first of them, the least.
+        first_kv_blocks: Blocks of the KV cache in use during the first of them, the least.
+        kv_blocks: During the last of them, the most.
     """
 
-    end: "array[float]" = field(default_factory=_floats)
-    duration: "array[float]" = field(default_factory=_floats)
-    num_iterations: "array[int]" = field(default_factory=_ints)
-    num_waiting: "array[int]" = field(default_factory=_ints)
-    num_running: "array[int]" = field(default_factory=_ints)
-    kv_blocks: "array[int]" = field(default_factory=_ints)
-    first_kv_blocks: "array[int]" = field(default_factory=_ints)
+    end: Floats
+    duration: Floats
+    num_iterations: Ints
+    num_waiting: Ints
+    num_running: Ints
+    first_kv_blocks: Ints
+    kv_blocks: Ints
+
+    @classmethod
+    def from_entries(cls, entries: "array[float]") -> "Timeline":
+        """Return the timeline of a flat list of entries, the attributes of each one after the other."""
+        end, duration, *counts = np.array(entries).reshape(-1, len(fields(cls))).T
+        return cls(end, duration, *(column.astype(np.int64) for column in counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +107,8 @@ class Loop:
         size = len(requests)
         self._admission_time, self._first_token_time, self._finish_time = ([math.nan] * size for _ in range(3))
         self._output_len, self._num_evictions, self._num_recomputed_tokens = ([0] * size for _ in range(3))
-        self._without_token: set[int] = set()  # running requests that have never produced one
-        self._timeline = Timeline()
+        self._without_token: list[int] = []  # running requests that have never produced one
+        self._entries = array("d")
 
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
         """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
@@ -138,7 +136,7 @@ class Loop:
             output_len=np.array(self._output_len, dtype=np.int64),
             num_evictions=np.array(self._num_evictions, dtype=np.int64),
             num_recomputed_tokens=np.array(self._num_recomputed_tokens, dtype=np.int64),
-            timeline=self._timeline,
+            timeline=Timeline.from_entries(self._entries),
         )
 
     def _take_arrivals(self) -> None:
@@ -167,7 +165,8 @@ class Loop:
             if self._resume:
                 self._kept_tokens[index] = running.num_generated(index)
             running.remove(index)
-            self._without_token.discard(index)
+            if index in self._without_token:
+                self._without_token.remove(index)
             self._executor.evict(index)
 
     def _admit(self, admitted: Sequence[int]) -> None:
@@ -176,10 +175,11 @@ class Loop:
             num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
             self._running.append(index, num_prompt_tokens, kept)
             self._executor.admit(index, num_prompt_tokens + kept, kept)
-            if math.isnan(self._admission_time[index]):
+            if not self._num_evictions[index]:
                 self._admission_time[index] = now
-            if math.isnan(self._first_token_time[index]):
-                self._without_token.add(index)
+                self._without_token.append(index)
+            elif math.isnan(self._first_token_time[index]):
+                self._without_token.append(index)
 
     def _iterate(self, valid_for: float) -> Sequence[int]:
         running, executor, first_blocks = self._running, self._executor, self._running.next_blocks
@@ -189,10 +189,7 @@ class Loop:
         most = valid_for if valid_for == 1 else min(valid_for, running.num_iterations_that_fit())
         progress = executor.iterate(running, most, self._next_arrival)
         now = executor.now
-        if progress.num_iterations > 1:
-            running.advance(progress.num_iterations - 1)
-        last_blocks = running.next_blocks
-        running.advance(1, progress.stalled)
+        last_blocks = running.advance(progress.num_iterations, progress.stalled)
         if self._without_token:
             self._note_first_tokens(progress)
         for index in progress.finished:
@@ -200,21 +197,18 @@ class Loop:
             self._output_len[index] = output_len = running.num_generated(index)
             running.remove(index)
             self._policy.finish(index, output_len)
-        timeline = self._timeline
-        timeline.end.append(now)
-        timeline.duration.append(now - started)
-        timeline.num_iterations.append(progress.num_iterations)
-        timeline.num_waiting.append(self._num_waiting)
-        timeline.num_running.append(count)
-        timeline.kv_blocks.append(last_blocks)
-        timeline.first_kv_blocks.append(first_blocks)
+        waiting, iterations = self._num_waiting, progress.num_iterations
+        self._entries.extend((now, now - started, iterations, waiting, count, first_blocks, last_blocks))
         return progress.finished
 
     def _note_first_tokens(self, progress: Progress) -> None:
-        produced = self._without_token.difference(progress.stalled)
-        for index in produced:
-            self._first_token_time[index] = progress.first_end
-        self._without_token -= produced
+        left = []
+        for index in self._without_token:
+            if index in progress.stalled:
+                left.append(index)
+            else:
+                self._first_token_time[index] = progress.first_end
+        self._without_token = left
 
 
 def check_requests(requests: Sequence[Request], executor: Executor, kv_cache: KvCache) -> None:

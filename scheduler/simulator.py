@@ -20,6 +20,9 @@ class SimulatedExecutor(Executor):
     arrives while an iteration runs is seen at its end.
     """
 
+    now = 0.0
+    """Iterations since the start, or seconds with a cost model."""
+
     def __init__(
         self,
         kv_cache: KvCache,
@@ -42,15 +45,9 @@ class SimulatedExecutor(Executor):
         self._kv_cache, self._output_lens = kv_cache, output_lens
         self._clock, self._max_batch_tokens = Clock.of(cost_model), max_batch_tokens
         self._ticks = 0
-        self._prefill: dict[int, int] = {}  # tokens still to be prefilled
-        self._generated: dict[int, int] = {}  # of requests in prefill
+        self._prefill: dict[int, tuple[int, int]] = {}  # tokens still to be prefilled, and to be generated then
         self._ends: list[tuple[int, int]] = []  # heap of (iteration, request); outdated entries stay
         self._end_of: dict[int, int] = {}
-
-    @property
-    def now(self) -> float:
-        """Iterations since the start, or seconds with a cost model."""
-        return self._ticks / self._clock.ticks_per_unit
 
     def check(self, index: int, request: Request) -> None:
         """Raise InputError for a request whose true peak exceeds the cache."""
@@ -64,59 +61,66 @@ class SimulatedExecutor(Executor):
     def wait_until(self, time: float) -> None:
         """Jump to the first tick at or after `time`."""
         self._ticks = max(self._ticks, self._ticks_at(time))
+        self.now = self._ticks / self._clock.ticks_per_unit
 
     def evict(self, index: int) -> None:
         """Forget when the request would have ended."""
         self._prefill.pop(index, None)
-        self._generated.pop(index, None)
         self._end_of.pop(index, None)
 
     def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:
         """Take in a request for prefill."""
-        self._prefill[index] = num_prefill_tokens
-        self._generated[index] = num_generated
+        self._prefill[index] = (num_prefill_tokens, self._output_lens[index] - num_generated)
 
     def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
         """Run until something ends, for `most` iterations, or up to the first that ends at or after `next_arrival`."""
         clock, count = running.clock, len(running)
         prefill_tokens, num_decoding = 0, count
         stalled: Sequence[int] = ()
-        if self._prefill or (self._max_batch_tokens or count) < count:
-            prefill_tokens, num_decoding, stalled = self._fill(running)
+        if self._max_batch_tokens is not None:
+            prefill_tokens, num_decoding, stalled = self._fill(running, self._max_batch_tokens)
+        elif self._prefill:
+            num_decoding -= len(self._prefill)
+            for index, (tokens, remaining) in self._prefill.items():
+                prefill_tokens += tokens
+                self._end_at(index, clock + remaining)
+            self._prefill.clear()
         held = running.total_tokens + count - len(stalled)
         self._ticks += self._clock.first(prefill_tokens, num_decoding, held)
-        first_end = self.now
+        self.now = first_end = self._ticks / self._clock.ticks_per_unit
         num_iterations = 1
+        next_end = self._next_end()
         if most > 1 and not stalled and count <= (self._max_batch_tokens or count):
-            more = min(most, self._next_end() - clock) - 1
+            more = int(min(most, next_end - clock)) - 1
+            if more and next_arrival < math.inf:
+                more = self._before(next_arrival, more, count, held)
             if more:
-                more = self._before(next_arrival, int(more), count, held)
                 self._ticks += self._clock.decode(more, count, held)
+                self.now = self._ticks / self._clock.ticks_per_unit
                 num_iterations += more
-        return Progress(first_end, self._pop_ended(clock + num_iterations), stalled, num_iterations)
+        finished = self._pop_ended(next_end) if clock + num_iterations == next_end else ()
+        return Progress(first_end, finished, stalled, num_iterations)
 
-    def _fill(self, running: RunningBatch) -> tuple[int, int, Sequence[int]]:
-        """Return prefill tokens, decoding requests and those that get no token, of one iteration with prefill."""
-        budget = math.inf if self._max_batch_tokens is None else self._max_batch_tokens
-        clock, stalled, prefill_tokens, num_decoding = running.clock, [], 0, len(running) - len(self._prefill)
-        if budget < math.inf:
-            for index in running:
-                if index not in self._prefill:
-                    if budget:
-                        budget -= 1
-                    else:
-                        num_decoding -= 1
-                        stalled.append(index)
-                        self._end_at(index, self._end_of[index] + 1)
-        for index, tokens in list(self._prefill.items()):
-            chunk = min(max(1, tokens), budget)
+    def _fill(self, running: RunningBatch, budget: int) -> tuple[int, int, Sequence[int]]:
+        """Return prefill tokens, decoding requests and those that get no token, of an iteration of `budget` tokens."""
+        clock, stalled, prefill_tokens, num_decoding = running.clock, [], 0, 0
+        for index in running:
+            if index not in self._prefill:
+                if num_decoding < budget:
+                    num_decoding += 1
+                else:
+                    stalled.append(index)
+                    self._end_at(index, self._end_of[index] + 1)
+        budget -= num_decoding
+        for index, (tokens, remaining) in list(self._prefill.items()):
+            chunk = min(max(1, tokens), budget)  # an empty prompt takes a token's place
             budget -= chunk
-            prefill_tokens += min(tokens, int(chunk))
+            prefill_tokens += min(tokens, chunk)
             if chunk >= max(1, tokens):
                 del self._prefill[index]
-                self._end_at(index, clock + self._output_lens[index] - self._generated.pop(index))
+                self._end_at(index, clock + remaining)
             else:
-                self._prefill[index] = tokens - int(chunk)
+                self._prefill[index] = (tokens - chunk, remaining)
                 stalled.append(index)
         return prefill_tokens, num_decoding, stalled
 
@@ -124,14 +128,17 @@ class SimulatedExecutor(Executor):
         self._end_of[index] = iteration
         heappush(self._ends, (iteration, index))
 
-    def _next_end(self) -> int:
-        """Return the iteration in which the next request ends."""
+    def _next_end(self) -> float:
+        """Return the iteration in which the next request ends, as far as known."""
         ends, end_of = self._ends, self._end_of
-        while end_of.get(ends[0][1]) != ends[0][0]:
+        while ends:
+            end, index = ends[0]
+            if end_of.get(index) == end:
+                return end
             heappop(ends)
-        return ends[0][0]
+        return math.inf
 
-    def _pop_ended(self, iteration: int) -> list[int]:
+    def _pop_ended(self, iteration: float) -> list[int]:
         """Return the requests that end in this iteration, in order of index."""
         ends, ended = self._ends, []
         while ends and ends[0][0] <= iteration:
@@ -143,8 +150,6 @@ class SimulatedExecutor(Executor):
 
     def _before(self, time: float, most: int, count: int, held: int) -> int:
         """Return how many iterations, at most `most`, run up to the first that ends at or after `time`."""
-        if time == math.inf:
-            return most
         left = self._ticks_at(time) - self._ticks
         if left <= 0:
             return 0

@@ -12,7 +12,7 @@ def policies(**mean_latency: float) -> dict[str, dict[str, dict[str, float]]]:
             "mean_ttft",
             "makespan",
             "num_evictions",
-            "num_recomputed_tokens",
+            "recomputed_share",
             "mean_kv_utilization",
             "mean_queue_depth",
         ),

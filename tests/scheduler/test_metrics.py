@@ -17,13 +17,13 @@ def test_the_figures_of_a_run_worked_by_hand() -> None:
         num_evictions=np.array([0, 2, 1]),
         num_recomputed_tokens=np.array([0, 7, 4]),
         timeline=Timeline(
-            end=[2.0, 5.0, 12.0],
-            duration=[1.0, 3.0, 4.0],
-            num_iterations=[1, 3, 2],
-            num_waiting=[0, 2, 1],
-            num_running=[1, 1, 2],
-            kv_blocks=[2, 5, 8],
-            first_kv_blocks=[2, 3, 8],
+            end=np.array([2.0, 5.0, 12.0]),
+            duration=np.array([1.0, 3.0, 4.0]),
+            num_iterations=np.array([1, 3, 2]),
+            num_waiting=np.array([0, 2, 1]),
+            num_running=np.array([1, 1, 2]),
+            kv_blocks=np.array([2, 5, 8]),
+            first_kv_blocks=np.array([2, 3, 8]),
         ),
     )
     figures = summarize(result, KvCache(10, 16))
