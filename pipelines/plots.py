@@ -1,6 +1,6 @@
 """Figures of the evaluation report, as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from typing import Any
@@ -99,5 +99,17 @@ def bounds_against_lengths(bounds: Sequence[int], output_lens: Sequence[int]) ->
     edges = [min(*bounds, *output_lens), max(*bounds, *output_lens)]
     axes.plot(edges, edges, color="#495057", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="output length (tokens)", ylabel="predicted lower bound (tokens)")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def cost_per_request(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the simulator's time per request against the number of requests that wait from the start, per policy."""
+    figure, axes = _figure()
+    for colour, name in zip(COLOURS, dict.fromkeys(row["policy"] for row in rows), strict=False):
+        points = [(row["requests"], row["us"]) for row in rows if row["policy"] == name]
+        axes.plot(*zip(*points, strict=True), color=colour, label=name, marker="o", markersize=4)
+    axes.set(xscale="log", xlabel="requests waiting at the start", ylabel="microseconds per request")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)

@@ -52,8 +52,8 @@ class Amin(Policy):
         preempted: list[int] = []
         if running.next_blocks > self.kv_cache.num_blocks:
             preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
-        for index in preempted:
-            self._requeue(index, running)
+            for index in preempted:
+                self._requeue(index, running)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds)
         for index in decision.admit:
             self._victims.add(index, self._bounds[index], running.clock - self._kept_tokens.pop(index, 0))

@@ -57,6 +57,11 @@ class RunningBatch:
         return -(-(self._rows[index][0] + self.clock + 1) // self._block_size)
 
     @property
+    def current_blocks(self) -> int:
+        """Blocks that all running requests hold now."""
+        return self.next_blocks - self._by_residue[-self.clock % self._block_size]
+
+    @property
     def total_tokens(self) -> int:
         """Tokens that all running requests hold now."""
         return self._offset_sum + len(self._rows) * self.clock

@@ -74,20 +74,26 @@ class Clock:
     prefill_token: int = 0
     decoding_request: int = 0
     kv_token: int = 0
+    is_constant: bool = False
+    """Whether every iteration takes the same, whatever it does."""
 
     @classmethod
     def of(cls, cost_model: CostModel | None) -> "Clock":
         """Return the clock of a cost model, in femtoseconds; of none, the iteration clock: every iteration takes 1."""
         if cost_model is None:
-            return cls(1, 1)
+            return cls(1, 1, is_constant=True)
         return cls(TICKS_PER_SECOND, *(round(value * TICKS_PER_SECOND) for value in asdict(cost_model).values()))
 
     def first(self, prefill_tokens: int, num_decoding: int, kv_tokens: int) -> int:
         """Return the ticks of one iteration; `kv_tokens` are in the cache at its end."""
+        if self.is_constant:
+            return self.iteration
         work = self.prefill_token * prefill_tokens + self.decoding_request * num_decoding
         return self.iteration + work + self.kv_token * kv_tokens
 
     def decode(self, num_iterations: int, num_decoding: int, kv_tokens: int) -> int:
         """Return the ticks of iterations that only decode; `kv_tokens` are in the cache before the first."""
+        if self.is_constant:
+            return self.iteration * num_iterations
         each = self.iteration + self.decoding_request * num_decoding + self.kv_token * kv_tokens
         return num_iterations * each + self.kv_token * num_decoding * num_iterations * (num_iterations + 1) // 2

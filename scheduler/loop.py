@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
-from scheduler.executor import Executor, Progress
+from scheduler.executor import Executor
 from scheduler.kv_cache import Ints, KvCache
-from scheduler.policy import Decision, Policy
+from scheduler.policy import Policy
 from scheduler.request import Request
 
 Floats = NDArray[np.float64]
@@ -119,9 +119,12 @@ class Loop:
             if not self._num_waiting and not len(running):
                 executor.wait_until(self._next_arrival)
                 continue
-            decision = schedule(running)
-            self._carry_out(decision)
-            finished = self._iterate(decision.valid_for)
+            preempted, admitted, valid_for = schedule(running)
+            if preempted:
+                self._evict(preempted)
+            if admitted:
+                self._admit(admitted)
+            finished = self._iterate(valid_for)
             if on_finish and finished:
                 on_finish(finished)
         return self.result()
@@ -147,13 +150,6 @@ class Loop:
             self._num_waiting += 1
         self._next_arrival = requests[arrivals[-1]].arrival_time if arrivals else math.inf
 
-    def _carry_out(self, decision: Decision) -> None:
-        if decision.preempt:
-            self._evict(decision.preempt)
-        if decision.admit:
-            self._admit(decision.admit)
-        self._num_waiting += len(decision.preempt) - len(decision.admit)
-
     def _evict(self, preempted: Sequence[int]) -> None:
         running = self._running
         if len(preempted) == len(running) == 1:
@@ -168,9 +164,11 @@ class Loop:
             if index in self._without_token:
                 self._without_token.remove(index)
             self._executor.evict(index)
+        self._num_waiting += len(preempted)
 
     def _admit(self, admitted: Sequence[int]) -> None:
         now = self._executor.now
+        self._num_waiting -= len(admitted)
         for index in admitted:
             num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
             self._running.append(index, num_prompt_tokens, kept)
@@ -187,27 +185,27 @@ class Loop:
         assert count > 0, "the policy left the worker idle"
         assert first_blocks <= self._kv_cache.num_blocks, "the policy left a batch that does not fit"
         most = valid_for if valid_for == 1 else min(valid_for, running.num_iterations_that_fit())
-        progress = executor.iterate(running, most, self._next_arrival)
+        first_end, finished, stalled, num_iterations = executor.iterate(running, most, self._next_arrival)
         now = executor.now
-        last_blocks = running.advance(progress.num_iterations, progress.stalled)
+        last_blocks = running.advance(num_iterations, stalled)
         if self._without_token:
-            self._note_first_tokens(progress)
-        for index in progress.finished:
+            self._note_first_tokens(first_end, stalled)
+        for index in finished:
             self._finish_time[index] = now
             self._output_len[index] = output_len = running.num_generated(index)
             running.remove(index)
             self._policy.finish(index, output_len)
-        waiting, iterations = self._num_waiting, progress.num_iterations
-        self._entries.extend((now, now - started, iterations, waiting, count, first_blocks, last_blocks))
-        return progress.finished
+        entry = (now, now - started, num_iterations, self._num_waiting, count, first_blocks, last_blocks)
+        self._entries.extend(entry)
+        return finished
 
-    def _note_first_tokens(self, progress: Progress) -> None:
+    def _note_first_tokens(self, time: float, stalled: Sequence[int]) -> None:
         left = []
         for index in self._without_token:
-            if index in progress.stalled:
+            if index in stalled:
                 left.append(index)
             else:
-                self._first_token_time[index] = progress.first_end
+                self._first_token_time[index] = time
         self._without_token = left
 
 

@@ -34,6 +34,7 @@ class SglangRatio(Policy):
         super().__init__(kv_cache, rng, resume=resume, limits=limits)
         self._num_queued = 0
         self._is_full = False
+        self._max_new_sum, self._prompt_sum, self._num_clipped = 0, 0, 0  # of the running requests
         self._ratio_at_reset, self._num_decays, self._clock, self._decays = INITIAL_RATIO, 0, 0, False
 
     @property
@@ -62,8 +63,10 @@ class SglangRatio(Policy):
 
     def _admit(self, running: RunningBatch) -> list[int]:
         size, requests, blocks = self.kv_cache.block_size, self.waiting.request, self.kv_cache.blocks
-        free = self.kv_cache.kv_budget - size * sum(blocks(running.num_tokens(index)) for index in running)
-        unborn = sum(min(requests(index).max_new_tokens - running.num_generated(index), CLIP) for index in running)
+        free = self.kv_cache.kv_budget - size * running.current_blocks
+        unborn = self._max_new_sum - (running.total_tokens - self._prompt_sum)
+        if self._num_clipped:
+            unborn = sum(min(requests(index).max_new_tokens - running.num_generated(index), CLIP) for index in running)
         reserved = self._ratio * unborn
         spare = self.kv_cache.num_blocks - running.next_blocks - self.limits.watermark_blocks
         room = self.limits.room(len(running))
@@ -78,7 +81,14 @@ class SglangRatio(Policy):
                 break
             free -= size * blocks(held) + min(max_new_tokens, CLIP)
             admitted.append(self.waiting.pop())
+            self._count(index, 1)
         return admitted
+
+    def _count(self, index: int, sign: int) -> None:
+        request = self.waiting.request(index)
+        self._max_new_sum += sign * request.max_new_tokens
+        self._prompt_sum += sign * request.num_prompt_tokens
+        self._num_clipped += sign * (request.max_new_tokens > CLIP)
 
     def _retract(self, running: RunningBatch) -> list[int]:
         kept = sorted(
@@ -95,6 +105,7 @@ class SglangRatio(Policy):
             index = kept.pop()
             free, needed = free + held[index], needed - running.blocks(index)
             retracted.append(index)
+            self._count(index, -1)
             self._num_queued += 1
             self.waiting.requeue(self._num_queued, index, running.num_generated(index) if self.resume else 0)
         generated = sum(running.num_generated(index) for index in kept)
@@ -105,5 +116,6 @@ class SglangRatio(Policy):
 
     def finish(self, index: int, output_len: int) -> None:
         """Forget the request; there is room to try again."""
+        self._count(index, -1)
         super().finish(index, output_len)
         self._is_full = False

@@ -85,7 +85,7 @@ class SimulatedExecutor(Executor):
                 prefill_tokens += tokens
                 self._end_at(index, clock + remaining)
             self._prefill.clear()
-        held = running.total_tokens + count - len(stalled)
+        held = 0 if self._clock.is_constant else running.total_tokens + count - len(stalled)
         self._ticks += self._clock.first(prefill_tokens, num_decoding, held)
         self.now = first_end = self._ticks / self._clock.ticks_per_unit
         num_iterations = 1

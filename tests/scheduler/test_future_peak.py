@@ -110,6 +110,7 @@ def test_the_batch_knows_its_blocks_and_how_long_they_fit(
         return sum(kv_cache.blocks(running.num_tokens(i) + later) for i in running)
 
     assert running.next_blocks == blocks(1)
+    assert running.current_blocks == blocks(0)
     assert running.total_tokens == sum(running.num_tokens(i) for i in running)
     assert [running.blocks(i) for i in running] == [kv_cache.blocks(running.num_tokens(i) + 1) for i in running]
     indices, held, generated = running.columns()

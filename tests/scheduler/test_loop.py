@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,22 @@ def test_the_loop_agrees_with_a_slow_one_on_a_crowd(
     )
     slow = slow_loop(name, case, resume=resume, seed=1)
     assert_same(run_policy(name, case, resume=resume, seed=1), slow)
+
+
+@EVERY_MODE
+def test_sglang_reserves_at_most_4096_tokens_for_a_limit_beyond_that(
+    make_case: Callable, run_policy: Callable, slow_loop: Callable, resume: bool
+) -> None:
+    """The sums kept up to date and the sum over all requests agree where limits of both kinds run together."""
+    rng = np.random.default_rng(3)
+    output_lens = rng.integers(1, 900, 60).tolist()
+    case = make_case(output_lens, 9000, prompt=rng.integers(0, 50, 60).tolist())
+    caps = [5000 if i % 7 == 0 else 900 for i in range(60)]
+    requests = [replace(request, max_new_tokens=cap) for request, cap in zip(case.requests, caps, strict=True)]
+    case = case._replace(requests=requests)
+    result = run_policy("sglang", case, resume=resume)
+    assert_same(result, slow_loop("sglang", case, resume=resume))
+    assert max(result.timeline.num_running) > 7
 
 
 @EVERY_MODE
