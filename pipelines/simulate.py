@@ -94,7 +94,6 @@ def run(args: argparse.Namespace) -> None:
     with tqdm(total=len(base.requests) * len(names) * args.seeds, desc="simulate", unit="request") as bar:
         for seed in range(args.seeds):
             workload = with_arrivals_and_predictions(base, args, seed)
-            names = [name for name in names if args.policies != "all" or _can_run(name, workload)]
             for name in names:
                 result = simulate(name, workload, worker, seed, lambda finished: bar.update(len(finished)) and None)
                 runs.append(PolicyRun(name, seed, workload.requests, result))
@@ -132,11 +131,6 @@ def _worker(args: argparse.Namespace) -> "Worker":
         cost_model=None if args.cost_model == "iteration" else CostModel.read(Path(args.cost_model)),
         max_batch_tokens=args.max_batch_tokens,
     )
-
-
-def _can_run(name: str, workload: "Workload") -> bool:
-    """Return whether the workload has what a policy needs."""
-    return name != "tie" or all(request.forecast is not None for request in workload.requests)
 
 
 def _setting(args: argparse.Namespace, workload: "Workload") -> dict[str, Any]:
@@ -182,8 +176,6 @@ def _print_notes(results: Mapping[str, Any], count: int) -> None:
     print(f"lower bounds: coverage {coverage:.3f}, tightness {tightness:.2f} (mean bound / mean length; last seed)")
     if bound is not None:
         print(f"no schedule has a mean latency below {bound / count:.1f} (volume bound)")
-    if "tie" not in results["policies"] and results["workload"]["predictions"] is None:
-        print("tie needs forecasts: the field survival with --bins, or --predictions noise:SIGMA")
 
 
 def policy_names(text: str) -> Sequence[str]:

@@ -6,7 +6,6 @@ import numpy as np
 
 from scheduler.batch import RunningBatch
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
-from scheduler.packing import predicted_len
 from scheduler.policy import Decision, Policy, admit_while_current_fits, evict_while_full
 from scheduler.request import Request
 
@@ -40,11 +39,11 @@ class Sjf(Fcfs):
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its predicted output length."""
-        self.waiting.add(predicted_len(request), index, request)
+        self.waiting.add(request.predicted_len(), index, request)
 
     def key(self, index: int) -> float:
         """Return the predicted output length."""
-        return predicted_len(self.waiting.request(index))
+        return self.waiting.request(index).predicted_len()
 
 
 class FcfsReserve(Policy):

@@ -31,6 +31,20 @@ class Forecast:
         share = (level - below[right - 1]) / (below[right] - below[right - 1])
         return float(self.edges[right - 1] + share * (self.edges[right] - self.edges[right - 1]))
 
+    def conditional_quantile(self, generated: float, level: float) -> float:
+        """Return the quantile at `level` of the length given that it exceeds `generated` tokens.
+
+        A table look-up, P(length > g + k | length > g) = S(g + k) / S(g); always above `generated`. A request that has
+        outlived every length of the forecast is taken to end like a Pareto variable with index 1: what has lasted for g
+        tokens lasts for as many again with probability one half.
+        """
+        if generated <= 0:
+            return self.quantile(level)
+        alive = float(np.interp(generated, self.edges, self.survival))
+        if generated >= self.edges[-1] or alive <= 0:
+            return generated / (1.0 - level)
+        return self.quantile(1.0 - (1.0 - level) * alive)
+
     def mean(self, cap: float = np.inf) -> float:
         """Return E[min(length, cap)] in tokens."""
         return self._area(0.0, cap)
@@ -46,3 +60,14 @@ class Forecast:
         inner = self.edges[(self.edges > left) & (self.edges < right)]
         points = np.concatenate([[left], inner, [right]])
         return float(np.trapezoid(np.interp(points, self.edges, self.survival), points))
+
+
+def through_bounds(lower: int, middle: int, upper: int, longest: int) -> Forecast:
+    """Return a forecast for a request of which only bounds are known, in tokens, linear in between.
+
+    At least `lower` with probability .9, at least `middle` with .5, above `upper` with .05, never above `longest`.
+    """
+    edges = [0]
+    for edge in (lower, middle, upper, longest):
+        edges.append(max(edge, edges[-1] + 1))
+    return Forecast(np.array(edges, dtype=np.int64), np.array([1.0, 0.9, 0.5, 0.05, 0.0]))

@@ -72,7 +72,7 @@ class Svf(PackByEstimate):
 
     def estimate(self, index: int, request: Request) -> int:
         """Return the central prediction."""
-        return predicted_len(request)
+        return request.predicted_len()
 
     def key(self, request: Request, estimate: int) -> float:
         """Return the memory that it takes over its life, in token-iterations."""
@@ -116,18 +116,6 @@ class HindsightSvf(Hindsight):
         return volume(request.num_prompt_tokens, estimate)
 
 
-def volume(num_prompt_tokens: int, output_len: int) -> float:
+def volume(num_prompt_tokens: int, output_len: float) -> float:
     """Return s*o + o(o+1)/2: the token-iterations of memory that a request takes if it is never evicted."""
     return num_prompt_tokens * output_len + output_len * (output_len + 1) / 2
-
-
-def predicted_len(request: Request) -> int:
-    """Return the central prediction of the output length.
-
-    Where there is none, the middle of the bounds stands for it, `max_new_tokens` being the upper one where no better
-    is known.
-    """
-    if request.output_len_prediction is not None:
-        return request.output_len_prediction
-    upper = request.output_len_upper_bound
-    return (request.output_len_lower_bound + (request.max_new_tokens if upper is None else upper)) // 2

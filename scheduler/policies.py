@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from scheduler.amin import Amin
+from scheduler.amin_survival import AminSurvival
 from scheduler.errors import InputError
 from scheduler.fcfs import Fcfs, FcfsReserve, Sjf
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
@@ -18,6 +19,7 @@ from scheduler.tie import Tie
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     "amin": Amin,
     "amin-eviction": partial(Amin, refinement="eviction"),
+    "amin-survival": AminSurvival,
     "amax": Amax,
     "fcfs": Fcfs,
     "fcfs-reserve": FcfsReserve,

@@ -84,12 +84,16 @@ class WaitingQueue:
 
     def add(self, key: float, index: int, request: Request) -> None:
         """Queue a new request."""
-        self._num_added += 1
-        self._requests[index] = (self._num_added, request)
+        self.remember(index, request)
         heappush(self._heap, (key, self._num_added, index, request.num_prompt_tokens, 0))
 
+    def remember(self, index: int, request: Request) -> None:
+        """Take in the facts of a request that `requeue` will queue."""
+        self._num_added += 1
+        self._requests[index] = (self._num_added, request)
+
     def requeue(self, key: float, index: int, num_generated: int) -> None:
-        """Queue an evicted request again; it keeps `num_generated` tokens (0 unless it resumes)."""
+        """Queue a known request (again); it keeps `num_generated` tokens (0 unless it was evicted and resumes)."""
         place, request = self._requests[index]
         heappush(self._heap, (key, place, index, request.num_prompt_tokens + num_generated, num_generated))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from scheduler.errors import InputError
-from scheduler.forecast import Forecast
+from scheduler.forecast import Forecast, through_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,24 @@ class Request:
     output_len_upper_bound: int | None = None
     output_len_prediction: int | None = None
     forecast: Forecast | None = None
+
+    def forecast_or_bounds(self) -> Forecast:
+        """Return the forecast; where there is none, one drawn through the bounds and the prediction.
+
+        A lower bound is taken to be reached with probability .9, an upper one with .05; `max_new_tokens` stands for an
+        upper bound that is not known, the middle of the bounds for the prediction.
+        """
+        if self.forecast is not None:
+            return self.forecast
+        upper = self.max_new_tokens if self.output_len_upper_bound is None else self.output_len_upper_bound
+        return through_bounds(self.output_len_lower_bound, self.predicted_len(), upper, self.max_new_tokens)
+
+    def predicted_len(self) -> int:
+        """Return the central prediction; where there is none, the middle of the bounds, as `forecast_or_bounds`."""
+        if self.output_len_prediction is not None:
+            return self.output_len_prediction
+        upper = self.max_new_tokens if self.output_len_upper_bound is None else self.output_len_upper_bound
+        return (self.output_len_lower_bound + upper) // 2
 
     def __post_init__(self) -> None:
         """Check the ranges.

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from scheduler.errors import InputError
 from scheduler.fcfs import Fcfs
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.request import Request
@@ -28,18 +27,12 @@ class Tie(Fcfs):
         self._scores: dict[int, float] = {}
 
     def add(self, index: int, request: Request) -> None:
-        """Queue a request by its score.
-
-        Raises:
-            InputError: The request has no forecast.
-        """
-        if request.forecast is None:
-            raise InputError(f"request {request.request_id!r}: policy 'tie' needs survival, a forecast of the length")
+        """Queue a request by its score."""
+        forecast = request.forecast_or_bounds()
         beta = min(0.5, max(0.1, 0.1 * len(self.waiting) / (self.limits.max_running or BATCH_SIZE)))
         cap = request.max_new_tokens
-        score = request.forecast.mean(cap) + beta * request.forecast.tail_mean(TAIL_LEVEL, cap)
-        self._scores[index] = score
-        self.waiting.add(score, index, request)
+        self._scores[index] = forecast.mean(cap) + beta * forecast.tail_mean(TAIL_LEVEL, cap)
+        self.waiting.add(self._scores[index], index, request)
 
     def key(self, index: int) -> float:
         """Return the score that it had at arrival."""

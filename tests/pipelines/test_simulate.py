@@ -46,9 +46,9 @@ def simulate(workload: Path | str, out: Path, *more: str) -> dict[str, Any]:
 
 
 def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
-    """Every policy that the workload allows has its figures by seed, mean and interval; and every request a row."""
+    """Every policy has its figures by seed, mean and interval; and every request a row."""
     results = simulate(workload_file, tmp_path / "out")
-    assert set(results["policies"]) == set(POLICIES) - {"tie"}  # no --bins: no forecasts
+    assert set(results["policies"]) == set(POLICIES)
     for entry in results["policies"].values():
         assert [seed["seed"] for seed in entry["seeds"]] == [0, 1]
         assert set(entry["seeds"][0]) >= CONTRACT
@@ -56,7 +56,7 @@ def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
     assert results["total_latency_lower_bound"] is None  # they do not arrive at once
     assert results["bounds"]["coverage"] == 1
     table = pq.read_table(tmp_path / "out" / "requests.parquet")
-    assert table.num_rows == 40 * 2 * (len(POLICIES) - 1)
+    assert table.num_rows == 40 * 2 * len(POLICIES)
     assert table.column_names == [
         "policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions",
     ]  # fmt: skip
@@ -64,10 +64,14 @@ def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
 
 
 def test_bins_bring_the_forecasts(workload_file: Path, tmp_path: Path) -> None:
-    """With the edges of the field survival the policy that orders by a distribution runs."""
+    """With the edges of the field survival the policies that use a distribution decide otherwise than by bounds."""
     bins = tmp_path / "bins.json"
     bins.write_text("[0, 10, 30, 60]")
-    assert "tie" in simulate(workload_file, tmp_path / "out", "--bins", str(bins))["policies"]
+    for name in ("tie", "amin-survival"):
+        more = ["--policies", name, "--arrivals", "all-at-once"]
+        without = simulate(workload_file, tmp_path / "without", *more)["policies"][name]["mean"]
+        using = simulate(workload_file, tmp_path / "with", *more, "--bins", str(bins))["policies"][name]["mean"]
+        assert without["mean_latency"] != using["mean_latency"]
 
 
 def test_all_at_once_has_a_bound_that_every_policy_respects(tmp_path: Path) -> None:
@@ -129,7 +133,6 @@ BAD = {
     "cost model": (["lmsys-shaped:9", "--cost-model", "nowhere.json"], "nowhere.json"),
     "bins": (["WORKLOAD", "--bins", "nowhere.json"], "nowhere.json"),
     "too small a budget": (["lmsys-shaped:99", "--kv-budget", "50"], "request 'r"),
-    "tie without forecasts": (["lmsys-shaped:9", "--policies", "tie"], "needs survival"),
 }
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class SlowLoop:
             self.running.remove(victim)
             self.num_evictions[victim] += 1
             self.num_recomputed[victim] += self.held(victim)
-            if self.name.startswith("amin"):
+            if self.name in ("amin", "amin-eviction"):
                 self.estimate[victim] = max(self.estimate[victim], self.generated[victim])
             if not self.resume:
                 self.generated[victim] = 0
@@ -216,7 +217,7 @@ class SlowTie(SlowLoop):
         for i in new:
             queue = [j for j in self.scores if j not in self.running and j not in self.finish_time]
             beta = min(0.5, max(0.1, 0.1 * len(queue) / (self.case.limits.max_running or 32)))
-            forecast, cap = self.requests[i].forecast, self.requests[i].max_new_tokens
+            forecast, cap = self.requests[i].forecast_or_bounds(), self.requests[i].max_new_tokens
             self.scores[i] = forecast.mean(cap) + beta * forecast.tail_mean(0.9, cap)
         return super().waiting(now)
 
@@ -355,9 +356,78 @@ class SlowPastFuture(SlowLoop):
         self.history = [*self.history, self.output_lens[i]][-200:]
 
 
+class SlowSurvival(SlowLoop):
+    """Bounds renewed, order by volume and age, least generated evicted; quantiles by walking along the curve."""
+
+    num_iterations = 0
+
+    def quantile(self, i: int, level: float, beyond: float = 0.0) -> float:
+        """Return the quantile of the length of request `i` given that it exceeds `beyond`."""
+        forecast = self.requests[i].forecast_or_bounds()
+        points = list(zip(forecast.edges.tolist(), forecast.survival.tolist(), strict=True))
+        if beyond > 0:
+            alive = next((self.between(p, q, beyond) for p, q in pairwise(points) if p[0] <= beyond < q[0]), 0.0)
+            if alive <= 0:
+                return beyond / (1 - level)
+            level = 1 - (1 - level) * alive
+        for (x, s), (y, t) in pairwise(points):
+            if 1 - t > level:
+                return x + (level - (1 - s)) / ((1 - t) - (1 - s)) * (y - x)
+        return points[-1][0]
+
+    def between(self, p: tuple[int, float], q: tuple[int, float], x: float) -> float:
+        """Return the survival at `x` between two points."""
+        return (q[1] - p[1]) / (q[0] - p[0]) * (x - p[0]) + p[1]
+
+    def renew(self, i: int) -> None:
+        """Raise the bound until it exceeds what was generated."""
+        cap = self.requests[i].max_new_tokens
+        while self.estimate[i] <= self.generated[i] < cap:
+            self.estimate[i] = max(self.estimate[i] + 1, int(self.quantile(i, 0.5, self.estimate[i])))
+        room = self.kv_cache.num_blocks * self.kv_cache.block_size - self.requests[i].num_prompt_tokens
+        self.estimate[i] = min(self.estimate[i], cap, room)
+
+    def start_iteration(self) -> None:
+        """Renew the bounds of the running requests."""
+        for i in self.running:
+            self.renew(i)
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Note when requests are first seen."""
+        self.seen: dict[int, int] = getattr(self, "seen", {})
+        self.known: dict[int, int] = getattr(self, "known", {})
+        for i, request in enumerate(self.requests):
+            if request.arrival_time <= now and i not in self.seen:
+                self.seen[i] = len(self.durations)
+                self.estimate[i] = max(1, int(self.quantile(i, 0.5)))
+                self.renew(i)
+        return super().waiting(now)
+
+    def key(self, i: int) -> float:
+        """Return the volume that is left, and the age."""
+        known = self.known.get(i, 0)
+        length = max(known + 1.0, min(self.quantile(i, 0.5, known), self.requests[i].max_new_tokens))
+        held, left = self.held(i), length - self.generated[i]
+        budget = self.kv_cache.num_blocks * self.kv_cache.block_size
+        return held * left + left * (left + 1) / 2 + 0.005 * budget * self.seen[i]
+
+    def victim(self) -> int:
+        """Return one of the least generated."""
+        least = min(self.generated[i] for i in self.running)
+        tied = sorted(i for i in self.running if self.generated[i] == least)
+        index = tied[int(self.rng.random() * len(tied))] if len(tied) > 1 else tied[0]
+        self.known[index] = least
+        return index
+
+
 def slow_loop(name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> SlowLoop:
     """Return the outcome of the plain loop under a policy."""
-    kind = {"tie": SlowTie, "sglang": SlowSglang, "past-future": SlowPastFuture}.get(name, SlowLoop)
+    kind = {
+        "tie": SlowTie,
+        "sglang": SlowSglang,
+        "past-future": SlowPastFuture,
+        "amin-survival": SlowSurvival,
+    }.get(name, SlowLoop)
     loop = kind(name, case, slow_peak, resume=resume, seed=seed)
     loop.run()
     return loop

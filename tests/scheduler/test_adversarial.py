@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from scheduler.errors import InputError
-from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
@@ -100,8 +99,7 @@ def test_a_request_that_outgrows_the_cache_alone_is_named(name: str) -> None:
     """An executor that cannot check lengths beforehand ends in an error with the id, not in a livelock."""
     kv_cache = KvCache(10)
     policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
-    request = Request("endless", 1, 50, forecast=Forecast(np.array([0, 60]), np.array([1.0, 0.0])))
-    loop = Loop(policy, UncheckedExecutor(kv_cache, [50]), [request], kv_cache)
+    loop = Loop(policy, UncheckedExecutor(kv_cache, [50]), [Request("endless", 1, 50)], kv_cache)
     with pytest.raises(InputError, match="'endless' outgrew the KV cache"):
         loop.run()
 
@@ -152,12 +150,6 @@ def test_an_unknown_policy_is_an_input_error() -> None:
         make_policy("fifo", KvCache(10), np.random.default_rng(0), resume=False, output_lens=[1])
     assert "'fifo'" in str(raised.value)
     assert all(name in str(raised.value) for name in POLICIES)
-
-
-def test_tie_without_a_forecast_is_an_input_error() -> None:
-    """It orders by a distribution, and says whose is missing."""
-    with pytest.raises(InputError, match="request 'bare': policy 'tie' needs survival"):
-        run([Request("bare", 1, 5)], [1], KvCache(10), "tie")
 
 
 def test_hindsight_without_true_lengths_is_an_input_error() -> None:

@@ -1,0 +1,130 @@
+"""Amin on the whole survival curve: renewed bounds, order by volume, least work evicted."""
+
+from heapq import heappop, heappush
+
+import numpy as np
+
+from scheduler.batch import RunningBatch
+from scheduler.forecast import Forecast
+from scheduler.future_peak import FuturePeak
+from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
+from scheduler.least_bound import LeastBoundFirst
+from scheduler.packing import volume
+from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
+from scheduler.request import Request
+
+
+class AminSurvival(Policy):
+    """Amin with three changes, all read from the forecast that a request arrives with; no other model call.
+
+    1. Packing: the bound is the `pack_level` quantile of the length. A request that outlives it gets a new one, the
+       same quantile of the length given that it exceeds what it has generated, instead of "ends with the next token".
+    2. Order: ascending memory over a life, s*m + m(m+1)/2 with m the `order_level` quantile of the length given what is
+       known, since short is not what makes room (Smallest Volume First, arXiv 2606.22327). A request ages: each
+       iteration since its arrival counts like `ageing` iterations of the whole cache.
+    3. Eviction: the least generated first, ties random: the least work is lost. What an evicted request has once
+       generated it is known to exceed, so it is packed with more the next time and does not come back to be evicted.
+    """
+
+    def __init__(
+        self,
+        kv_cache: KvCache,
+        rng: np.random.Generator,
+        *,
+        resume: bool = False,
+        limits: Limits = NO_LIMITS,
+        pack_level: float = 0.5,
+        order_level: float = 0.5,
+        ageing: float = 0.005,
+    ) -> None:
+        """Start with nothing waiting; arguments as in `Policy`, levels in (0, 1), `ageing` >= 0."""
+        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        self._pack_level, self._order_level, self._ageing = pack_level, order_level, ageing
+        self._new: list[int] = []
+        self._forecasts: dict[int, Forecast] = {}
+        self._arrivals: dict[int, int] = {}
+        self._bounds: dict[int, int] = {}
+        self._starts: dict[int, int] = {}  # clock minus generated tokens, of the running
+        self._kept_tokens: dict[int, int] = {}
+        self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
+        self._peak = FuturePeak(kv_cache)
+        self._victims = LeastBoundFirst(rng, by_token=True)
+
+    def add(self, index: int, request: Request) -> None:
+        """Take in a request; it is queued by the next `schedule`."""
+        self.waiting.remember(index, request)
+        self._forecasts[index] = request.forecast_or_bounds()
+        self._new.append(index)
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Return the evictions that the next iteration needs, then the admissions that still fit."""
+        for index in self._new:
+            self._arrivals[index] = running.clock
+            self._bounds[index] = self._bound(index, 0)
+            self.waiting.requeue(self._key(index, 0, 0), index, 0)
+        self._new.clear()
+        self._follow(running)
+        preempted: list[int] = []
+        if running.next_blocks > self.kv_cache.num_blocks:
+            preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
+            for index in preempted:
+                self._requeue(index, running)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds)
+        for index in decision.admit:
+            self._start(index, running.clock - self._kept_tokens.pop(index, 0))
+        return decision
+
+    def _follow(self, running: RunningBatch) -> None:
+        """Take note of stalls, and renew the bounds that have been outlived."""
+        self._peak.follow(running)
+        self._victims.follow(running)
+        for index in running.stalled:
+            self._starts[index] += 1
+            heappush(self._ends, (self._starts[index] + self._bounds[index], index, self._starts[index]))
+        while self._ends and self._ends[0][0] <= running.clock:
+            _, index, start = heappop(self._ends)
+            if self._starts.get(index) == start:
+                generated = running.clock - start
+                self._bounds[index] = bound = self._bound(index, generated)
+                self._peak.remove(index, running.clock)
+                self._peak.add(index, running.clock, running.num_tokens(index), max(1, bound - generated))
+                heappush(self._ends, (max(start + bound, running.clock + 1), index, start))
+
+    def _start(self, index: int, start: int) -> None:
+        self._starts[index] = start
+        self._victims.add(index, 0, start)
+        heappush(self._ends, (start + self._bounds[index], index, start))
+
+    def _requeue(self, index: int, running: RunningBatch) -> None:
+        self._peak.remove(index, running.clock)
+        del self._starts[index]
+        generated = running.num_generated(index)
+        self._bounds[index] = self._bound(index, generated)
+        kept = generated if self.resume else 0
+        if kept:
+            self._kept_tokens[index] = kept
+        self.waiting.requeue(self._key(index, generated, kept), index, kept)
+
+    def _bound(self, index: int, generated: int) -> int:
+        """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
+        forecast, request = self._forecasts[index], self.waiting.request(index)
+        limit = min(request.max_new_tokens, self.kv_cache.kv_budget - request.num_prompt_tokens)
+        bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._pack_level)))
+        while bound <= generated < limit:
+            bound = max(bound + 1, int(forecast.conditional_quantile(bound, self._pack_level)))
+        return min(bound, limit)
+
+    def _key(self, index: int, generated: int, kept: int) -> float:
+        request = self.waiting.request(index)
+        middle = self._forecasts[index].conditional_quantile(generated, self._order_level)
+        length = max(generated + 1.0, min(middle, request.max_new_tokens))
+        aged = self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
+        return volume(request.num_prompt_tokens + kept, length - kept) + aged
+
+    def finish(self, index: int, output_len: int) -> None:
+        """Forget the request."""
+        super().finish(index, output_len)
+        self._peak.finish(index)
+        self._victims.remove(index)
+        for column in (self._forecasts, self._arrivals, self._bounds, self._starts):
+            del column[index]
