@@ -24,12 +24,7 @@ class Forecast:
 
     def quantile(self, level: float) -> float:
         """Return the largest length x, in tokens, with P(length <= x) <= `level`, 0 <= level < 1."""
-        below = 1.0 - self.survival
-        right = int(np.searchsorted(below, level, side="right"))
-        if right == len(below):
-            return float(self.edges[-1])
-        share = (level - below[right - 1]) / (below[right] - below[right - 1])
-        return float(self.edges[right - 1] + share * (self.edges[right] - self.edges[right - 1]))
+        return self._where(1.0 - level)
 
     def conditional_quantile(self, generated: float, level: float) -> float:
         """Return the quantile at `level` of the length given that it exceeds `generated` tokens.
@@ -40,10 +35,23 @@ class Forecast:
         """
         if generated <= 0:
             return self.quantile(level)
-        alive = float(np.interp(generated, self.edges, self.survival))
-        if generated >= self.edges[-1] or alive <= 0:
-            return generated / (1.0 - level)
-        return self.quantile(1.0 - (1.0 - level) * alive)
+        alive = self._at(generated) if generated < self.edges.item(-1) else 0.0
+        return self._where((1.0 - level) * alive) if alive > 0 else generated / (1.0 - level)
+
+    def _at(self, length: float) -> float:
+        """Return the survival at a length below the last edge."""
+        right = int(self.edges.searchsorted(length, side="right"))
+        left, before, after = self.edges.item(right - 1), self.survival.item(right - 1), self.survival.item(right)
+        return before + (length - left) / (self.edges.item(right) - left) * (after - before)
+
+    def _where(self, alive: float) -> float:
+        """Return the largest length whose survival is at least `alive` in (0, 1]."""
+        right = len(self.survival) - int(self.survival[::-1].searchsorted(alive))
+        left = float(self.edges.item(right - 1))
+        if right == len(self.survival):
+            return left
+        before, after = self.survival.item(right - 1), self.survival.item(right)
+        return left + (before - alive) / (before - after) * (self.edges.item(right) - left)
 
     def mean(self, cap: float = np.inf) -> float:
         """Return E[min(length, cap)] in tokens."""

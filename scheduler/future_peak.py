@@ -36,9 +36,10 @@ class FuturePeak:
 
     def follow(self, running: RunningBatch) -> None:
         """Take out what has finished; move a request that got no token in the last iteration one iteration later."""
-        for index in self._finished:
-            self.remove(index, running.clock)
-        self._finished.clear()
+        if self._finished:
+            for index in self._finished:
+                self.remove(index, running.clock)
+            self._finished.clear()
         for index in running.stalled:
             offset, end = self._entries[index]
             self.remove(index, running.clock)

@@ -34,7 +34,11 @@ class LeastBoundFirst:
         if group is None:
             group = self._within[bound] = []
             heappush(self._bounds, bound)
-        insort(group, (start, index))
+        entry = (start, index)
+        if group and entry < group[-1]:
+            insort(group, entry)
+        else:
+            group.append(entry)
 
     def remove(self, index: int) -> None:
         """Take out a request."""

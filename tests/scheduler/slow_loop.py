@@ -365,19 +365,20 @@ class SlowSurvival(SlowLoop):
         """Return the quantile of the length of request `i` given that it exceeds `beyond`."""
         forecast = self.requests[i].forecast_or_bounds()
         points = list(zip(forecast.edges.tolist(), forecast.survival.tolist(), strict=True))
+        target = 1 - level
         if beyond > 0:
             alive = next((self.between(p, q, beyond) for p, q in pairwise(points) if p[0] <= beyond < q[0]), 0.0)
             if alive <= 0:
                 return beyond / (1 - level)
-            level = 1 - (1 - level) * alive
+            target *= alive
         for (x, s), (y, t) in pairwise(points):
-            if 1 - t > level:
-                return x + (level - (1 - s)) / ((1 - t) - (1 - s)) * (y - x)
+            if t < target:
+                return x + (s - target) / (s - t) * (y - x)
         return points[-1][0]
 
     def between(self, p: tuple[int, float], q: tuple[int, float], x: float) -> float:
         """Return the survival at `x` between two points."""
-        return (q[1] - p[1]) / (q[0] - p[0]) * (x - p[0]) + p[1]
+        return p[1] + (x - p[0]) / (q[0] - p[0]) * (q[1] - p[1])
 
     def renew(self, i: int) -> None:
         """Raise the bound until it exceeds what was generated."""

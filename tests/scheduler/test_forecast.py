@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from scheduler.forecast import Forecast, through_bounds
+from scheduler.request import Request
+
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@st.composite
+def forecasts(draw: st.DrawFn) -> Forecast:
+    """Return a random forecast of up to eight bins, steep and flat ones among them."""
+    gaps = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+    values = draw(st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9, 1.0]), min_size=len(gaps), max_size=len(gaps)))
+    return Forecast(np.cumsum([0, *gaps]), np.array([1.0, *sorted(values, reverse=True)]))
+
+
+def survival(forecast: Forecast, length: float) -> float:
+    """Return P(length > `length`); what exceeds the last edge ends there."""
+    inside = float(np.interp(length, forecast.edges, forecast.survival))
+    return inside if length < forecast.edges[-1] else 0.0
+
+
+@PROPERTY
+@given(forecasts(), st.floats(0.01, 0.99))
+def test_a_quantile_is_the_largest_length_below_its_level(forecast: Forecast, level: float) -> None:
+    """The CDF is at most the level there, and above it a little further on."""
+    value = forecast.quantile(level)
+    assert 0 <= value <= forecast.edges[-1]
+    assert 1 - survival(forecast, value - 1e-6) <= level + 1e-9
+    assert 1 - survival(forecast, value + 1e-6) > level - 1e-9
+
+
+@PROPERTY
+@given(forecasts(), st.floats(0.01, 0.99), st.floats(0, 200))
+def test_a_conditional_quantile_is_a_ratio_of_survivals(forecast: Forecast, level: float, generated: float) -> None:
+    """P(length > q | length > g) is 1 - level, and q exceeds g; beyond the forecast it grows in proportion to g."""
+    value = forecast.conditional_quantile(generated, level)
+    alive = survival(forecast, generated)
+    if generated > 0 and alive == 0:
+        assert value == pytest.approx(generated / (1 - level))
+    else:
+        assert value >= generated - 1e-6
+        assume(value < forecast.edges[-1] - 1e-6)
+        assert survival(forecast, value + 1e-6) <= (1 - level) * alive + 1e-6
+        assert survival(forecast, value - 1e-6) >= (1 - level) * alive - 1e-6
+
+
+@PROPERTY
+@given(forecasts(), st.integers(1, 200), st.sampled_from([0.5, 0.9]))
+def test_means_are_those_of_many_draws(forecast: Forecast, cap: int, level: float) -> None:
+    """Mean and tail mean of the capped length agree with quantiles drawn on a fine grid."""
+    grid = (np.arange(4000) + 0.5) / 4000
+    lengths = np.array([min(forecast.quantile(u), cap) for u in grid])
+    assert forecast.mean(cap) == pytest.approx(lengths.mean(), abs=0.02 * forecast.edges[-1])
+    worst = lengths[int(level * 4000) :].mean()
+    assert forecast.tail_mean(level, cap) == pytest.approx(worst, abs=0.05 * forecast.edges[-1])
+
+
+def test_bounds_alone_make_a_forecast() -> None:
+    """Its quantiles are the bounds, at the levels that they stand for."""
+    forecast = through_bounds(20, 50, 120, 400)
+    values = [forecast.quantile(level) for level in (0.1, 0.5, 0.95)]
+    assert values == pytest.approx([20, 50, 120])
+    request = Request("r", 5, 400, output_len_lower_bound=20, output_len_upper_bound=120, output_len_prediction=50)
+    assert request.forecast_or_bounds().edges.tolist() == forecast.edges.tolist()
+
+
+def test_nothing_known_is_the_middle_of_the_limit() -> None:
+    """Without bounds the limit is the upper one, and equal points are moved apart."""
+    assert Request("r", 5, 100).predicted_len() == 50
+    assert Request("r", 5, 1).forecast_or_bounds().edges.tolist() == [0, 1, 2, 3, 4]
