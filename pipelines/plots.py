@@ -113,3 +113,33 @@ def cost_per_request(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
+
+
+def gain_map(cells: Sequence[Mapping[str, Any]], policy: str) -> bytes:
+    """Return the gain over fcfs by load and noise: blue where it pays, red where it costs, hatched where neither."""
+    from pipelines.map import is_nil
+
+    loads, noises = (list(dict.fromkeys(cell[key] for cell in cells)) for key in ("load", "noise"))
+    gains = np.array([cell["gain"]["mean_latency"] for cell in cells]).reshape(len(loads), len(noises))
+    figure, axes = _figure(1.1 * len(noises) + 2.2, 0.55 * len(loads) + 1.6)
+    axes.grid(visible=False)
+    most = max(0.05, float(np.abs(np.log(gains)).max()))
+    axes.imshow(np.log(gains), cmap="RdBu", vmin=-most, vmax=most, aspect="auto", origin="lower")
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, len(noises))
+        if is_nil(cell):
+            axes.add_patch(_hatched(column - 0.5, row - 0.5))
+        dark = abs(np.log(gains[row, column])) > 0.6 * most
+        text = f"{gains[row, column]:.2f}x"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    axes.set_xticks(range(len(noises)), [f"{noise:g}" for noise in noises])
+    axes.set_yticks(range(len(loads)), [f"{load:g}" for load in loads])
+    axes.set(xlabel="noise of the predictions (0 = perfect)", ylabel="load")
+    axes.set_title(f"mean latency: fcfs over {policy} (hatched: no difference)", fontsize=9)
+    return _png(figure)
+
+
+def _hatched(left: float, bottom: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left, bottom), 1, 1, facecolor="#f1f3f5", edgecolor="#adb5bd", hatch="//", linewidth=0)

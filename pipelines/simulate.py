@@ -21,27 +21,9 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument(
-        "workload",
-        help="JSONL, a line per request (docs/architecture.md); a public trace (Azure, Mooncake) or records, in JSONL, "
-        "CSV or parquet; or lmsys-shaped:N, N made-up requests with lengths like chats of LMSYS-Chat-1M",
-    )
-    parser.add_argument("--kv-budget", type=int, required=True, help="tokens that the KV cache holds")
+    add_worker_arguments(parser)
     parser.add_argument("--policies", default="all", help="names separated by commas, or all")
-    parser.add_argument("--block-size", type=int, default=1, help="tokens per KV block; 1 is the paper")
-    parser.add_argument(
-        "--cost-model",
-        default="iteration",
-        help="iteration: each takes 1 (the paper); or a JSON file of seconds (docs/architecture.md)",
-    )
-    parser.add_argument(
-        "--eviction",
-        choices=["restart", "resume"],
-        default="restart",
-        help="whether evicted requests keep their tokens",
-    )
     parser.add_argument(
         "--arrivals",
         help="all-at-once, poisson:RATE, gamma:RATE:CV (requests per iteration or second), or a file with a time a "
@@ -57,6 +39,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make predictions from true lengths: interval:LOW:HIGH, bins:WIDTH:COUNT, relative:X, exact, or "
         "noise:SIGMA[:TAU] (log-normal forecast); default: the workload's own",
     )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="runs per policy; they differ in random arrivals, predictions and ties"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.json and requests.parquet")
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is simulated: the workload and the worker that serves it."""
+    parser.add_argument(
+        "workload",
+        help="JSONL, a line per request (docs/architecture.md); a public trace (Azure, Mooncake) or records, in JSONL, "
+        "CSV or parquet; or lmsys-shaped:N, N made-up requests with lengths like chats of LMSYS-Chat-1M",
+    )
+    parser.add_argument("--kv-budget", type=int, required=True, help="tokens that the KV cache holds")
+    parser.add_argument("--block-size", type=int, default=1, help="tokens per KV block; 1 is the paper")
+    parser.add_argument(
+        "--cost-model",
+        default="iteration",
+        help="iteration: each takes 1 (the paper); or a JSON file of seconds (docs/architecture.md)",
+    )
+    parser.add_argument(
+        "--eviction",
+        choices=["restart", "resume"],
+        default="restart",
+        help="whether evicted requests keep their tokens",
+    )
     parser.add_argument("--bins", type=Path, help="JSON list of length-bin edges that the field survival is on")
     parser.add_argument("--max-running", type=int, help="most requests that run at once (vLLM's max_num_seqs)")
     parser.add_argument(
@@ -70,10 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="cap of requests without their own; by default the largest output_len, rounded up to a power of two",
     )
-    parser.add_argument(
-        "--seeds", type=int, default=5, help="runs per policy; they differ in random arrivals, predictions and ties"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for results.json and requests.parquet")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     names = policy_names(args.policies)
     if args.seeds < 1:
         raise InputError(f"--seeds is {args.seeds}, must be >= 1")
-    worker = _worker(args)
+    worker = make_worker(args)
     base = read_base(args)
     runs: list[PolicyRun] = []
     with tqdm(total=len(base.requests) * len(names) * args.seeds, desc="simulate", unit="request") as bar:
@@ -116,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
     _print_notes(results, count)
 
 
-def _worker(args: argparse.Namespace) -> "Worker":
+def make_worker(args: argparse.Namespace) -> "Worker":
+    """Return the worker that the options describe; InputError for one out of its range."""
     from scheduler.cost_model import CostModel
     from scheduler.kv_cache import KvCache, Limits
     from scheduler.simulation import Worker

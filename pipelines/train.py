@@ -9,7 +9,9 @@ from predictor.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from predictor.chat_turns import ChatOptions
     from predictor.config import TrainConfig
+    from predictor.data_report import DataReport
     from predictor.network import TorchLengthPredictor
     from predictor.records import Records
 
@@ -43,6 +45,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(defaults, name)
         shown = description.rstrip(".") + ("" if default in (None, "") else f" (default: {default})")
         parser.add_argument(f"--{name.replace('_', '-')}", help=shown.replace("%", "%%"), **options)
+    add_chat_arguments(parser)
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each field of `predictor.chat_turns.ChatOptions`."""
+    chats = parser.add_argument_group("conversation data")
+    chats.add_argument(
+        "--turn", choices=["first", "last"], default=argparse.SUPPRESS,
+        help="the prompt: the opening user message, or the last that was answered (default: first)",
+    )  # fmt: skip
+    chats.add_argument(
+        "--context-turns", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="earlier messages put before the prompt, at most (default: 0)",
+    )  # fmt: skip
+    chats.add_argument(
+        "--context-characters", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="characters of these messages, at most; the latest stay (default: 2000)",
+    )  # fmt: skip
+    chats.add_argument(
+        "--language", metavar="TEXT", default=argparse.SUPPRESS,
+        help="language of the conversations kept, as the data names it, e.g. English (default: all)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,7 +82,8 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     config = resolve_config(args, out)
     quiet_libraries()
-    splits = load_splits(config)
+    chat_options = resolve_chat_options(args, out)
+    splits, report = load_splits(config, chat_options)
     for name, records in splits.items():
         print(f"{name}: {len(records)} prompts, {sum(map(len, records.output_lens))} draws")
     quiet_libraries()
@@ -66,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     encoder, tokenizer = load_encoder(config.encoder)
     out.mkdir(parents=True, exist_ok=True)
     write_config(config, out)
+    write_data_report(chat_options, report, out)
     keep_splits(splits, out)
     length_predictor = fit_predictor(config, splits, encoder, tokenizer, out, resume=args.resume)
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
@@ -114,18 +140,42 @@ def resolve_config(args: argparse.Namespace, out: Path) -> "TrainConfig":
     return wanted
 
 
-def load_splits(config: "TrainConfig") -> dict[str, "Records"]:
-    """Return the records of each split; InputError where one is too small for `tau`."""
+def resolve_chat_options(args: argparse.Namespace, out: Path) -> "ChatOptions":
+    """Return how conversations are read, as `args` say; a resumed run keeps its own.
+
+    Raises:
+        InputError: a value out of range, or another than the run has.
+    """
+    import json
+
+    from predictor.chat_turns import ChatOptions
+
+    stored = out / "data.json"
+    before = json.loads(stored.read_text())["conversations"] if stored.is_file() else {}
+    given = {name: vars(args)[name] for name in ChatOptions.__dataclass_fields__ if name in vars(args)}
+    for name, value in given.items():
+        if before and before[name] != value:
+            raise InputError(
+                f"{out}: {name}: the run has {before[name]!r}, not {value!r}; leave it out or choose another --out"
+            )
+    return ChatOptions(**{**before, **given})
+
+
+def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dict[str, "Records"], "DataReport"]:
+    """Return the records of each split and the report on them, printed; InputError where one is too small for `tau`."""
     import numpy as np
 
     from predictor.calibration import required_prompts
-    from predictor.lmsys import load_records
+    from predictor.chats import load_data
+    from predictor.data_report import split_and_audit
     from predictor.records import SPLITS
-    from predictor.splits import assign_splits
 
-    records = load_records(config.data, config.model, config.tokenizer, config.length_cap)
-    names = np.asarray(records.splits or assign_splits(records.prompts, config.seed))
-    splits = {name: records.select(np.flatnonzero(names == name)) for name in SPLITS}
+    loaded = load_data(
+        config.data, config.model, config.tokenizer, config.length_cap, chat_options, shown=config.progress
+    )
+    names, report = split_and_audit(loaded, config.seed, shown=config.progress)
+    print_data_report(config.data, report)
+    splits = {name: loaded.records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
     needed = {"train": 8, "validation": 1, "calibration": required_prompts(config.tau), "test": 2}
     for name, part in splits.items():
         if len(part) < needed[name]:
@@ -137,7 +187,16 @@ def load_splits(config: "TrainConfig") -> dict[str, "Records"]:
         rng = np.random.default_rng(config.seed)
         kept = np.sort(rng.choice(len(splits["train"]), config.max_prompts, replace=False))
         splits["train"] = splits["train"].select(kept)
-    return splits
+    return splits, report
+
+
+def print_data_report(data: str, report: "DataReport") -> None:
+    """Print the account of the rows and splits, and to stderr a warning where splits leak."""
+    import sys
+
+    print(report.line())
+    if (warning := report.warning()) is not None:
+        print(f"amin train: warning: {data}: {warning}", file=sys.stderr)
 
 
 def fit_predictor(
@@ -216,6 +275,15 @@ def write_config(config: "TrainConfig", out: Path) -> None:
 
     with atomic_file(out / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump({**to_dict(config), "versions": versions()}, sort_keys=False))
+
+
+def write_data_report(chat_options: "ChatOptions", report: "DataReport", out: Path) -> None:
+    """Write `data.json`: how conversations were read, what became of the rows, and the audit of the splits."""
+    from dataclasses import asdict
+
+    from pipelines.files import write_json
+
+    write_json(out / "data.json", {"conversations": asdict(chat_options), **report.to_dict()})
 
 
 def keep_splits(splits: dict[str, "Records"], out: Path) -> None:

@@ -23,7 +23,8 @@ class Records:
 
     `output_lens` are int64 arrays of tokens, one value a draw; `is_truncated` says which draws stopped at the cap, so
     that the length is only a lower limit. `datasets` is a group for reporting, "" where none is known; `models`
-    likewise.
+    likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
+    will be served, so that what is measured on them holds for that log only.
     """
 
     prompts: tuple[str, ...]
@@ -34,6 +35,7 @@ class Records:
     datasets: tuple[str, ...]
     splits: tuple[str, ...] | None = None
     max_new_tokens: tuple[int | None, ...] | None = None
+    recorded: bool = False
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -50,6 +52,7 @@ class Records:
             tuple(self.datasets[i] for i in chosen),
             None if self.splits is None else tuple(self.splits[i] for i in chosen),
             None if self.max_new_tokens is None else tuple(self.max_new_tokens[i] for i in chosen),
+            self.recorded,
         )
 
 
@@ -90,6 +93,7 @@ def records_from_rows(rows: Sequence[Row]) -> Records:
         tuple(row.text("dataset") for row in rows),
         _splits(rows),
         caps if any(cap is not None for cap in caps) else None,
+        any(row.fields.get("recorded") is True for row in rows),
     )
 
 
@@ -145,6 +149,8 @@ def write_records(records: Records, path: str | Path) -> None:
     }
     if records.splits is not None:
         columns["split"] = list(records.splits)
+    if records.recorded:
+        columns["recorded"] = [True] * len(records)
     if records.max_new_tokens is not None:
         columns["max_new_tokens"] = pa.array(records.max_new_tokens, pa.int64())
     pq.write_table(pa.table(columns), path)

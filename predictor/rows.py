@@ -1,12 +1,12 @@
-"""Rows of a parquet or JSONL file as dictionaries, numbered as the user counts them, and checks on their fields."""
+"""Rows of a file as dictionaries, numbered as the user counts them, and checks on their fields."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from predictor.errors import InputError
+from predictor.progress import tracked
+from predictor.row_files import count_rows, iter_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,76 +64,45 @@ def last_content(messages: Any, role: str) -> Any:
 
 
 def read_rows(path: str | Path, model: str | None = None, *, one_model: bool = True) -> list[Row]:
-    """Return the rows of a .parquet or .jsonl file, those of `model` where it is given.
+    """Return the rows of a .parquet, .jsonl or .json file, those of `model` where it is given.
 
     Raises:
         InputError: the file is missing, unreadable or empty; `model` is not in it; or it mixes models, none is chosen
-        and
-            `one_model` is set.
+            and `one_model` is set.
     """
+    return read_counted_rows(path, model, one_model=one_model)[0]
+
+
+def read_counted_rows(
+    path: str | Path, model: str | None = None, *, one_model: bool = True, shown: bool = False
+) -> tuple[list[Row], int]:
+    """Return the rows as `read_rows` does, and how many the file holds, those of other models included."""
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; give a .parquet or .jsonl file")
-    rows = _parquet_rows(file, model) if file.suffix == ".parquet" else _jsonl_rows(file)
-    if not rows:
+    rows: list[Row] = []
+    models: set[str] = set()
+    num_rows, nameless = 0, None
+    for number, fields in tracked(iter_file(file), "read", "row", count_rows(file) if shown else None, shown=shown):
+        num_rows += 1
+        row = Row(str(file), number, fields)
+        name = row.text("model")
+        models |= {name} - {""}
+        nameless = nameless or (None if name else row)
+        if model is None or name == model:
+            rows.append(row)
+    if not num_rows:
         raise InputError(f"{file}: no rows")
     if model is not None:
-        _require_model(file, model, (row.fields.get("model") for row in rows))
-        rows = [row for row in rows if row.fields.get("model") == model]
-    elif one_model:
-        models = {row.text("model") for row in rows} - {""}
-        if models and (nameless := [row for row in rows if not row.text("model")]):
-            nameless[0].fail("model", "missing, while other rows have it; fill it in")
-        if len(models) > 1:
-            raise InputError(f"{file}: model: several in one file; choose one with --model: {_listed(models)}")
-    return rows
+        require_model(str(file), model, models)
+    elif one_model and models and nameless is not None:
+        nameless.fail("model", "missing, while other rows have it; fill it in")
+    elif one_model and len(models) > 1:
+        raise InputError(f"{file}: model: several in one file; choose one with --model: {', '.join(sorted(models))}")
+    return rows, num_rows
 
 
-def _parquet_rows(file: Path, model: str | None) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]}); make it again") from None
-    numbers = list(range(1, table.num_rows + 1))
-    if model is not None and table.num_rows:
-        models = table["model"].to_pylist() if "model" in table.column_names else []
-        _require_model(file, model, models)
-        kept = [index for index, name in enumerate(models) if name == model]
-        table, numbers = table.take(kept), [index + 1 for index in kept]
-    return [Row(str(file), number, fields) for number, fields in zip(numbers, table.to_pylist(), strict=True)]
-
-
-def _jsonl_rows(file: Path) -> list[Row]:
-    rows = []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(Row(str(file), number, _json_object(file, number, line)))
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8 text; give a .parquet file (by that name) or JSONL") from None
-    return rows
-
-
-def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: row {number}: not JSON ({error}); one object a line") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: row {number}: must be a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _require_model(file: Path, model: str, models: Iterable[str | None]) -> None:
-    present = {name for name in models if name}
+def require_model(source: str, model: str, present: set[str]) -> None:
+    """Raise InputError unless `model` is among the models `present` in `source`."""
     if model not in present:
-        known = f"the file has {_listed(present)}" if present else "the file has no field model; leave --model out"
-        raise InputError(f"{file}: model: no row of {model!r}; {known}")
-
-
-def _listed(models: Iterable[str]) -> str:
-    return ", ".join(sorted(models)) or "none"
+        known = f"the file has {', '.join(sorted(present))}" if present else "the file has no field model"
+        advice = "" if present else "; leave --model out"
+        raise InputError(f"{source}: model: no row of {model!r}; {known}{advice}")

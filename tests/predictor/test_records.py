@@ -25,7 +25,7 @@ def test_records_come_back_from_parquet_as_they_were(records_file: Path, tmp_pat
     records = read_records(records_file)
     write_records(records, tmp_path / "again.parquet")
     again = read_records(tmp_path / "again.parquet")
-    for name in ("prompts", "prompt_ids", "models", "datasets", "splits", "max_new_tokens"):
+    for name in ("prompts", "prompt_ids", "models", "datasets", "splits", "max_new_tokens", "recorded"):
         assert getattr(again, name) == getattr(records, name)
     for name in ("output_lens", "is_truncated"):
         for left, right in zip(getattr(again, name), getattr(records, name), strict=True):
@@ -72,6 +72,12 @@ def test_select_keeps_order_and_fields(records_file: Path) -> None:
         ({**GOOD, "output_lens": [0]}, "row 2: output_lens: 0 is not positive"),
         ('{"prompt": "p", "model": "m", "output_len": NaN}', "row 2: output_len: nan is not a whole number"),
         ('{"prompt": "p", "model": "m", "output_len": Infinity}', "row 2: output_len: inf is not a whole number"),
+        ('{"prompt": "p", "model": "m", "output_lens": [3, NaN]}', "row 2: output_lens: nan is not a whole number"),
+        ({**GOOD, "output_lens": [3, None]}, "row 2: output_lens: None is not a whole number"),
+        ({"prompt": "p", "model": "m", "output_len": None}, "row 2: output_lens: missing"),
+        ({"prompt": "p", "model": "m", "output_len": -3}, "row 2: output_len: -3 is not positive"),
+        ({"prompt": "p", "model": "m", "output_len": "9"}, "row 2: output_len: '9' is not a whole number"),
+        ({**GOOD, "is_truncated": [True, None]}, "row 2: is_truncated: must be true or false"),
         ({**GOOD, "output_lens": [2.5]}, "row 2: output_lens: 2.5 is not a whole number"),
         ({**GOOD, "is_truncated": [True]}, "row 2: is_truncated: 1 values for 2 draws"),
         ({**GOOD, "output_lens": [5]}, "row 2: prompt_id: 'a' also stands in row 1"),
@@ -109,6 +115,31 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):
             read_records(tmp_path / name)
+
+
+def test_lengths_in_parquet_are_checked_too(tmp_path: Path) -> None:
+    """NaN, null and negative ones, in whole and in broken numbers."""
+    for column, message in (
+        (pa.array([3.0, float("nan")]), "row 2: output_len: nan is not a whole number"),
+        (pa.array([3, None]), "row 2: output_lens: missing"),
+        (pa.array([3, -1]), "row 2: output_len: -1 is not positive"),
+        (pa.array([[3], [3, None]]), "row 2: output_lens: None is not a whole number"),
+        (pa.array([[3], []], pa.list_(pa.int64())), "row 2: output_lens: empty list"),
+    ):
+        name = "output_lens" if pa.types.is_list(column.type) else "output_len"
+        pq.write_table(pa.table({"prompt": ["a", "b"], name: column}), tmp_path / "r.parquet")
+        with pytest.raises(InputError, match=message):
+            read_records(tmp_path / "r.parquet")
+
+
+def test_a_json_array_holds_records_too(tmp_path: Path) -> None:
+    """Rows are its places."""
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([GOOD, {**GOOD, "prompt_id": "b"}]))
+    assert read_records(path).prompt_ids == ("a", "b")
+    path.write_text(json.dumps([GOOD, GOOD]))
+    with pytest.raises(InputError, match="row 2: prompt_id: 'a' also stands in row 1"):
+        read_records(path)
 
 
 def test_an_unknown_model_gets_the_list_of_known_ones(tmp_path: Path) -> None:
