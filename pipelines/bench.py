@@ -248,19 +248,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(args: argparse.Namespace, count: int) -> dict[str, Any]:
     results: dict[str, Any] = {"decisions": {}}
-    for num_running, num_waiting in ((256, 10_000), (4096, 100_000)):
-        waiting = int(num_waiting * args.scale)
+    for most_running, most_waiting in ((256, 10_000), (4096, 100_000)):
+        num_running, waiting = max(4, int(most_running * args.scale)), int(most_waiting * args.scale)
         print(f"\na decision with about {num_running} running and {waiting} waiting, microseconds")
         rows = decision_times(POLICIES, num_running, waiting)
         results["decisions"][f"{num_running}/{waiting}"] = rows
         _show(rows, ("policy", "mean_running", "median_us", "p99_us", "median_us_when_it_acts"))
-    print("\nsimulated output tokens a second: 2,000 requests, 369,000 tokens, 600 blocks of 16, all at once, resume")
     workload, worker = mocker_workload(), Worker(KvCache(600, 16), resume=True)
-    results["throughput"] = throughput(POLICIES, workload, worker, 7)
-    _show(results["throughput"], ("policy", "tokens_per_second", "makespan", "mean_latency", "num_evictions"))
+    results["throughput"] = {}
+    repeats = 7 if args.scale >= 1 else 1
+    for eviction in ("resume", "restart"):
+        print(
+            f"\nsimulated output tokens a second, {eviction}: 2,000 requests at once, 369,000 tokens, 600 blocks of 16"
+        )
+        rows = throughput(POLICIES, workload, replace(worker, resume=eviction == "resume"), repeats)
+        results["throughput"][eviction] = rows
+        _show(rows, ("policy", "tokens_per_second", "makespan", "mean_latency", "num_evictions"))
     results["mocker"] = None
     if args.mocker and args.mocker.exists():
-        results["mocker"] = beside_mocker(args.mocker, workload, worker, 7)
+        results["mocker"] = beside_mocker(args.mocker, workload, worker, repeats)
         print(
             "\nbeside Dynamo's mocker, the same trace, iterations of 10 ms; it is told every output length, so are we"
         )

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.bench import main as bench
 from pipelines.cli import main
+from pipelines.map import is_nil
 from scheduler.policies import POLICIES
 
 CONTRACT = {
@@ -181,7 +182,23 @@ def test_the_benchmarks_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for rows in results["decisions"].values():
         assert {row["policy"] for row in rows} == set(POLICIES)
         assert all(row["median_us"] > 0 for row in rows)
-    assert {row["policy"] for row in results["throughput"]} == set(POLICIES)
+    for rows in results["throughput"].values():
+        assert {row["policy"] for row in rows} == set(POLICIES)
     assert [row["requests"] for row in results["million"]] == [2000, 2000]
     assert (tmp_path / "cost_per_request.png").stat().st_size > 1000
     assert "the mocker is not installed" in capsys.readouterr().out.replace("Dynamo's", "the")
+
+
+def test_the_map_shows_where_a_policy_pays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell per load and noise, with intervals; nothing to gain where nobody waits, much under overload."""
+    argv = ["map", "lmsys-shaped:150", "--kv-budget", "4000", "--loads", "0.3,1.5", "--noise", "0,0.4", "--seeds", "4"]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    cells = json.loads((tmp_path / "out" / "map.json").read_text())["cells"]
+    assert [(cell["load"], cell["noise"]) for cell in cells] == [(0.3, 0), (0.3, 0.4), (1.5, 0), (1.5, 0.4)]
+    assert [is_nil(cell) for cell in cells] == [True, True, False, False]
+    assert cells[2]["gain"]["mean_latency"] > 1.2
+    assert (tmp_path / "out" / "map.png").stat().st_size > 1000
+    assert "~1.0" in capsys.readouterr().out
+    assert main([*argv[:-2], "--seeds", "1", "--out", str(tmp_path / "bad")]) == 2
+    assert main([*argv, "--loads", "high", "--out", str(tmp_path / "bad")]) == 2
+    assert not (tmp_path / "bad").exists()
