@@ -54,7 +54,7 @@ class Amin(Policy):
             preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
             for index in preempted:
                 self._requeue(index, running)
-        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds.__getitem__)
         for index in decision.admit:
             self._victims.add(index, self._bounds[index], running.clock - self._kept_tokens.pop(index, 0))
         return decision

@@ -1,6 +1,7 @@
 """Amin on the whole survival curve: renewed bounds, order by volume, least work evicted."""
 
 from heapq import heappop, heappush
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,9 @@ class AminSurvival(Policy):
 
     1. Packing: the bound is the `pack_level` quantile of the length. A request that outlives it gets a new one, the
        same quantile of the length given that it exceeds what it has generated, instead of "ends with the next token".
+       The level of first bounds follows the answers: it moves by `adaptation` times the difference between `pack_level`
+       and the share that ends below (adaptive conformal inference, arXiv 2106.00170), so that forecasts that are too
+       long do not leave the cache empty, nor too short ones fill it with evictions.
     2. Order: ascending memory over a life, s*m + m(m+1)/2 with m the `order_level` quantile of the length given what is
        known, since short is not what makes room (Smallest Volume First, arXiv 2606.22327). A request ages: each
        iteration since its arrival counts like `ageing` iterations of the whole cache.
@@ -36,14 +40,35 @@ class AminSurvival(Policy):
         pack_level: float = 0.5,
         order_level: float = 0.5,
         ageing: float = 0.005,
+        adaptation: float = 0.01,
+        renew: bool = True,
+        by_volume: bool = True,
+        victim: Literal["least-work", "least-bound"] = "least-work",
     ) -> None:
-        """Start with nothing waiting; arguments as in `Policy`, levels in (0, 1), `ageing` >= 0."""
+        """Start with nothing waiting; arguments as in `Policy`, and each change by itself.
+
+        Args:
+            kv_cache: As in `Policy`.
+            rng: As in `Policy`.
+            resume: As in `Policy`.
+            limits: As in `Policy`.
+            pack_level: Quantile to pack by, in (0, 1).
+            order_level: Quantile to order by, in (0, 1).
+            ageing: What an iteration of waiting counts, in iterations of the whole cache, at least 0.
+            adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
+            renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
+            by_volume: Whether memory over a life orders, or else the length.
+            victim: Who is evicted: the least generated, or as in `Amin` the least bound.
+        """
         super().__init__(kv_cache, rng, resume=resume, limits=limits)
         self._pack_level, self._order_level, self._ageing = pack_level, order_level, ageing
+        self._renew, self._by_volume, self._by_work = renew, by_volume, victim == "least-work"
+        self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
         self._forecasts: dict[int, Forecast] = {}
         self._arrivals: dict[int, int] = {}
-        self._bounds: dict[int, int] = {}
+        self._bounds: dict[int, int] = {}  # of those that have been admitted
+        self._first_bounds: dict[int, int] = {}
         self._starts: dict[int, int] = {}  # clock minus generated tokens, of the running
         self._kept_tokens: dict[int, int] = {}
         self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
@@ -60,7 +85,6 @@ class AminSurvival(Policy):
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
         for index in self._new:
             self._arrivals[index] = running.clock
-            self._bounds[index] = self._bound(index, 0)
             self.waiting.requeue(self._key(index, 0, 0), index, 0)
         self._new.clear()
         self._follow(running)
@@ -69,7 +93,7 @@ class AminSurvival(Policy):
             preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
             for index in preempted:
                 self._requeue(index, running)
-        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate)
         for index in decision.admit:
             self._start(index, running.clock - self._kept_tokens.pop(index, 0))
         return decision
@@ -81,7 +105,7 @@ class AminSurvival(Policy):
         for index in running.stalled:
             self._starts[index] += 1
             heappush(self._ends, (self._starts[index] + self._bounds[index], index, self._starts[index]))
-        while self._ends and self._ends[0][0] <= running.clock:
+        while self._renew and self._ends and self._ends[0][0] <= running.clock:
             _, index, start = heappop(self._ends)
             if self._starts.get(index) == start:
                 generated = running.clock - start
@@ -92,7 +116,9 @@ class AminSurvival(Policy):
 
     def _start(self, index: int, start: int) -> None:
         self._starts[index] = start
-        self._victims.add(index, 0, start)
+        self._bounds[index] = bound = self._estimate(index)
+        self._first_bounds.setdefault(index, bound)
+        self._victims.add(index, 0 if self._by_work else self._bounds[index], start)
         heappush(self._ends, (start + self._bounds[index], index, start))
 
     def _requeue(self, index: int, running: RunningBatch) -> None:
@@ -105,11 +131,17 @@ class AminSurvival(Policy):
             self._kept_tokens[index] = kept
         self.waiting.requeue(self._key(index, generated, kept), index, kept)
 
+    def _estimate(self, index: int) -> int:
+        """Return the output length that a waiting request is packed by."""
+        return self._bounds.get(index) or self._bound(index, 0)
+
     def _bound(self, index: int, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
         forecast, request = self._forecasts[index], self.waiting.request(index)
         limit = min(request.max_new_tokens, self.kv_cache.kv_budget - request.num_prompt_tokens)
-        bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._pack_level)))
+        bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._level)))
+        if not self._renew:
+            return min(max(bound, generated), limit)
         while bound <= generated < limit:
             bound = max(bound + 1, int(forecast.conditional_quantile(bound, self._pack_level)))
         return min(bound, limit)
@@ -118,11 +150,15 @@ class AminSurvival(Policy):
         request = self.waiting.request(index)
         middle = self._forecasts[index].conditional_quantile(generated, self._order_level)
         length = max(generated + 1.0, min(middle, request.max_new_tokens))
+        if not self._by_volume:
+            return length - kept
         aged = self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
         return volume(request.num_prompt_tokens + kept, length - kept) + aged
 
     def finish(self, index: int, output_len: int) -> None:
-        """Forget the request."""
+        """Forget the request; learn from whether it ended below its first bound."""
+        error = self._pack_level - (output_len < self._first_bounds.pop(index))
+        self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
         super().finish(index, output_len)
         self._peak.finish(index)
         self._victims.remove(index)

@@ -9,9 +9,10 @@ from scheduler.kv_cache import Ints, KvCache
 class FuturePeak:
     """Blocks in use by coming iteration; a request is taken to hold one more token in each, and to end by estimate.
 
-    A set fits if no coming iteration needs more blocks than the cache has: algorithm MC-SF (arXiv 2502.07115), whose
-    check at the completions is the same, since between two completions every request only grows. Adding, removing and
-    checking a request each cost one vector operation over its remaining tokens, however many requests run.
+    A request fits beside the others if no iteration in which it runs needs more blocks than the cache has: algorithm
+    MC-SF (arXiv 2502.07115), whose check at the completions is the same, since between two completions every request
+    only grows. Adding, removing and checking a request each cost one vector operation over its remaining tokens,
+    however many run.
 
     A request that has outlived its estimate is in no coming iteration; the caller counts what it holds in the next one.
     """

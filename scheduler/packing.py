@@ -49,7 +49,7 @@ class PackByEstimate(Policy):
             self._peak.remove(index, running.clock)
             key = self.key(self.waiting.request(index), self._estimates[index])
             self.waiting.requeue(key, index, running.num_generated(index) if self.resume else 0)
-        return admit_while_peak_fits(self, running, preempted, self._peak, self._estimates)
+        return admit_while_peak_fits(self, running, preempted, self._peak, self._estimates.__getitem__)
 
     def finish(self, index: int, output_len: int) -> None:
         """Forget the request."""

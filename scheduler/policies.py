@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def make_policy(
     resume: bool,
     output_lens: Sequence[int] | None,
     limits: Limits = NO_LIMITS,
+    **options: Any,
 ) -> Policy:
     """Return a new policy by its name.
 
@@ -53,14 +55,15 @@ def make_policy(
         resume: Whether evicted requests keep their generated tokens.
         output_lens: True lengths by request index, for the clairvoyant policies alone.
         limits: What the engine asks of an admission besides memory.
+        options: Further arguments of the policy, such as the levels of `AminSurvival`.
 
     Raises:
         InputError: No policy has that name, or it needs true lengths and there are none.
     """
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
-    if name not in CLAIRVOYANT:
-        return POLICIES[name](kv_cache, rng, resume=resume, limits=limits)
-    if output_lens is None:
-        raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
-    return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, output_lens=output_lens)
+    if name in CLAIRVOYANT:
+        if output_lens is None:
+            raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
+        options["output_lens"] = output_lens
+    return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, **options)

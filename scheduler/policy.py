@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -148,7 +148,11 @@ def admit_while_current_fits(policy: Policy, running: RunningBatch) -> list[int]
 
 
 def admit_while_peak_fits(
-    policy: Policy, running: RunningBatch, preempted: Sequence[int], peak: FuturePeak, estimates: Mapping[int, int]
+    policy: Policy,
+    running: RunningBatch,
+    preempted: Sequence[int],
+    peak: FuturePeak,
+    estimate: Callable[[int], int],
 ) -> Decision:
     """Pop waiting requests in order while the future peak stays within the cache; return the whole decision.
 
@@ -159,7 +163,7 @@ def admit_while_peak_fits(
         running: The running requests, those to be preempted included.
         preempted: Requests that make room; they are in the queue again.
         peak: Profile of the other running requests; the admitted ones are added.
-        estimates: Output length by request index; a request is taken to end with that token, or else with the next.
+        estimate: Output length of a request; it is taken to end with that token, or else with the next.
     """
     waiting, clock, size = policy.waiting, running.clock, policy.kv_cache.block_size
     admitted: list[int] = []
@@ -173,7 +177,7 @@ def admit_while_peak_fits(
     room, reserve = policy.limits.room(count), policy.limits.watermark_blocks
     while waiting:
         index, held, num_generated = waiting.head()
-        remaining = max(1, estimates[index] - num_generated)
+        remaining = max(1, estimate(index) - num_generated)
         free += -(held + 1) // size
         if count:
             if free < reserve or room <= len(admitted):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def simulate(
     worker: Worker,
     seed: int,
     on_finish: Callable[[Sequence[int]], None] | None = None,
+    **options: Any,
 ) -> RunResult:
     """Return what happens to a workload under a policy; times in iterations, or seconds with a cost model.
 
@@ -47,6 +49,7 @@ def simulate(
         worker: What it runs on.
         seed: Of what the policy leaves to chance.
         on_finish: Told the indices of the requests that end, as they do.
+        options: Further arguments of the policy.
     """
     output_lens = workload.output_lens
     executor = SimulatedExecutor(
@@ -54,6 +57,6 @@ def simulate(
     )
     rng = np.random.default_rng(seed)
     made = make_policy(
-        policy, worker.kv_cache, rng, resume=worker.resume, output_lens=output_lens, limits=worker.limits
+        policy, worker.kv_cache, rng, resume=worker.resume, output_lens=output_lens, limits=worker.limits, **options
     )
     return Loop(made, executor, workload.requests, worker.kv_cache, resume=worker.resume).run(on_finish)

@@ -186,7 +186,7 @@ class SlowLoop:
             got, duration = self.compute()
             self.durations.append(duration)
             now += duration
-            for i in got:
+            for i in sorted(got):
                 self.generated[i] += 1
                 self.first_token_time.setdefault(i, now)
                 if self.generated[i] == self.output_lens[i]:
@@ -359,7 +359,7 @@ class SlowPastFuture(SlowLoop):
 class SlowSurvival(SlowLoop):
     """Bounds renewed, order by volume and age, least generated evicted; quantiles by walking along the curve."""
 
-    num_iterations = 0
+    level = 0.5
 
     def quantile(self, i: int, level: float, beyond: float = 0.0) -> float:
         """Return the quantile of the length of request `i` given that it exceeds `beyond`."""
@@ -396,13 +396,41 @@ class SlowSurvival(SlowLoop):
     def waiting(self, now: Fraction) -> list[int]:
         """Note when requests are first seen."""
         self.seen: dict[int, int] = getattr(self, "seen", {})
+        self.first_bounds: dict[int, int] = getattr(self, "first_bounds", {})
         self.known: dict[int, int] = getattr(self, "known", {})
         for i, request in enumerate(self.requests):
             if request.arrival_time <= now and i not in self.seen:
                 self.seen[i] = len(self.durations)
-                self.estimate[i] = max(1, int(self.quantile(i, 0.5)))
+        queue = super().waiting(now)
+        for i in queue:
+            if i not in self.first_bounds:  # not admitted yet: by the level of now
+                self.estimate[i] = max(1, int(self.quantile(i, self.level)))
                 self.renew(i)
-        return super().waiting(now)
+        return queue
+
+    def admit(self, now: Fraction) -> None:
+        """Admit, and keep the bounds that requests were first admitted with."""
+        super().admit(now)
+        for i in self.running:
+            self.first_bounds.setdefault(i, self.estimate[i])
+
+    def fits(self, candidate: int) -> bool:
+        """Return whether no iteration in which the candidate runs is too full; renewed bounds may fill a later one."""
+        together = [*self.running, candidate]
+        limits = self.case.limits
+        if limits.max_running is not None and len(together) > limits.max_running:
+            return False
+        if self.next_blocks(together) > self.kv_cache.num_blocks - limits.watermark_blocks:
+            return False
+        left = {i: max(1, self.estimate[i] - self.generated[i]) for i in together}
+        return all(
+            sum(self.blocks(self.held(i) + time) for i in together if left[i] >= time) <= self.kv_cache.num_blocks
+            for time in range(1, left[candidate] + 1)
+        )
+
+    def finished(self, i: int) -> None:
+        """Learn from whether the answer ended below its first bound."""
+        self.level = min(0.98, max(0.02, self.level + 0.01 * (0.5 - (self.output_lens[i] < self.first_bounds[i]))))
 
     def key(self, i: int) -> float:
         """Return the volume that is left, and the age."""
