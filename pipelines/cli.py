@@ -8,11 +8,11 @@ from importlib import import_module
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
-STAGES = ("demo", "collect", "train", "predict", "export", "simulate", "evaluate")
+STAGES = ("demo", "collect", "train", "predict", "export", "simulate", "map", "evaluate", "paper")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of the options that have one."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults of the options that have one, and examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
