@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
+    from predictor.distribution import FloatArray
+    from predictor.prompt_table import PromptTable
     from predictor.spec import PredictorSpec
 
 HELP = "export a predictor to ONNX, calibrated and measured on the exported graph"
@@ -58,35 +60,35 @@ def run(args: argparse.Namespace) -> None:
 
 def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool) -> "PredictorSpec":
     """Return `spec` with the calibration of the exported graph on the records in `file`; as it is without the file."""
-    from pipelines.predict import survival_with_progress
-    from predictor.records import read_records
-    from predictor.serving import LengthPredictor
-
     if not file.is_file():
         return spec
-    records = read_records(file)
-    survival = survival_with_progress(LengthPredictor(export), records.prompts, "calibrate", shown=shown)
-    return spec.recalibrated(survival, records.output_lens)
+    table, survivals = survivals_of(export, file, "calibrate", shown=shown)
+    return spec.recalibrated(survivals, table)
 
 
 def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
-    """Return the measures of the export on the records in `file`, or None without the file."""
-    from pipelines.predict import survival_with_progress
-    from predictor.metrics import bound_quality
-    from predictor.records import read_records
+    """Return the measures of the export on the records in `file`, pooled and by served model; None without the file."""
+    from predictor.measured import bounds_by_model, pool
     from predictor.serving import LengthPredictor
 
     if not file.is_file():
         return None
-    records = read_records(file)
+    spec = LengthPredictor(export).spec
+    table, survivals = survivals_of(export, file, "measure", shown=shown)
+    parts = bounds_by_model(spec, survivals, table, tau)
+    qualities = {model: part.quality(tau, spec.bins.max_length).to_dict() for model, part in parts.items()}
+    pooled = pool(parts, table).quality(tau, spec.bins.max_length)
+    return {**pooled.to_dict(), "models": qualities}
+
+
+def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple["PromptTable", "FloatArray"]:
+    """Return the records in `file` and what the export predicts for their prompts, [P, M, K+1]."""
+    from pipelines.predict import survivals_with_progress
+    from predictor.prompt_table import prompt_table
+    from predictor.records import records_from_rows
+    from predictor.rows import read_rows
+    from predictor.serving import LengthPredictor
+
     exported = LengthPredictor(export)
-    survival = survival_with_progress(exported, records.prompts, "measure", shown=shown)
-    predictions = exported.spec.predictions(survival, tau)
-    return bound_quality(
-        predictions.lower_bounds,
-        predictions.medians,
-        records.output_lens,
-        records.datasets,
-        tau,
-        exported.bins.max_length,
-    ).to_dict()
+    table = prompt_table(records_from_rows(read_rows(file, one_model=False)), exported.spec.models)
+    return table, survivals_with_progress(exported, table.prompts, label, shown=shown)

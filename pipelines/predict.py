@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from predictor.bins import IntArray
     from predictor.distribution import FloatArray
-    from predictor.records import Records
-    from predictor.spec import LengthPredictorLike, Predictions
+    from predictor.measured import MeasuredBounds
+    from predictor.spec import LengthPredictorLike, PredictorSpec
 
 HELP = "predict lower bounds and medians of response length for the prompts of a file"
 CHUNK_SIZE = 128
@@ -21,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="prompts (.parquet or .jsonl)")
     parser.add_argument("--tau", type=float, default=0.1, help="probability allowed below the bound")
     parser.add_argument("--split", help="only the rows of this split; default: all")
-    parser.add_argument("--model", help="only the rows of this served model; default: all")
+    parser.add_argument(
+        "--model",
+        help="served model to predict for; only its rows where the data has some. Default: each row's own where the "
+        "predictor knows it, else the predictor's default; average stands for one it does not know",
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSONL file; a line per row, lengths in tokens")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show a progress bar")
 
@@ -34,29 +39,52 @@ def run(args: argparse.Namespace) -> None:
     """
     from pipelines.files import atomic_file
     from predictor.checkpoint import resolve_predictor
+    from predictor.measured import MeasuredBounds
     from predictor.records import has_lengths, prompt_of, records_from_rows, select_rows
 
-    rows = select_rows(args.data, args.model, args.split)
+    length_predictor = resolve_predictor(args.path)
+    spec = length_predictor.spec
+    rows = select_rows(args.data, None, args.split)
+    if args.model is not None:
+        spec.choose(args.model)
+        rows = [row for row in rows if row.text("model") == args.model] or rows
     prompts = [prompt_of(row) for row in rows]
     records = records_from_rows(rows) if has_lengths(rows) else None
-    length_predictor = resolve_predictor(args.path)
-    length_predictor.spec.calibration.level(args.tau)
-    survival = survival_with_progress(length_predictor, [row.prompt for row in prompts], "predict", shown=args.progress)
-    limits = [row.max_new_tokens for row in prompts]
-    predictions = length_predictor.spec.predictions(survival, args.tau, limits)
+    choices = [args.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
+    for choice in set(choices):
+        spec.calibration(choice).level(args.tau)
+    survivals = survivals_with_progress(
+        length_predictor, [row.prompt for row in prompts], "predict", shown=args.progress
+    )
+    bounds, medians = predict_each(spec, survivals, choices, args.tau, [row.max_new_tokens for row in prompts])
     with atomic_file(args.out) as aside, aside.open("w", encoding="utf-8") as lines:
-        for row, bound, middle in zip(prompts, predictions.lower_bounds, predictions.medians, strict=True):
+        for row, bound, middle in zip(prompts, bounds, medians, strict=True):
             line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
             lines.write(json.dumps(line) + "\n")
     print(f"{len(rows)} bounds at tau {args.tau}: {args.out}")
     if records is not None:
-        print_quality(records, predictions, args.tau, length_predictor.bins.max_length)
+        print_quality(MeasuredBounds(records, bounds, medians), args.tau, spec.bins.max_length)
 
 
-def survival_with_progress(
+def predict_each(
+    spec: "PredictorSpec", survivals: "FloatArray", choices: Sequence[str], tau: float, limits: Sequence[int | None]
+) -> tuple["IntArray", "IntArray"]:
+    """Return the lower bounds and medians [N] of N prompts, each for its own choice of served model."""
+    import numpy as np
+
+    bounds, medians = np.zeros(len(choices), dtype=np.int64), np.zeros(len(choices), dtype=np.int64)
+    for choice in set(choices):
+        rows = np.flatnonzero(np.asarray(choices) == choice)
+        survival = spec.survival_of(survivals[rows], choice)
+        predictions = spec.predictions(survival, tau, [limits[int(row)] for row in rows], choice)
+        bounds[rows], medians[rows] = predictions.lower_bounds, predictions.medians
+    return bounds, medians
+
+
+def survivals_with_progress(
     length_predictor: "LengthPredictorLike", prompts: Sequence[str], label: str, *, shown: bool
 ) -> "FloatArray":
-    """Return the survival [N, K+1] of N prompts, with a progress bar while it takes."""
+    """Return the survival [N, M, K+1] of N prompts for every served model, with a progress bar while it takes."""
     import numpy as np
     from tqdm import tqdm
 
@@ -64,19 +92,15 @@ def survival_with_progress(
     with tqdm(total=len(prompts), desc=label, unit="prompt", disable=not shown) as progress:
         for start in range(0, len(prompts), CHUNK_SIZE):
             chunk = prompts[start : start + CHUNK_SIZE]
-            parts.append(length_predictor.survival(chunk))
+            parts.append(length_predictor.survivals(chunk))
             progress.update(len(chunk))
     return np.concatenate(parts)
 
 
-def print_quality(records: "Records", predictions: "Predictions", tau: float, max_length: int) -> None:
-    """Print coverage and tightness of the bounds of `records`, where they are of one served model."""
-    from predictor.metrics import bound_quality
-
-    if len(set(records.models)) > 1:
+def print_quality(measured: "MeasuredBounds", tau: float, max_length: int) -> None:
+    """Print coverage and tightness of bounds, where they are of one served model."""
+    if len(set(measured.records.models)) > 1:
         print("several served models in the data: choose one with --model to see coverage")
         return
-    quality = bound_quality(
-        predictions.lower_bounds, predictions.medians, records.output_lens, records.datasets, tau, max_length
-    )
+    quality = measured.quality(tau, max_length)
     print(f"coverage {quality.coverage:.3f} (target {1 - tau:.2f}), tightness {quality.tightness:.3f}")

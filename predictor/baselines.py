@@ -1,46 +1,49 @@
-"""What a predictor must beat: the marginal quantile, and quantile boosting on TF-IDF features."""
+"""What a predictor must beat: the marginal quantile, quantile boosting on TF-IDF features, a point regressor."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from predictor.bins import IntArray
 from predictor.calibration import ConformalTable
 from predictor.distribution import FloatArray
-from predictor.metrics import bound_quality
+from predictor.measured import MeasuredBounds
 from predictor.records import Records
 
 NUM_COMPONENTS = 64
 
 
-def evaluate_baselines(
+def measure_baselines(
     train: Records, calibration: Records, test: Records, tau: float, max_length: int, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Return the measures on `test` of each baseline by name; lengths are clipped at `max_length` tokens.
+) -> dict[str, MeasuredBounds]:
+    """Return the bounds that each baseline, by name, gives the records of one served model in `test`.
 
     `constant` is the conformal quantile of the calibration lengths. `tfidf-gbm` fits quantile boosting to the log
-    length of every training draw; `tfidf-gbm-conformal` shifts it by the conformal quantile of the calibration
-    residuals.
+    length of every training draw, clipped at `max_length`; `tfidf-gbm-conformal` shifts it by the conformal quantile
+    of the calibration residuals, and `point-conformal` the boosted median likewise, as a point regressor would be.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    table = ConformalTable.fit(calibration.output_lens)
     size = len(test)
-    constant = np.full(size, max(1.0, table.threshold(tau)))
-    results = {"constant": (constant, np.full(size, _pooled_median(train.output_lens)))}
+    constant = np.full(size, max(1.0, ConformalTable.fit(calibration.output_lens).threshold(tau)))
+    results = {"constant": MeasuredBounds(test, constant, np.full(size, _pooled_median(train.output_lens)))}
     # Boosting on a few thousand rows is 100 times slower where its threads compete with another process for a core.
     with threadpool_limits(limits=1):
         lows, medians = _boosted(train, [calibration, test], tau, max_length, seed)
-    residuals = [np.log(draws) - low for draws, low in zip(calibration.output_lens, lows[0], strict=True)]
-    shift = ConformalTable.fit(residuals).threshold(tau)
-    for name, added in (("tfidf-gbm", 0.0), ("tfidf-gbm-conformal", shift)):
+
+    def shift(predicted: FloatArray) -> float:
+        draws = zip(calibration.output_lens, predicted, strict=True)
+        return ConformalTable.fit([np.log(lengths) - value for lengths, value in draws]).threshold(tau)
+
+    for name, values in (
+        ("tfidf-gbm", lows[1]),
+        ("tfidf-gbm-conformal", lows[1] + shift(lows[0])),
+        ("point-conformal", medians[1] + shift(medians[0])),
+    ):
         # The margin keeps the draw that set the shift on the covered side of rounding.
-        results[name] = (np.maximum(np.floor(np.exp(lows[1] + added) + 1e-9), 1.0), np.exp(medians[1]))
-    return {
-        name: bound_quality(bounds, middle, test.output_lens, test.datasets, tau, max_length).to_dict()
-        for name, (bounds, middle) in results.items()
-    }
+        bounds = np.maximum(np.floor(np.exp(values) + 1e-9), 1.0)
+        results[name] = MeasuredBounds(test, bounds, np.exp(medians[1]))
+    return results
 
 
 def _boosted(

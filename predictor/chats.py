@@ -87,7 +87,7 @@ def token_counter(tokenizer: str | None, source: str) -> CountTokens:
 
 
 def _read_records(file: Path, model: str | None, options: ChatOptions, *, shown: bool) -> LoadedData:
-    rows, num_rows = read_counted_rows(file, model, shown=shown)
+    rows, num_rows = read_counted_rows(file, model, one_model=False, shown=shown)
     if options != ChatOptions():
         raise InputError(f"{file}: turn, context and language are chosen in conversations, and these are records")
     return LoadedData(records_from_rows(rows), num_rows, {"model": num_rows - len(rows)} if model else {})

@@ -1,6 +1,8 @@
 """Predictors on disk: a folder of safetensors and JSON, no pickle. Torch is imported only to read weights."""
 
 import json
+import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +14,12 @@ from predictor.spec import LengthPredictorLike, PredictorSpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from predictor.network import HazardNetwork, TorchLengthPredictor
+    from predictor.network import HazardNetwork, NetworkShape, TorchLengthPredictor
 
 SPEC_FILE = "predictor.json"
 WEIGHTS_FILE = "model.safetensors"
+# Weights with a row for each served model.
+OF_EACH_MODEL = re.compile(r"heads\.\d+\.(embedding|residual|bias)")
 DEFAULT_ENCODER = Path(__file__).resolve().parents[1] / "checkpoints" / "length-predictor"
 
 
@@ -45,23 +49,56 @@ def save_predictor(
     save_file(state, folder / WEIGHTS_FILE)
     network.encoder.config.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    head = {"hidden_size": network.head[1].out_features}
-    (folder / SPEC_FILE).write_text(json.dumps({**spec.to_dict(), "head": head}) + "\n")
+    (folder / SPEC_FILE).write_text(json.dumps({**spec.to_dict(), "network": network.shape.to_dict()}) + "\n")
 
 
 def load_predictor(folder: str | Path, batch_size: int = 32) -> "TorchLengthPredictor":
     """Return the predictor in a RUN or predictor folder, in float32 on the CPU; InputError where it is not one."""
+    return _load(predictor_folder(folder), None, 0.0, batch_size)
+
+
+def load_for_models(folder: str | Path, models: tuple[str, ...], dropout: float) -> "TorchLengthPredictor":
+    """Return the predictor in a folder made to answer for `models`, to be trained and calibrated for them.
+
+    One it knows keeps its weights; another starts as the average of those it knows. InputError as `load_predictor`.
+    """
+    return _load(predictor_folder(folder), models, dropout, 32)
+
+
+def load_spec(folder: str | Path) -> tuple[PredictorSpec, "NetworkShape"]:
+    """Return what the predictor in a RUN or predictor folder states about itself; InputError where it is not one."""
+    from predictor.network import NetworkShape
+
+    file = predictor_folder(folder) / SPEC_FILE
+    value = _read_json(file)
+    spec = PredictorSpec.from_dict(value, str(file))
+    return spec, NetworkShape.from_dict(value["network"])
+
+
+def _load(path: Path, models: tuple[str, ...] | None, dropout: float, batch_size: int) -> "TorchLengthPredictor":
     from predictor.network import HazardNetwork, TorchLengthPredictor
 
-    path = predictor_folder(folder)
-    value = _read_json(path / SPEC_FILE)
-    spec = PredictorSpec.from_dict(value, str(path / SPEC_FILE))
-    network = HazardNetwork(_bare_encoder(path), spec.bins.num_bins, int(value["head"]["hidden_size"]))
+    spec, shape = load_spec(path)
+    weights = _read_weights(path / WEIGHTS_FILE)
+    if models is not None:
+        weights = _weights_for_models(weights, spec.models, models)
+        shape = replace(shape, num_models=len(models))
+        spec = replace(spec, models=models, calibrations={})
+    network = HazardNetwork(_bare_encoder(path), spec.bins, shape, dropout)
     try:
-        network.load_state_dict(_read_weights(path / WEIGHTS_FILE))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path / WEIGHTS_FILE}: does not fit {SPEC_FILE} ({str(error).splitlines()[0]})") from None
     return TorchLengthPredictor(network, load_tokenizer(path / "tokenizer.json"), spec, batch_size)
+
+
+def _weights_for_models(weights: dict[str, Any], known: tuple[str, ...], models: tuple[str, ...]) -> dict[str, Any]:
+    import torch
+
+    def adapted(value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value[known.index(name)] if name in known else value.mean(dim=0) for name in models])
+
+    return {name: adapted(value) if OF_EACH_MODEL.fullmatch(name) else value for name, value in weights.items()}
 
 
 def resolve_predictor(path: str | Path) -> LengthPredictorLike:
@@ -109,7 +146,7 @@ def _pretrained(name: str) -> tuple[Any, "Tokenizer"]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        encoder = AutoModel.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, attn_implementation=attention())
         fast = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -127,10 +164,17 @@ def _bare_encoder(folder: Path) -> Any:
 
     _read_json(folder / "config.json")
     build: Any = AutoModel.from_config
-    encoder = build(AutoConfig.from_pretrained(folder)).float()
+    encoder = build(AutoConfig.from_pretrained(folder), attn_implementation=attention()).float()
     if hasattr(encoder, "pooler"):
         encoder.pooler = None
     return encoder
+
+
+def attention() -> str:
+    """Return the attention to train with: on a CPU the fused one spends twice the time, most of it going back."""
+    import torch
+
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def _read_weights(file: Path) -> dict[str, Any]:

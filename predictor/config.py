@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from predictor.errors import InputError
 
+HEADS = ("hazard", "mixture")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -19,9 +21,14 @@ class TrainConfig:
     data: str = ""
     """Records (.parquet, .jsonl) or a hub data set of conversations (lmsys/lmsys-chat-1m)."""
     model: str | None = None
-    """Served model whose rows are used; needed where the data mixes several."""
+    """Served model whose rows are used; without it one network learns all the served models in the data."""
+    default_model: str | None = None
+    """Served model that predictions are for where none is named. Default: the only one, else average."""
     encoder: str | None = None
     """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor beside the project."""
+    init: str | None = None
+    """Predictor to start from (a folder that amin train wrote), heads included; unknown served models start as the
+    average of those it knows."""
     tokenizer: str | None = None
     """Tokenizer of the served model (folder, file or hub name); counts the answers of conversation data."""
     length_cap: int | None = None
@@ -30,10 +37,10 @@ class TrainConfig:
     """Probability allowed below the bound, for the reported measures; a saved predictor answers any tau."""
     seed: int = 0
     """Seed of splits, subsampling, batches and dropout."""
-    epochs: int = 3
-    """Passes over the training prompts, at most (stops early on validation loss)."""
-    max_steps: int | None = None
-    """Optimiser steps, at most."""
+    epochs: int = 6
+    """Passes over the training prompts, at most (stops early by pinball loss in validation); 0 trains heads alone."""
+    head_epochs: int = 8
+    """Passes beforehand that train the heads alone, on states computed once."""
     batch_size: int = 32
     """Prompts in a batch, on each device."""
     max_prompts: int | None = None
@@ -41,25 +48,33 @@ class TrainConfig:
     max_prompt_tokens: int = 128
     """Tokens of a prompt that the encoder reads: its first half and its last."""
     unfrozen_layers: int | None = None
-    """Encoder layers that train, counted from the last; all of them by default, 0 for the head alone."""
+    """Encoder layers that train, counted from the last; all of them by default, 0 for the heads alone."""
+    num_terms: int = 4096
+    """Tokens and pairs of tokens whose weights the network reads over the whole prompt."""
+    num_components: int = 128
+    """Dimensions to which these weights are projected."""
+    heads: str = "hazard,mixture"
+    """Heads whose survival is averaged: hazard, mixture, or both with a comma between."""
     num_bins: int = 48
     """Length bins, log-spaced."""
     max_length: int = 4096
     """Last edge of the length bins; longer draws count as longer than that, and measures clip lengths there."""
     hidden_size: int = 256
-    """Width of the head."""
-    dropout: float = 0.1
-    """Dropout in the head."""
-    encoder_lr: float = 5e-5
+    """Width of the heads."""
+    dropout: float = 0.5
+    """Dropout on the inputs and the hidden layer of the heads; the encoder has none."""
+    encoder_lr: float = 1e-4
     """Peak learning rate of the encoder."""
     head_lr: float = 1e-3
-    """Peak learning rate of the head."""
-    weight_decay: float = 0.01
+    """Peak learning rate of the heads; four times as much while they train alone."""
+    weight_decay: float = 0.05
     """Weight decay (AdamW)."""
     warmup: float = 0.1
-    """Share of the steps in which learning rates rise; then they fall linearly to zero."""
+    """Share of the steps in which learning rates rise, while they fall to zero as a cosine."""
+    average_decay: float = 0.995
+    """Decay of the moving average of the weights, a step; what is validated and kept."""
     patience: int = 2
-    """Epochs without a better validation loss before training stops."""
+    """Epochs without a better pinball loss in validation before training stops."""
     bf16: bool = False
     """Train in bfloat16 where that is safe."""
     half: bool = False
@@ -137,14 +152,16 @@ def check(config: TrainConfig) -> None:
         raise InputError("data: missing; give --data FILE_OR_HUB_NAME")
     if not 0.0 < config.tau < 1.0:
         raise InputError(f"tau: must lie between 0 and 1, not {config.tau}")
+    unknown = [name for name in config.heads.split(",") if name not in HEADS]
+    if unknown:
+        raise InputError(f"heads: {unknown[0]!r} is not one of {', '.join(HEADS)}")
     for name in (
-        "epochs",
-        "max_steps",
         "batch_size",
         "max_prompts",
         "num_bins",
         "max_length",
         "hidden_size",
+        "num_components",
         "devices",
     ):
         value = getattr(config, name)
@@ -152,8 +169,10 @@ def check(config: TrainConfig) -> None:
             raise InputError(f"{name}: must be at least 1, not {value}")
     if config.max_prompt_tokens < 4:
         raise InputError(f"max_prompt_tokens: must be at least 4, not {config.max_prompt_tokens}")
-    if config.unfrozen_layers is not None and config.unfrozen_layers < 0:
-        raise InputError(f"unfrozen_layers: must be at least 0, not {config.unfrozen_layers}")
+    for name in ("epochs", "unfrozen_layers", "head_epochs", "num_terms"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise InputError(f"{name}: must be at least 0, not {value}")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

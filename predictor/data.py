@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import lightning
 import numpy as np
@@ -10,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from predictor.bins import LengthBins
-from predictor.distribution import FloatArray
+from predictor.bins import IntArray, LengthBins
 from predictor.losses import hazard_counts
-from predictor.prompt_tokens import batches_by_length, encode_prompts, pad
-from predictor.records import Records
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from predictor.prompt_table import PromptTable
+from predictor.prompt_tokens import INPUT_NAMES, PromptInputs, batches_by_length
+from predictor.text_features import FloatMatrix
 
 Batch = dict[str, Tensor]
+
+# Of a batch, in the order in which the likelihood takes them.
+TARGET_NAMES = ("events", "at_risk", "weights")
 
 # Batches are cut from shuffled pools of this many, so that composition stays random and padding small.
 BATCHES_PER_POOL = 16
@@ -27,17 +26,43 @@ BATCHES_PER_POOL = 16
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompts:
-    """N prompts ready to train on: token ids, and the hazard counts `events` and `at_risk`, both [N, K]."""
+    """P prompts ready to train on: the network's inputs, and what each served model answered.
 
-    token_ids: list[list[int]]
-    events: FloatArray
-    at_risk: FloatArray
+    `events` and `at_risk` are hazard counts [P, M, K], `weights` [P, M] is 1 where the served model answered, else 0;
+    `output_lens` [P, M, D] are the draws in tokens, at most the last edge, NaN beyond those that there are.
+    """
+
+    inputs: PromptInputs
+    events: FloatMatrix
+    at_risk: FloatMatrix
+    weights: FloatMatrix
+    output_lens: FloatMatrix
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def select(self, indices: IntArray) -> "EncodedPrompts":
+        """Return the prompts at `indices`, in that order."""
+        arrays = (self.events, self.at_risk, self.weights, self.output_lens)
+        return EncodedPrompts(self.inputs.select(indices), *(array[indices] for array in arrays))
+
+    def targets(self, indices: Sequence[int] | IntArray) -> dict[str, Tensor]:
+        """Return `events`, `at_risk`, `weights` and `output_lens` of the prompts at `indices`."""
+        rows = np.asarray(indices)
+        return {name: torch.from_numpy(getattr(self, name)[rows]) for name in (*TARGET_NAMES, "output_lens")}
 
 
-def encode_records(records: Records, tokenizer: "Tokenizer", bins: LengthBins, max_tokens: int) -> EncodedPrompts:
-    """Return the records as token ids, at most `max_tokens` a prompt, with their hazard counts on `bins`."""
-    events, at_risk = hazard_counts(bins, records.output_lens, records.is_truncated)
-    return EncodedPrompts(encode_prompts(tokenizer, records.prompts, max_tokens), events, at_risk)
+def encode_table(table: PromptTable, inputs: PromptInputs, bins: LengthBins) -> EncodedPrompts:
+    """Return the prompts of `table`, read as `inputs`, with the hazard counts of their draws on `bins`."""
+    shape = (*table.places.shape, bins.num_bins)
+    events, at_risk = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    num_draws = max(map(len, table.records.output_lens), default=0)
+    output_lens = np.full((*table.places.shape, num_draws), np.nan, dtype=np.float32)
+    for number, _, rows, records in table.columns():
+        events[rows, number], at_risk[rows, number] = hazard_counts(bins, records.output_lens, records.is_truncated)
+        for row, draws in zip(rows, records.output_lens, strict=True):
+            output_lens[row, number, : len(draws)] = np.minimum(draws, bins.max_length)
+    return EncodedPrompts(inputs, events, at_risk, (table.places >= 0).astype(np.float32), output_lens)
 
 
 class _Indices(Dataset[int]):
@@ -68,20 +93,22 @@ class LengthDataModule(lightning.LightningDataModule):
             (trainer.global_rank, trainer.world_size, trainer.current_epoch) if trainer else (0, 1, 0)
         )
         rng = np.random.default_rng([self._seed, epoch])
-        batches = shuffled_batches(self._train.token_ids, self._batch_size, rng)
+        batches = shuffled_batches(self._train.inputs.token_ids, self._batch_size, rng)
         even = len(batches) - len(batches) % world_size
         return self._loader(self._train, batches[rank:even:world_size])
 
     def val_dataloader(self) -> DataLoader[int]:
         """Return all validation prompts, shortest first."""
-        batches = [indices.tolist() for indices in batches_by_length(self._validation.token_ids, self._batch_size)]
+        batches = [
+            indices.tolist() for indices in batches_by_length(self._validation.inputs.token_ids, self._batch_size)
+        ]
         return self._loader(self._validation, batches)
 
     def _loader(self, prompts: EncodedPrompts, batches: list[list[int]]) -> DataLoader[int]:
         def collate(indices: Sequence[int]) -> Batch:
             return collate_prompts(prompts, indices, self._pad_token_id)
 
-        return DataLoader(_Indices(len(prompts.token_ids)), batch_sampler=batches, collate_fn=collate)
+        return DataLoader(_Indices(len(prompts)), batch_sampler=batches, collate_fn=collate)
 
 
 def shuffled_batches(token_ids: Sequence[Sequence[int]], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -97,12 +124,6 @@ def shuffled_batches(token_ids: Sequence[Sequence[int]], batch_size: int, rng: n
 
 
 def collate_prompts(prompts: EncodedPrompts, indices: Sequence[int], pad_token_id: int) -> Batch:
-    """Return one batch: `input_ids` and `attention_mask` int64 [B, T], `events` and `at_risk` float32 [B, K]."""
-    rows = np.asarray(indices)
-    input_ids, attention_mask = pad([prompts.token_ids[i] for i in indices], pad_token_id)
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "attention_mask": torch.from_numpy(attention_mask),
-        "events": torch.from_numpy(prompts.events[rows]).float(),
-        "at_risk": torch.from_numpy(prompts.at_risk[rows]).float(),
-    }
+    """Return one batch: the network's inputs by name, and the targets of `EncodedPrompts`."""
+    inputs = zip(INPUT_NAMES, prompts.inputs.batch(indices, pad_token_id), strict=True)
+    return {**{name: torch.from_numpy(array) for name, array in inputs}, **prompts.targets(indices)}

@@ -13,13 +13,13 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def survival_from_hazard_logits(logits: npt.ArrayLike) -> FloatArray:
-    """Return the survival [N, K+1] of hazard logits [N, K]: S_k = prod_{j<=k} (1 - sigmoid(logit_j)).
+    """Return the survival [..., K+1] of hazard logits [..., K]: S_k = prod_{j<=k} (1 - sigmoid(logit_j)).
 
     Logistic hazard, Gensheimer and Narasimhan 2019. Computed in float64 whatever the network ran in.
     """
     log_alive = -np.logaddexp(0.0, np.asarray(logits, dtype=np.float64))
-    start = np.zeros((log_alive.shape[0], 1))
-    return np.asarray(np.exp(np.concatenate([start, np.cumsum(log_alive, axis=1)], axis=1)))
+    start = np.zeros((*log_alive.shape[:-1], 1))
+    return np.asarray(np.exp(np.concatenate([start, np.cumsum(log_alive, axis=-1)], axis=-1)))
 
 
 def cdf(bins: LengthBins, survival: FloatArray, lengths: npt.ArrayLike) -> FloatArray:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictor.prompt_tokens import INPUT_NAMES
 from predictor.spec import PredictorSpec
+from predictor.text_features import NAMES
 
 if TYPE_CHECKING:
     from predictor.network import TorchLengthPredictor
@@ -23,12 +25,14 @@ HARMLESS_WARNINGS = (
 
 README = """# A length predictor for serving
 
-Lower bounds of LLM response lengths for {served_model}, exported by `amin export` ({precision}). Needs `onnxruntime`
-and `tokenizers`, no torch:
+Lower bounds of LLM response lengths, exported by `amin export` ({precision}). Needs `onnxruntime` and `tokenizers`, no
+torch:
 
     from predictor.serving import LengthPredictor
     predictions = LengthPredictor("{name}").predict(["Why is the sky blue?"], tau=0.1, max_new_tokens=512)
     predictions.lower_bounds   # tokens, reached with probability >= 1 - tau
+
+Served models, for `predict(..., model=NAME)`: {choices}. Default: {served_model}.
 
 `manifest.json` states the length bins, the calibration, what was measured, the versions and the hash of each file.
 """
@@ -38,19 +42,21 @@ def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precisio
     """Write `model.onnx` (one file, `precision` fp32 or int8) and `tokenizer.json` into `folder`."""
     import torch
 
+    spec = length_predictor.spec
     # Two tensors: given one twice, the exporter takes the mask for the tokens without a word.
     input_ids, attention_mask = torch.ones((2, 3), dtype=torch.int64), torch.ones((2, 3), dtype=torch.int64)
+    features = torch.ones((2, len(NAMES) + len(spec.terms)))
     batch = torch.export.Dim("batch")
-    width = torch.export.Dim("width", max=length_predictor.spec.max_prompt_tokens)
+    width = torch.export.Dim("width", max=spec.max_prompt_tokens)
     with _quiet():
         program = torch.onnx.export(
             length_predictor.network.cpu().eval(),
-            (input_ids, attention_mask),
+            (input_ids, attention_mask, features),
             dynamo=True,
             opset_version=18,
-            input_names=["input_ids", "attention_mask"],
+            input_names=list(INPUT_NAMES),
             output_names=["hazard_logits"],
-            dynamic_shapes=({0: batch, 1: width}, {0: batch, 1: width}),
+            dynamic_shapes=({0: batch, 1: width}, {0: batch, 1: width}, {0: batch}),
             verbose=False,
         )
         assert program is not None
@@ -76,7 +82,12 @@ def write_manifest(
     `name` is what the folder will be called, for the example in the README.
     """
     (folder / "README.md").write_text(
-        README.format(served_model=spec.served_model or "a served model", precision=precision, name=name)
+        README.format(
+            choices=", ".join(spec.choices) or "one without a name",
+            served_model=spec.served_model or "the only one",
+            precision=precision,
+            name=name,
+        )
     )
     manifest = {
         **spec.to_dict(),

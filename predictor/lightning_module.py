@@ -1,21 +1,25 @@
 """Training with Lightning: the module, the trainer and its callbacks, and resuming."""
 
+import math
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from predictor.bins import LengthBins
 from predictor.config import TrainConfig
-from predictor.data import Batch, LengthDataModule
-from predictor.losses import censored_hazard_nll
+from predictor.data import TARGET_NAMES, Batch, LengthDataModule
+from predictor.losses import censored_hazard_nll, mean_pinball_loss
 from predictor.network import HazardNetwork
+from predictor.prompt_tokens import INPUT_NAMES
 
 # Known and harmless here; matched by message so that anything new still shows.
 HARMLESS_WARNINGS = (
@@ -27,12 +31,24 @@ HARMLESS_WARNINGS = (
 )
 
 
+class WeightAverage(WeightAveraging):
+    """Exponential moving average of the weights, validated and saved in their place; a young one forgets faster."""
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+            keep = min(decay, (int(num_averaged) + 1) / (int(num_averaged) + 10))
+            return current + keep * (averaged - current)
+
+        super().__init__(use_buffers=False, avg_fn=average)
+
+
 class LengthModule(lightning.LightningModule):
     """The hazard network with its loss and optimiser; dropout is seeded by (seed, step)."""
 
-    def __init__(self, network: HazardNetwork, config: TrainConfig) -> None:
+    def __init__(self, network: HazardNetwork, bins: LengthBins, config: TrainConfig) -> None:
         super().__init__()
         self.network = network
+        self.bins = bins
         self.config = config
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -40,59 +56,90 @@ class LengthModule(lightning.LightningModule):
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, in nats a draw."""
-        loss = self._loss(batch)
+        """Return the loss of a batch, in nats a draw; with several heads the mean of their losses."""
+        loss = sum(self._losses(batch)) / len(self.network.heads)
+        assert isinstance(loss, Tensor)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the validation loss, in nats a draw."""
-        size = len(batch["input_ids"])
-        self.log("validation_loss", self._loss(batch), prog_bar=True, batch_size=size, sync_dist=True)
+        """Log the loss, in nats a draw, and the pinball loss at the run's tau, in tokens, which chooses the epoch."""
+        logits, answered = self.network(*network_inputs(batch)).float(), batch["weights"] > 0
+        loss = censored_hazard_nll(logits, *targets(batch))
+        lengths = batch["output_lens"][answered].cpu().numpy()
+        pinball = mean_pinball_loss(self.bins, logits[answered].cpu().numpy(), lengths, self.config.tau)
+        size = int(answered.sum())
+        self.log("validation_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log("validation_pinball", torch.tensor(pinball), prog_bar=True, batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with two learning rates, each rising over the warm-up and then falling linearly to zero."""
+        """Return AdamW with two learning rates, each rising over the warm-up and then falling to zero as a cosine."""
         config, total = self.config, int(self.trainer.estimated_stepping_batches)
         encoder = [p for p in self.network.encoder.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self.network.head.parameters()), "lr": config.head_lr}]
+        groups: list[dict[str, Any]] = [{"params": list(self.network.heads.parameters()), "lr": config.head_lr}]
         if encoder:
             groups.append({"params": encoder, "lr": config.encoder_lr})
         optimizer = AdamW(groups, weight_decay=config.weight_decay)
         num_warmup = max(1, round(config.warmup * total))
 
         def factor(step: int) -> float:
-            return min((step + 1) / num_warmup, max(0.0, (total - step) / max(1, total - num_warmup)))
+            return min((step + 1) / num_warmup, 1.0) * (0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0)))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def _loss(self, batch: Batch) -> Tensor:
-        logits = self.network(batch["input_ids"], batch["attention_mask"])
-        return censored_hazard_nll(logits.float(), batch["events"], batch["at_risk"])
+    def _losses(self, batch: Batch) -> list[Tensor]:
+        input_ids, attention_mask, features = network_inputs(batch)
+        logits = self.network.head_logits(self.network.pooled(input_ids, attention_mask), features)
+        return [censored_hazard_nll(head, *targets(batch)) for head in logits]
+
+
+def network_inputs(batch: Batch) -> list[Tensor]:
+    """Return the network's inputs from a batch."""
+    return [batch[name] for name in INPUT_NAMES]
+
+
+def targets(batch: Batch) -> list[Tensor]:
+    """Return events, at risk and weights from a batch."""
+    return [batch[name] for name in TARGET_NAMES]
 
 
 def train_network(
-    network: HazardNetwork, data: LengthDataModule, config: TrainConfig, run: Path, *, resume: bool = False
+    network: HazardNetwork,
+    bins: LengthBins,
+    data: LengthDataModule,
+    config: TrainConfig,
+    run: Path,
+    start_loss: float,
+    *,
+    resume: bool = False,
 ) -> float:
-    """Train `network` in place, leave it at its best epoch on the CPU, and return the best validation loss (nats).
+    """Train `network` in place, leave it at its best epoch on the CPU, and return its pinball loss in validation.
 
-    Writes `run/checkpoints/` (best, last) and `run/logs/`. With `resume` it goes on from the last whole epoch, to the
-    result that the uninterrupted run would have given.
+    Where no epoch beats `start_loss`, that of the network as given, it stays as it was. Writes `run/checkpoints/`
+    (best, last) and `run/logs/`. With `resume` it goes on from the last whole epoch, to the result that the
+    uninterrupted run would have given.
     """
     checkpoints = run / "checkpoints"
-    best = ModelCheckpoint(checkpoints, "best", monitor="validation_loss", save_last=True, enable_version_counter=False)
-    stop = EarlyStopping("validation_loss", patience=config.patience)
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="validation_pinball", save_last=True, enable_version_counter=False
+    )
+    stop = EarlyStopping("validation_pinball", patience=config.patience)
     last = checkpoints / "last.ckpt"
-    module = LengthModule(network.train(), config)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    module = LengthModule(network.train(), bins, config)
     with warnings.catch_warnings():
         for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        trainer = make_trainer(config, run, [best, stop])
+        trainer = make_trainer(config, run, [WeightAverage(config.average_decay), best, stop])
         trainer.fit(module, data, ckpt_path=str(last) if resume and last.is_file() else None, weights_only=False)
-    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    network.cpu().load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
-    network.requires_grad_(True)
     assert best.best_model_score is not None
-    return float(best.best_model_score)
+    loss = float(best.best_model_score)
+    if loss < start_loss:
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        start = {name.removeprefix("network."): value for name, value in state.items()}
+    network.cpu().load_state_dict(start)
+    network.requires_grad_(True)
+    return min(loss, start_loss)
 
 
 def make_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> lightning.Trainer:
@@ -103,10 +150,9 @@ def make_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> l
         strategy=config.strategy,
         precision="bf16-mixed" if config.bf16 else "32-true",
         max_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
         gradient_clip_val=1.0,
         callbacks=callbacks,
-        logger=CSVLogger(run, name="logs"),
+        logger=loggers(run),
         log_every_n_steps=5,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
@@ -114,3 +160,11 @@ def make_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> l
         enable_model_summary=False,
         enable_progress_bar=config.progress,
     )
+
+
+def loggers(run: Path) -> list[Logger]:
+    """Return the loggers of a run: CSV, and TensorBoard where it is installed."""
+    found: list[Logger] = [CSVLogger(run, name="logs")]
+    if find_spec("tensorboard") is not None:
+        found.append(TensorBoardLogger(run, name="logs", version=found[0].version))
+    return found

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from predictor.bins import IntArray, LengthBins
-from predictor.distribution import FloatArray
+from predictor.distribution import FloatArray, quantile, survival_from_hazard_logits
 from predictor.records import BoolArray
 
 if TYPE_CHECKING:
@@ -42,20 +43,30 @@ def censored_hazard_nll(
     binomial likelihood on counts: -log L = sum_k at_risk_k softplus(logit_k) - events_k logit_k.
 
     Args:
-        logits: hazard logits [B, K].
-        events: share of draws that ended in each bin [B, K].
-        at_risk: share of draws that reached each bin [B, K].
-        weights: weight of each prompt [B]; equal where None.
+        logits: hazard logits [..., K].
+        events: share of draws that ended in each bin, of the same shape.
+        at_risk: share of draws that reached each bin, likewise.
+        weights: weight of each prompt [...]; equal where None.
     """
     from torch.nn.functional import softplus
 
-    per_prompt = (at_risk * softplus(logits) - events * logits).sum(dim=1)
+    per_prompt = (at_risk * softplus(logits) - events * logits).sum(dim=-1)
     if weights is None:
         return per_prompt.mean()
     return (weights * per_prompt).sum() / weights.sum()
 
 
-def marginal_hazard_logits(events: FloatArray, at_risk: FloatArray) -> FloatArray:
-    """Return the hazard logits [K] of all draws together, from counts [N, K], smoothed by half a draw each way."""
+def mean_pinball_loss(bins: LengthBins, logits: npt.ArrayLike, output_lens: npt.ArrayLike, tau: float) -> float:
+    """Return the pinball loss at `tau`, in tokens, of the quantile read from hazard logits [N, K] without calibration.
+
+    The mean over draws `output_lens` [N, D] (NaN where there is none), each of the N weighing the same.
+    """
+    bounds = np.maximum(np.floor(quantile(bins, survival_from_hazard_logits(logits), tau)), 1.0)
+    excess = np.asarray(output_lens, dtype=np.float64) - bounds[:, None]
+    return float(np.mean(np.nanmean(np.maximum(tau * excess, (tau - 1.0) * excess), axis=1)))
+
+
+def marginal_hazard_logits(events: npt.NDArray[np.floating], at_risk: npt.NDArray[np.floating]) -> FloatArray:
+    """Return the hazard logits [...] of all draws together, from counts [N, ...], smoothed by half a draw each way."""
     hazard_odds = (events.sum(axis=0) + 0.5) / ((at_risk - events).sum(axis=0) + 0.5)
     return np.asarray(np.log(hazard_odds))

@@ -1,6 +1,7 @@
-"""Prompts as token ids, cut and padded in one way for training, evaluation and serving."""
+"""Prompts as the network takes them, read, cut and padded in one way for training, evaluation and serving."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,14 @@ import numpy as np
 
 from predictor.bins import IntArray
 from predictor.errors import InputError
+from predictor.text_features import FloatMatrix, text_features
+from predictor.text_features_terms import TermWeights, weigh_terms
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Of the network and of the exported graph, in the order of `PromptInputs.batch`.
+INPUT_NAMES = ("input_ids", "attention_mask", "features")
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
@@ -33,10 +39,46 @@ def keep_head_and_tail(token_ids: Sequence[int], max_tokens: int) -> list[int]:
     return [*token_ids[: max_tokens - tail], *token_ids[len(token_ids) - tail :]]
 
 
-def encode_prompts(tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Return the token ids of each prompt, special tokens included, at most `max_tokens` each."""
-    encodings = tokenizer.encode_batch_fast(list(prompts))
-    return [keep_head_and_tail(encoding.ids, max_tokens) for encoding in encodings]
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """N prompts as the network takes them: token ids (cut), text features [N, F], and the terms of each, of V."""
+
+    token_ids: list[list[int]]
+    features: FloatMatrix
+    terms: list[TermWeights]
+    num_terms: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def select(self, indices: Sequence[int] | IntArray) -> "PromptInputs":
+        """Return the prompts at `indices`, in that order."""
+        rows = [int(i) for i in indices]
+        token_ids, terms = [self.token_ids[i] for i in rows], [self.terms[i] for i in rows]
+        return PromptInputs(token_ids, self.features[rows], terms, self.num_terms)
+
+    def batch(self, indices: Sequence[int] | IntArray, pad_token_id: int) -> tuple[IntArray, IntArray, FloatMatrix]:
+        """Return `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]: text features, then term weights."""
+        input_ids, attention_mask = pad([self.token_ids[i] for i in indices], pad_token_id)
+        weights = np.zeros((len(indices), self.num_terms), dtype=np.float32)
+        for row, index in enumerate(indices):
+            places, values = self.terms[index]
+            weights[row, places] = values
+        return input_ids, attention_mask, np.hstack([self.features[np.asarray(indices)], weights])
+
+
+def encode_prompts(
+    tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int, terms: Sequence[int]
+) -> PromptInputs:
+    """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms."""
+    full = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
+    known = np.asarray(terms, dtype=np.int64)
+    return PromptInputs(
+        [keep_head_and_tail(ids, max_tokens) for ids in full],
+        text_features(prompts, [len(ids) for ids in full]),
+        [weigh_terms(ids, known) for ids in full],
+        len(known),
+    )
 
 
 def pad(token_ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[IntArray, IntArray]:

@@ -10,7 +10,7 @@ import onnxruntime
 from predictor.bins import LengthBins
 from predictor.distribution import FloatArray, survival_from_hazard_logits
 from predictor.errors import InputError
-from predictor.prompt_tokens import batches_by_length, encode_prompts, load_tokenizer, pad
+from predictor.prompt_tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
 from predictor.spec import MaxNewTokens, Predictions, PredictorSpec
 
 
@@ -41,20 +41,33 @@ class LengthPredictor:
         """The length bins of the survival arrays."""
         return self.spec.bins
 
-    def survival(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, K+1] of N prompts."""
-        token_ids = encode_prompts(self._tokenizer, prompts, self.spec.max_prompt_tokens)
-        logits = np.zeros((len(prompts), self.bins.num_bins), dtype=np.float32)
-        for indices in batches_by_length(token_ids, self._batch_size):
-            input_ids, attention_mask = pad([token_ids[i] for i in indices], self.spec.pad_token_id)
-            feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-            logits[indices] = self._session.run(None, feeds)[0]
+    def survivals(self, prompts: Sequence[str]) -> FloatArray:
+        """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
+        spec = self.spec
+        inputs = encode_prompts(self._tokenizer, prompts, spec.max_prompt_tokens, spec.terms)
+        logits = np.zeros((len(prompts), len(spec.models), spec.bins.num_bins), dtype=np.float32)
+        for indices in batches_by_length(inputs.token_ids, self._batch_size):
+            arrays = inputs.batch(indices, spec.pad_token_id)
+            logits[indices] = self._session.run(None, dict(zip(INPUT_NAMES, arrays, strict=True)))[0]
         return survival_from_hazard_logits(logits)
 
-    def predict(self, prompts: Sequence[str], tau: float = 0.1, max_new_tokens: MaxNewTokens = None) -> Predictions:
+    def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
+        """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
+        return self.spec.survival_of(self.survivals(prompts), model)
+
+    def predict(
+        self,
+        prompts: Sequence[str],
+        tau: float = 0.1,
+        max_new_tokens: MaxNewTokens = None,
+        model: str | None = None,
+    ) -> Predictions:
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
+        `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
+        the folder names.
+
         Raises:
-            InputError: `tau` is outside (0, 1) or finer than the calibration split supports.
+            InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
-        return self.spec.predictions(self.survival(prompts), tau, max_new_tokens)
+        return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)

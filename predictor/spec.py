@@ -10,10 +10,14 @@ from predictor.bins import IntArray, LengthBins
 from predictor.calibration import PitCalibration
 from predictor.distribution import FloatArray, lower_bound, median
 from predictor.errors import InputError
+from predictor.prompt_table import PromptTable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORTED_TAUS = (0.01, 0.05, 0.1, 0.25, 0.5)
 NO_LIMIT = np.iinfo(np.int64).max
+
+# Stands for a served model that the predictor does not know: the mixture of all it knows.
+AVERAGE = "average"
 
 MaxNewTokens = int | Sequence[int | None] | None
 
@@ -29,41 +33,84 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class PredictorSpec:
-    """The part of a predictor that is not weights: bins, prompt cut, calibration, served model."""
+    """The part of a predictor that is not weights.
+
+    `models` are the M served models it knows, in the order of the network's outputs; `served_model` is the one meant
+    where none is named, one of them or `average`. `terms` are those of `predictor.text_features_terms`.
+    """
 
     bins: LengthBins
     max_prompt_tokens: int
     pad_token_id: int
+    models: tuple[str, ...]
     served_model: str
-    calibration: PitCalibration
+    terms: tuple[int, ...]
+    calibrations: dict[str, PitCalibration]
     versions: dict[str, str]
 
-    def predictions(self, survival: FloatArray, tau: float, max_new_tokens: MaxNewTokens = None) -> Predictions:
-        """Return the predictions that follow from survival [N, K+1]; `max_new_tokens` is one limit or one a prompt.
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What may be asked for by name: the served models, and `average` where they are several."""
+        return (*self.models, AVERAGE) if len(self.models) > 1 else self.models
+
+    def choose(self, model: str | None = None) -> str:
+        """Return the served model meant by `model`, the default where it is None; InputError where it is unknown."""
+        name = self.served_model if model is None else model
+        if name not in self.choices:
+            raise InputError(f"model: {name!r} is not known to this predictor; it knows {', '.join(self.choices)}")
+        return name
+
+    def calibration(self, model: str | None = None) -> PitCalibration:
+        """Return the calibration of a served model; InputError as `choose`."""
+        return self.calibrations[self.choose(model)]
+
+    def survival_of(self, survivals: FloatArray, model: str | None = None) -> FloatArray:
+        """Return the survival [N, K+1] of one served model from that of all, [N, M, K+1]; InputError as `choose`."""
+        name = self.choose(model)
+        if name not in self.models:
+            return np.asarray(survivals.mean(axis=1))
+        return survivals[:, self.models.index(name)]
+
+    def predictions(
+        self, survival: FloatArray, tau: float, max_new_tokens: MaxNewTokens = None, model: str | None = None
+    ) -> Predictions:
+        """Return the predictions for `model` that follow from its survival [N, K+1].
+
+        `max_new_tokens` is one limit or one a prompt.
 
         Raises:
-            InputError: `tau` is outside (0, 1) or finer than the calibration split supports.
+            InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         limits = _limits(max_new_tokens, len(survival))
-        bounds = lower_bound(self.bins, survival, self.calibration.level(tau), limits)
+        bounds = lower_bound(self.bins, survival, self.calibration(model).level(tau), limits)
         return Predictions(bounds, np.minimum(median(self.bins, survival), limits), survival)
 
-    def recalibrated(self, survival: FloatArray, output_lens: Sequence[IntArray]) -> "PredictorSpec":
-        """Return this specification, calibrated on the survival [N, K+1] and the draws of N held-out prompts."""
-        return replace(self, calibration=PitCalibration.fit(self.bins, survival, output_lens))
+    def recalibrated(self, survivals: FloatArray, table: PromptTable) -> "PredictorSpec":
+        """Return this specification calibrated on the survivals [P, M, K+1] and draws of P held-out prompts.
+
+        Each served model gets its own calibration; `average` one on the draws of all, each prompt weighing the same.
+        """
+        calibrations = {
+            model: PitCalibration.fit(self.bins, survivals[rows, number], records.output_lens)
+            for number, model, rows, records in table.columns()
+        }
+        if len(self.models) > 1:
+            calibrations[AVERAGE] = PitCalibration.fit(self.bins, survivals.mean(axis=1), table.pooled_draws())
+        return replace(self, calibrations=calibrations)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification for JSON, with the marginal bounds of a few taus for other readers."""
-        enough = [tau for tau in REPORTED_TAUS if tau * (self.calibration.lengths.num_prompts + 1) >= 1]
         return {
             "format_version": FORMAT_VERSION,
+            "models": list(self.models),
             "served_model": self.served_model,
             "max_length": self.bins.max_length,
             "bins": self.bins.to_list(),
             "max_prompt_tokens": self.max_prompt_tokens,
             "pad_token_id": self.pad_token_id,
-            "marginal_bounds": {str(tau): self.calibration.marginal_bound(tau) for tau in enough},
-            "calibration": self.calibration.to_dict(),
+            "marginal_bounds": {name: _marginal_bounds(value) for name, value in self.calibrations.items()},
+            "terms": list(self.terms),
+            "calibrations": {name: value.to_dict() for name, value in self.calibrations.items()},
             "versions": self.versions,
         }
 
@@ -80,8 +127,10 @@ class PredictorSpec:
                 LengthBins.from_list(value["bins"]),
                 int(value["max_prompt_tokens"]),
                 int(value["pad_token_id"]),
+                tuple(value["models"]),
                 str(value["served_model"]),
-                PitCalibration.from_dict(value["calibration"]),
+                tuple(value["terms"]),
+                {name: PitCalibration.from_dict(table) for name, table in value["calibrations"].items()},
                 dict(value["versions"]),
             )
         except KeyError as error:
@@ -99,11 +148,25 @@ class LengthPredictorLike(Protocol):
     def bins(self) -> LengthBins:
         """The length bins of the survival arrays."""
 
-    def survival(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, K+1]."""
+    def survivals(self, prompts: Sequence[str]) -> FloatArray:
+        """Return the predicted survival [N, M, K+1] for every served model."""
 
-    def predict(self, prompts: Sequence[str], tau: float = 0.1, max_new_tokens: MaxNewTokens = None) -> Predictions:
+    def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
+        """Return the predicted survival [N, K+1] for one served model."""
+
+    def predict(
+        self,
+        prompts: Sequence[str],
+        tau: float = 0.1,
+        max_new_tokens: MaxNewTokens = None,
+        model: str | None = None,
+    ) -> Predictions:
         """Return the predictions of N prompts."""
+
+
+def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:
+    size = calibration.lengths.num_prompts
+    return {str(tau): calibration.marginal_bound(tau) for tau in REPORTED_TAUS if tau * (size + 1) >= 1}
 
 
 def _limits(max_new_tokens: MaxNewTokens, num_prompts: int) -> IntArray:

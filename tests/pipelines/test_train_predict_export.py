@@ -45,14 +45,17 @@ def test_a_run_holds_what_the_contract_names(run_folder: Path) -> None:
         "tau", "coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau", "kendall_tau_ceiling",
     }  # fmt: skip
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert set(metrics) == {"test", "baselines"}
-    assert set(metrics["baselines"]) == {"constant", "tfidf-gbm", "tfidf-gbm-conformal"}
+    assert set(metrics) == {"test", "baselines", "models"}
+    assert metrics["models"] == {"made-up": {"test": metrics["test"], "baselines": metrics["baselines"]}}
+    assert set(metrics["baselines"]) == {"constant", "tfidf-gbm", "tfidf-gbm-conformal", "point-conformal"}
     for row in (metrics["test"], *metrics["baselines"].values()):
         assert set(row) == keys
     names = {path.name for path in (run_folder / "predictor").iterdir()}
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "predictor.json"}
     assert "versions" in (run_folder / "config.yaml").read_text()
     assert len(read_records(run_folder / "calibration.parquet")) == 40
+    for name in ("calibration", "coverage_by_group", "coverage_by_length", "predicted_against_true"):
+        assert (run_folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_predict_writes_a_line_per_row_in_order(
@@ -110,7 +113,7 @@ def test_the_exported_graph_agrees_with_torch(run_folder: Path, exports: dict[st
     """Truncation of long prompts included; survival within 1e-5."""
     texts = prompts(records_file)
     torch_predictor, exported = load_predictor(run_folder), LengthPredictor(exports["fp32"])
-    np.testing.assert_allclose(exported.survival(texts), torch_predictor.survival(texts), atol=1e-5)
+    np.testing.assert_allclose(exported.survivals(texts), torch_predictor.survivals(texts), atol=1e-5)
     one_by_one = np.concatenate([exported.survival([text]) for text in texts])
     np.testing.assert_allclose(one_by_one, exported.survival(texts), atol=1e-5)
 
@@ -182,7 +185,7 @@ def test_a_bare_predictor_exports_as_it_is_but_not_in_int8(run_folder: Path, tmp
         amin("export", tmp_path / "bare", "--out", tmp_path / "x", "--precision", "int8", "--no-progress")
     assert not (tmp_path / "x").exists()
     amin("export", tmp_path / "bare", "--out", tmp_path / "y", "--no-progress")
-    assert LengthPredictor(tmp_path / "y").spec.calibration == load_predictor(run_folder).spec.calibration
+    assert LengthPredictor(tmp_path / "y").spec.calibrations == load_predictor(run_folder).spec.calibrations
 
 
 def test_bad_input_is_refused_in_one_line(
@@ -208,10 +211,14 @@ def test_bad_input_is_refused_in_one_line(
         ("at least 999 calibration", ("predict", run_folder, "--data", records_file, "--tau", "0.001", "--out", out)),
         ("no such file", ("predict", run_folder, "--data", tmp_path / "none.jsonl", "--out", out)),
         ("no predictor there", ("export", tmp_path, "--out", out)),
+        ("'other' is not known .* knows made-up", ("predict", run_folder, "--data", records_file, "--model", "other")),
+        ("heads: 'tree' is not one of", ("train", *base, "--heads", "tree")),
+        ("num_bins: this predictor has 16, not 8", ("train", *base[:4], "--init", run_folder, "--num-bins", "8")),
+        ("'other' is not known", ("train", *base, "--default-model", "other")),
     ]
     for message, arguments in cases:
         with pytest.raises(InputError, match=message) as caught:
-            amin(*arguments)
+            amin(*arguments, *(() if "--out" in arguments else ("--out", out)))
         assert "\n" not in str(caught.value)
         assert not out.exists()
 
@@ -223,5 +230,95 @@ def test_another_format_version_is_refused(exports: dict[str, Path], tmp_path: P
     shutil.copytree(exports["fp32"], tmp_path / "old")
     manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
     (tmp_path / "old" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(InputError, match="format_version: 99 is not 1"):
+    with pytest.raises(InputError, match="format_version: 99 is not 2"):
         LengthPredictor(tmp_path / "old")
+
+
+@pytest.fixture(scope="module")
+def two_models(records_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records twice: as a second served model, `terse`, answers have a third of the length."""
+    path = tmp_path_factory.mktemp("two") / "records.jsonl"
+    rows = [json.loads(line) for line in records_file.read_text().splitlines()]
+    terse = [{**row, "model": "terse", "output_lens": [n // 3 + 1 for n in row["output_lens"]]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *terse)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_models_run(two_models: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network for both."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    amin("train", "--data", two_models, "--out", out, "--encoder", tiny_encoder, "--heads", "hazard,mixture", *QUICK)
+    return out
+
+
+def test_one_network_answers_for_several_served_models(two_models_run: Path, two_models: Path, tmp_path: Path) -> None:
+    """Each is measured by itself, and by name one may be asked for; where none is named, for their average."""
+    metrics = json.loads((two_models_run / "metrics.json").read_text())
+    assert set(metrics["models"]) == {"made-up", "terse"}
+    covered = [part["test"]["coverage"] for part in metrics["models"].values()]
+    assert metrics["test"]["coverage"] == pytest.approx(np.mean(covered))
+    length_predictor, texts = resolve_predictor(two_models_run), ["Write a story about rivers", "Write an essay"]
+    medians = {name: length_predictor.predict(texts, model=name).medians for name in ("made-up", "terse", "average")}
+    assert (medians["terse"] < medians["average"]).all()
+    assert (medians["average"] < medians["made-up"]).all()
+    assert (length_predictor.predict(texts).medians == medians["average"]).all()
+    amin("predict", two_models_run, "--data", two_models, "--out", tmp_path / "each.jsonl", "--no-progress")
+    lines = [json.loads(line)["output_len_median"] for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    assert np.mean(lines[160:]) < np.mean(lines[:160])
+    amin("predict", two_models_run, "--data", two_models, "--model", "terse", "--out", tmp_path / "a", "--no-progress")
+    terse = [json.loads(line)["output_len_median"] for line in (tmp_path / "a").read_text().splitlines()]
+    assert terse == lines[160:]
+
+
+def test_a_network_for_several_models_exports_whole(two_models_run: Path, tmp_path: Path) -> None:
+    """Both heads and all served models, calibrated each on the exported graph."""
+    amin("export", two_models_run, "--out", tmp_path / "x", "--no-progress")
+    exported, trained = LengthPredictor(tmp_path / "x"), load_predictor(two_models_run)
+    texts = ["Write a story about rivers", "Write an essay " * 20]
+    np.testing.assert_allclose(exported.survivals(texts), trained.survivals(texts), atol=1e-5)
+    assert set(exported.spec.calibrations) == {"made-up", "terse", "average"}
+    for name in exported.spec.choices:
+        np.testing.assert_array_equal(
+            exported.predict(texts, model=name).lower_bounds, trained.predict(texts, model=name).lower_bounds
+        )
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    assert set(manifest["measured"]["models"]) == {"made-up", "terse"}
+
+
+def test_a_predictor_starts_another_one_and_is_never_made_worse(
+    run_folder: Path, two_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no steps at all a known served model keeps its predictions and a new one has those of the average."""
+    arguments = ("--data", two_models, "--init", run_folder, "--no-baselines", "--no-progress", "--accelerator", "cpu")
+    amin("train", *arguments, "--out", tmp_path / "none", "--epochs", "0", "--head-epochs", "0")
+    texts = ["Write a story about rivers", "Write an essay"]
+    started, before = load_predictor(tmp_path / "none"), load_predictor(run_folder)
+    for name in ("made-up", "terse"):
+        np.testing.assert_allclose(started.survival(texts, name), before.survival(texts), atol=1e-5)
+    amin("train", *arguments, "--out", tmp_path / "some", "--epochs", "1", "--head-epochs", "3")
+    losses = [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines() if "pinball loss" in line]
+    assert losses[1] >= losses[2]
+
+
+def test_rows_without_a_served_model_beside_others_are_refused(two_models: Path, tmp_path: Path) -> None:
+    """And so is one of them with too few rows."""
+    lines = two_models.read_text().splitlines(keepends=True)
+    nameless, few = tmp_path / "nameless.jsonl", tmp_path / "few.jsonl"
+    nameless.write_text("".join([*lines, '{"prompt": "x", "output_len": 3, "split": "test"}\n']))
+    few.write_text("".join(lines[:170]))
+    for data, message in ((nameless, "model: missing, while other"), (few, "validation has 0 prompts of terse")):
+        with pytest.raises(InputError, match=message):
+            amin("train", "--data", data, "--out", tmp_path / "out", *QUICK)
+
+
+def test_two_processes_share_the_training(tiny_encoder: Path, records_file: Path, tmp_path: Path) -> None:
+    """Lightning launches the second, which leaves all files but its logs to the first."""
+    out = tmp_path / "run"
+    argv = ["train", "--data", records_file, "--out", out, "--encoder", tiny_encoder, "--no-baselines", *QUICK]
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, argv), "--devices", "2", "--strategy", "ddp"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    assert done.stdout.count("test split, tau") == 1
+    assert resolve_predictor(out).predict(["Write a poem"]).lower_bounds[0] >= 1

@@ -1,0 +1,135 @@
+"""Features of a prompt's text in plain Python: its shape, the size it asks for, and the words that say what it wants.
+
+They stand beside the encoder in the network, which scales them; the encoder alone sees neither counts nor numbers well,
+nor the middle of a long prompt.
+"""
+
+import re
+from collections.abc import Sequence
+from math import log1p
+
+import numpy as np
+import numpy.typing as npt
+
+from predictor.text_features_words import ACTS, MARKS, NUMBER_WORDS, PIECES, SIZE_UNITS, SUBJECTS
+
+FloatMatrix = npt.NDArray[np.float32]
+
+# Longer prompts are read at both ends alone, so that one of a million characters costs no more.
+MAX_CHARACTERS = 20_000
+# A requested size stands near the start.
+MAX_SIZE_CHARACTERS = 1_500
+NUM_FIRST_WORDS = 6
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
+_NUMBERED_LINE = re.compile(r"\s*\d+[.)]")
+_MATERIAL = re.compile(r"\n\s*(?:Input|Context|Text|Passage)\s*:", re.IGNORECASE)
+_AMOUNT = r"(\d{1,5}(?:,\d{3})?|" + "|".join(sorted(NUMBER_WORDS.keys() - {"zero"}, key=lambda w: (-len(w), w))) + ")"
+_SIZES = {
+    unit: re.compile(rf"{_AMOUNT}[\s-]+{between}{noun}\b", re.IGNORECASE)
+    for unit, (between, noun) in SIZE_UNITS.items()
+}
+_MARKS = [re.compile(mark, re.IGNORECASE | re.MULTILINE) for mark in MARKS]
+_ACTS = {group: frozenset(group.split("|")) for group in ACTS.split()}
+_SUBJECTS = {group: frozenset(group.split("|")) for group in SUBJECTS.split()}
+
+_COUNTS = (
+    "characters", "tokens", "words", "lines", "sentences", "numbers", "capitalised_words", "indented_lines",
+    "numbered_lines", "short_lines", "longest_word", "longest_line", "first_line", "last_line", "last_paragraph",
+    "material", "first_number", "largest_number",
+)  # fmt: skip
+_SHARES = ("word_length", "distinct_words", "upper", "non_ascii", "digits", "punctuation", "white_space")
+_ENDS = ("ends_in_question", "ends_in_period", "ends_in_colon", "starts_upper")
+NAMES = (
+    *(f"log_{name}" for name in _COUNTS),
+    *_SHARES,
+    *(f"{kind}:{unit}" for unit in _SIZES for kind in ("asks_size", "log_size")),
+    *(f"log_count:{piece}" for piece in PIECES),
+    *(f"has:{mark}" for mark in MARKS),
+    *(f"act:{group}" for group in _ACTS),
+    *(f"first_words:{group}" for group in _ACTS),
+    *(f"subject:{group}" for group in _SUBJECTS),
+    *_ENDS,
+)
+
+
+def text_features(prompts: Sequence[str], num_tokens: Sequence[int]) -> FloatMatrix:
+    """Return the features [N, F] of N prompts of `num_tokens` encoder tokens, in the order of `NAMES`.
+
+    Counts and sizes are log(1 + count), shares lie in [0, 1] (`word_length` is in characters), the rest is 0 or 1.
+    """
+    rows = [_features(prompt, count) for prompt, count in zip(prompts, num_tokens, strict=True)]
+    return np.asarray(rows, dtype=np.float32).reshape(len(rows), len(NAMES))
+
+
+def _features(prompt: str, num_tokens: int) -> list[float]:
+    half = MAX_CHARACTERS // 2
+    text = prompt if len(prompt) <= MAX_CHARACTERS else f"{prompt[:half]}\n{prompt[-half:]}"
+    words = [word.lower() for word in _WORD.findall(text)]
+    all_words, first_words, stripped = set(words), set(words[:NUM_FIRST_WORDS]), text.strip()
+    return [
+        *(log1p(count) for count in (len(prompt), num_tokens, *_counts(text, words))),
+        *_shares(text, words),
+        *_sizes(text[:MAX_SIZE_CHARACTERS]),
+        *(log1p(text.count(piece)) for piece in PIECES),
+        *(float(mark.search(text) is not None) for mark in _MARKS),
+        *(float(not group.isdisjoint(all_words)) for group in _ACTS.values()),
+        *(float(not group.isdisjoint(first_words)) for group in _ACTS.values()),
+        *(float(not group.isdisjoint(all_words)) for group in _SUBJECTS.values()),
+        *(float(stripped.endswith(mark)) for mark in "?.:"),
+        float(stripped[:1].isupper()),
+    ]
+
+
+def _counts(text: str, words: Sequence[str]) -> list[float]:
+    lines, stripped = text.split("\n"), text.strip()
+    numbers = [float(number[:12]) for number in _NUMBER.findall(text)]
+    material = _MATERIAL.search(text)
+    return [
+        len(words),
+        len(lines),
+        len(_SENTENCE_END.findall(text)),
+        len(numbers),
+        len(_CAPITALS.findall(text)),
+        sum(line[:1] in (" ", "\t") for line in lines),
+        sum(_NUMBERED_LINE.match(line) is not None for line in lines),
+        sum(0 < len(line.strip()) < 12 for line in lines),
+        max(map(len, words), default=0),
+        max(map(len, lines)),
+        len(lines[0]),
+        len(stripped.rsplit("\n", 1)[-1]),
+        len(stripped.rsplit("\n\n", 1)[-1]),
+        len(text) - material.start() if material else 0,
+        min(numbers[0], 1e5) if numbers else 0.0,
+        min(max(numbers), 1e6) if numbers else 0.0,
+    ]
+
+
+def _shares(text: str, words: Sequence[str]) -> list[float]:
+    size, num_words = max(len(text), 1), max(len(words), 1)
+    spaces = sum(map(str.isspace, text))
+    return [
+        sum(map(len, words)) / num_words,
+        len(set(words)) / num_words,
+        sum(map(str.isupper, text)) / size,
+        sum(character > "\x7f" for character in text) / size,
+        sum(map(str.isdigit, text)) / size,
+        (len(text) - spaces - sum(map(str.isalnum, text))) / size,
+        spaces / size,
+    ]
+
+
+def _sizes(text: str) -> list[float]:
+    values: list[float] = []
+    for pattern in _SIZES.values():
+        found = pattern.search(text)
+        values += [1.0, log1p(min(_amount(found.group(1)), 5000.0))] if found else [0.0, 0.0]
+    return values
+
+
+def _amount(text: str) -> float:
+    plain = text.lower().replace(",", "")
+    return float(plain) if plain.isdecimal() else float(NUMBER_WORDS[plain])

@@ -1,0 +1,84 @@
+"""The words and patterns that `predictor.text_features` looks for: what a prompt asks for, and of how much."""
+
+_UP_TO_TWENTY = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty
+"""
+_OTHER_NUMBERS = {"thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "dozen": 12, "couple": 2, "few": 3}
+NUMBER_WORDS = {word: value for value, word in enumerate(_UP_TO_TWENTY.split())} | _OTHER_NUMBERS
+NUMBER_WORDS |= {"several": 4, "single": 1}
+
+# Things that are counted in a request ("five tips").
+COUNTED = (
+    "items? ways? tips? examples? reasons? steps? questions? lines? bullet points? ideas? facts? things? names? types? "
+    "kinds? adjectives? synonyms? benefits? advantages? disadvantages? characteristics? features? strategies methods? "
+    "sites? places? books? movies countries cities animals foods? dishes recipes? activities topics? titles? quotes? "
+    "suggestions factors elements stages components differences similarities traits qualities pieces scenarios uses "
+    "skills goals rules verbs nouns keywords hashtags headlines slogans options tasks sources tools products causes "
+    "effects phrases statements events people jokes stanzas? verses?"
+)
+
+# Unit of a requested size: the words allowed between number and unit, and the unit.
+SIZE_UNITS = {
+    "words": (r"(?:\w+\s){0,1}?", "words?"),
+    "sentences": (r"(?:\w+[\s-]+){0,1}?", "sentences?"),
+    "paragraphs": (r"(?:\w+[\s-]+){0,1}?", "(?:paragraphs?|pages?)"),
+    "items": (r"(?:[\w-]+\s+){0,3}?", f"(?:{COUNTED.replace(' ', '|')}|words? that)"),
+    "characters": ("", "(?:characters?|letters?)"),
+    "syllables": ("", "(?:syllables?|digits?|bits?)"),
+}
+
+# Groups of words that ask for the same act; alternatives are split by a bar.
+ACTS = (
+    "write generate create list name describe explain summarize|summarise|summary classify|categorize identify find "
+    "rewrite|rephrase|paraphrase|reword edit|correct|fix|proofread translate convert|transform|change "
+    "calculate|compute|evaluate compare|contrast|difference|differences give provide suggest|recommend what who|whose "
+    "when where why how which is|are|was|were|does|do|did|has|have can|could|should|would|will tell compose design "
+    "construct|build develop analyze|analyse|discuss extract arrange|order|sort|rank fill|complete|finish "
+    "predict|guess choose|select|pick implement determine given define|meaning brainstorm outline make|come "
+    "add|insert remove|delete|replace count solve|simplify invent imagine|pretend|act think|reflect "
+    "group|divide|split match state detect formulate|pose|ask combine|merge|join elaborate|expand argue|debate "
+    "plan|organize|schedule reverse assign label|tag"
+)
+
+# Groups of words that say what the answer is or is about.
+SUBJECTS = (
+    "essay|article|blog|post story|tale|narrative|plot poem|haiku|song|lyrics|verse letter|email|message "
+    "speech|presentation|script|monologue|dialogue|conversation report|paper|analysis|review recipe|ingredients "
+    "tweet|slogan|tagline|caption|hashtag|motto headline|title|heading|name paragraph summary list|bullet|bulleted "
+    "table|chart|diagram function|method program|algorithm|code sql|query html|css|javascript|website class|object "
+    "plan|itinerary|schedule|strategy|agenda description|advertisement|ad|product quote|joke|riddle|pun "
+    "word|synonym|antonym|adjective sentence|phrase equation|formula|expression outline|steps|instructions "
+    "guide|tutorial|process yes|no|true|false number|sum|average|percentage|product date|year|time "
+    "capital|country|city|population movie|book|author|actor|character category|sentiment|topic|genre|type "
+    "grammar|spelling|grammatical|tense regex|string|substring array|list|tuple|dictionary|dict "
+    "dataframe|pandas|column|df tensor|torch|tensorflow|numpy|array plot|matplotlib|figure|axes tree|graph|node|path "
+    "prime|integer|digit|number matrix|grid dataset|data|csv|json file|directory|path|url exception|raise|error "
+    "random|seed dynamic|minimum|maximum|optimal|modulo player|game|win example|examples "
+    "explanation|explain|detail|detailed reason|pros|cons advice|tips|advantage|benefits "
+    "short|brief|concise|briefly|simple one-word|single long|comprehensive|thorough|in-depth|elaborate "
+    "rhyme|creative|funny|fictional history|war|century|ancient science|physics|chemistry|biology "
+    "health|medical|disease|exercise business|company|marketing|customer context|passage|following|text "
+    "input|given output|print standard|stdin|input implement|class|method constraints|testcase|testcases|subtask"
+)
+
+# Pieces of text that are counted: code, markup, structure.
+PIECES = (
+    "```", "`", "def ", "import ", "assert", "class ", "return", "==", "=", "{", "(", "[", "<", "$", "\\", "\n\n", '"',
+    "'", ":", ",", ";", "?", "!", "...", "http", "_", "#", "*", "|", "->", "%", "/", "\n- ", "\n* ", "print", "input(",
+    "np.", "pd.", "df", "torch", "for ", "while ", "if ",
+)  # fmt: skip
+
+# Patterns that are present or absent, in any case.
+MARKS = (
+    r"\binput\s*:", r"\boutput\s*:", r"\bcontext\s*:", r"question\s*:", r"\banswer\s*:|\n\s*A:\s*\n",
+    r"call-based format", r"standard input format", r"begin solution", r"<code>", r"should output with",
+    r"should raise", r"note that", r"-{3,}\s*input", r"-{3,}\s*constraints|constraints:", r"-{3,}\s*note",
+    r"example\s*\d*\s*:", r"\ba[.)]\s.{0,300}\bb[.)]\s", r"true or false", r"\bor\b[^.?!\n]{0,300}\?",
+    r"^\s*(?:is|are|was|were|do|does|did|can|could|should|has|have|will|would)\b", r"step[- ]by[- ]step",
+    r"in (?:a|one|a single) (?:sentence|word|phrase|line)",
+    r"\b(?:in|using) (?:python|java|c\+\+|javascript|sql|html|r)\b", r"\bwithout\b", r"\bat least\b",
+    r"\b(?:at most|no more than|less than|maximum of|up to)\b", r"you are ", r"\bplease\b", r"tell me",
+    r"self-contained code", r"your code should pass", r"lambda|recursion|regex", r"class solution", r"^\s*\d+\s*$",
+    r"\bonly\b", r"\beach\b", r"\btests?\b", r"\bfollowing\b", r"\bgiven\b",
+)  # fmt: skip

@@ -1,0 +1,75 @@
+import time
+
+import numpy as np
+import pytest
+
+from predictor.text_features import NAMES, text_features
+from predictor.text_features_terms import PAIR, choose_terms, prompt_terms, weigh_terms
+
+
+def value(prompt: str, name: str) -> float:
+    """One feature of a prompt of ten tokens."""
+    return float(text_features([prompt], [10])[0, NAMES.index(name)])
+
+
+def test_every_feature_has_a_name_of_its_own() -> None:
+    """One column each, and finite for odd prompts."""
+    prompts = ["", " ", "Write a poem.", "\x00\ud7ff😀" * 50, "١٢ words", "9" * 400, "\n\n\n", "Ten,000 words"]
+    matrix = text_features(prompts, [2] * len(prompts))
+    assert len(set(NAMES)) == len(NAMES)
+    assert matrix.shape == (len(prompts), len(NAMES))
+    assert matrix.dtype == np.float32
+    assert np.isfinite(matrix).all()
+    assert text_features([], []).shape == (0, len(NAMES))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unit", "size"),
+    [
+        ("Write an essay of 500 words.", "words", 500),
+        ("Write a 1,200-word essay", "words", 1200),
+        ("Summarize it in Two short sentences.", "sentences", 2),
+        ("a five paragraph essay", "paragraphs", 5),
+        ("Give me a dozen easy dinner recipes", "items", 12),
+        ("99999 words please", "words", 5000),
+    ],
+)
+def test_a_requested_size_is_read_in_digits_and_words(prompt: str, unit: str, size: int) -> None:
+    """Up to a cap."""
+    assert value(prompt, f"asks_size:{unit}") == 1
+    assert value(prompt, f"log_size:{unit}") == pytest.approx(np.log1p(size), rel=1e-6)
+
+
+def test_words_count_as_words() -> None:
+    """An act in the first words is told from one later, and a part of a word is none."""
+    late = "Here is a long text about rivers and engines, translate it"
+    assert value(late, "act:translate") == 1
+    assert value(late, "first_words:translate") == 0
+    assert value("Translate this", "first_words:translate") == 1
+    assert value("The untranslated text", "act:translate") == 0
+    assert value("Why?", "ends_in_question") == 1
+
+
+def test_a_prompt_of_a_million_characters_is_read_in_no_time() -> None:
+    """Whatever it repeats."""
+    started = time.perf_counter()
+    text_features(["a) " * 333_333, "word " * 200_000, "1" * 1_000_000, "or ?" * 250_000, "five " * 200_000], [1] * 5)
+    assert time.perf_counter() - started < 5
+
+
+def test_terms_are_tokens_and_pairs_without_the_special_ends() -> None:
+    """Weighed by 1 + log(count); unknown ones are left out."""
+    assert prompt_terms([101, 7, 8, 7, 102]).tolist() == [7, 8, 7, 8 * PAIR + 8, 9 * PAIR + 7]
+    assert prompt_terms([101, 102]).tolist() == []
+    known = np.asarray([5, 7, 9 * PAIR + 7])
+    places, weights = weigh_terms([101, 7, 8, 7, 102], known)
+    assert places.tolist() == [1, 2]
+    np.testing.assert_allclose(weights, [1 + np.log(2), 1])
+    assert weigh_terms([101, 7, 102], np.asarray([], dtype=np.int64))[0].tolist() == []
+
+
+def test_the_terms_of_most_prompts_are_chosen() -> None:
+    """In increasing order, none that only one prompt has."""
+    prompts = [[0, 4, 3, 0], [0, 4, 3, 0], [0, 4, 9, 0]]
+    assert choose_terms(prompts, 10) == (3, 4, 5 * PAIR + 3)
+    assert choose_terms(prompts, 1) == (4,)
