@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from predictor.errors import InputError
+
 if TYPE_CHECKING:
-    from predictor.bins import IntArray
+    from predictor.bins import IntArray, LengthBins
     from predictor.distribution import FloatArray
     from predictor.measured import MeasuredBounds
+    from predictor.records import Records
+    from predictor.rows import Row
     from predictor.spec import LengthPredictorLike, PredictorSpec
 
 HELP = "predict lower bounds and medians of response length for the prompts of a file"
@@ -28,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "predictor knows it, else the predictor's default; average stands for one it does not know",
     )
     parser.add_argument("--out", type=Path, required=True, help="JSONL file; a line per row, lengths in tokens")
+    parser.add_argument(
+        "--workload",
+        type=Path,
+        help="also write records as a workload for amin simulate, a line per draw (JSONL; the edges of its field "
+        "survival, for --bins, go to WORKLOAD.bins.json)",
+    )
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show a progress bar")
 
 
@@ -62,8 +72,48 @@ def run(args: argparse.Namespace) -> None:
             line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
             lines.write(json.dumps(line) + "\n")
     print(f"{len(rows)} bounds at tau {args.tau}: {args.out}")
+    if args.workload is not None:
+        if records is None:
+            raise InputError(f"--workload: {args.data} has no lengths to serve")
+        survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
+        write_workload(args.workload, rows, records, (bounds, medians), survival, spec.bins)
     if records is not None:
         print_quality(MeasuredBounds(records, bounds, medians), args.tau, spec.bins.max_length)
+
+
+def write_workload(
+    path: Path,
+    rows: Sequence["Row"],
+    records: "Records",
+    predicted: tuple["IntArray", "IntArray"],
+    survival: Sequence["FloatArray"],
+    bins: "LengthBins",
+) -> None:
+    """Write a line for each draw of each row, arriving at 0, and the edges of the field survival beside it.
+
+    Lengths, and the limit max_new_tokens where a row has none, end at the last edge.
+    """
+    from pipelines.files import atomic_file, write_json
+
+    lower, middle = predicted
+    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as lines:
+        for i, row in enumerate(rows):
+            limit = min(
+                (records.max_new_tokens[i] if records.max_new_tokens else None) or bins.max_length, bins.max_length
+            )
+            facts = {
+                "num_prompt_tokens": row.fields.get("num_prompt_tokens"),
+                "max_new_tokens": limit,
+                "output_len_lower_bound": min(int(lower[i]), limit),
+                "output_len_prediction": min(int(middle[i]), limit),
+                "survival": survival[i].round(6).tolist(),
+            }
+            if not isinstance(facts["num_prompt_tokens"], int):
+                row.fail("num_prompt_tokens", "must be a whole number for --workload")
+            for k, length in enumerate(records.output_lens[i].tolist()):
+                line = {"request_id": f"{records.prompt_ids[i]}.{k}", "output_len": min(length, limit), **facts}
+                lines.write(json.dumps(line) + "\n")
+    write_json(path.with_name(path.name + ".bins.json"), bins.to_list())
 
 
 def predict_each(
