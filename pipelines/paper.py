@@ -33,7 +33,7 @@ OTHER_BINS = ("bins:500:2", "bins:250:4", "bins:50:20")
 WITHOUT_PROMPTS = (SAME_FOR_ALL, TEN_BINS, "relative:0.5", "relative:0.9", "relative:0.99")
 
 STYLISED_KV_BUDGET, LOW = 4_000, 10
-CURVE_SIZE, CONFIRMED_SIZE = 5_000, 20_000
+CURVE_SIZE, CONFIRMED_SIZE, AMAX_SIZE = 20_000, 20_000, 40_000
 REFINEMENTS = ("amin-eviction", "amin")
 FAMILIES: Mapping[str, Callable[[Ints, float], NDArray[Any]]] = {
     "two-point": lambda k, p: np.where(k == 1, p, 0.0) + np.where(k == k[-1], 1 - p, 0.0),
@@ -43,14 +43,15 @@ FAMILIES: Mapping[str, Callable[[Ints, float], NDArray[Any]]] = {
 }
 """Probability of the length k * LOW up to a factor, k = 1 .. 1/alpha."""
 CURVES: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
-    "two-point": ((2, 5, 10, 20), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)),
-    "geometric": ((2, 5, 10, 20), (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
-    "linear-geometric": ((2, 5, 10, 20), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+    "two-point": ((2, 5, 10, 20), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)),
+    "geometric": ((2, 5, 10, 20), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
+    "linear-geometric": ((2, 5, 10, 20), (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
 }
 """1/alpha and the grid of p or q over which the ratio's supremum is taken."""
 GROWTH = (2, 5, 10, 20, 40)
 AMAX_POINTS = ((0, 20), (0, 50), (0, 100), (0, 200), (0, 400), (40, 40), (40, 60), (40, 160), (40, 360))
-"""Prompt tokens s and upper bound u; M is a multiple of s+u and of s+l."""
+"""Prompt tokens s and upper bound u; M is a multiple of s+u and of s+l. Hindsight's last batch of M/(s+l) weighs by
+M/(s+l)/AMAX_SIZE, at most 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
             aside.write_bytes(draw(rows))
     write_json(args.out / "paper.json", results)
     print_table(["claim", "figure", "verdict"], [[v.claim, v.figure, v.verdict] for v in verdicts])
+    if args.quick:
+        print("--quick: with a tenth of the requests no ratio has settled, and no verdict is one on the paper")
 
 
 def _read_lengths(path: Path) -> Lengths:
@@ -174,10 +177,11 @@ def _ratio(seeds: Iterable[int], scale: int) -> Iterator[Instance]:
     policies = ("amax", *REFINEMENTS)
     for family, (inverses, grid) in CURVES.items():
         for inverse in inverses if scale == 1 else inverses[:-1]:
-            for value in grid if scale == 1 else grid[::2]:
+            for value in grid if scale == 1 else grid[2::3]:
                 yield _stylised("ratio", family, inverse, value, size, 0, policies)
     for inverse in GROWTH:
         yield from (_stylised("growth", "power", inverse, 2.0, size, seed, policies) for seed in seeds)
+    size = AMAX_SIZE // scale
     for prompt, upper in AMAX_POINTS:
         limit, make = (prompt + upper) / (prompt + LOW), partial(_interval, np.full(size, LOW), upper, prompt)
         yield Instance("amax", "all lengths l", limit, prompt, size, STYLISED_KV_BUDGET, 0, ("amax",), make)

@@ -172,7 +172,7 @@ def ratio(rows: Sequence[Row]) -> bytes:
         by_alpha = {name: {1 / x: value for x, value in curve.items()} for name, curve in curves.items()}
         handles = _draw(axes, by_alpha, ("amax", "amin", "amin-eviction"))
         handles["the paper's bound of Amin"] = axes.axhline(bound, color="#000000", linestyle="--", linewidth=1)
-        axes.set(xscale="log", yscale="log", ylim=(0.95, 20), title=f"{family}: {bound}", xlabel="alpha = l/u")
+        axes.set(xscale="log", yscale="log", ylim=(0.95, 26), title=f"{family}: {bound}", xlabel="alpha = l/u")
         _log_axis(axes.xaxis, sorted(by_alpha["amin"]))
         _log_axis(axes.yaxis, (1, 1.5, 2, 3, 5, 10, 20))
     panels[0].set_ylabel("total latency / hindsight's")

@@ -25,13 +25,15 @@ def test_the_papers_experiments_on_a_small_scale(
     assert main(["paper", "--lengths", str(lengths), "--seeds", "2", "--quick", "--out", str(out)]) == 0
     results = json.loads((out / "paper.json").read_text())
     printed = capsys.readouterr().out
-    assert all(claim["claim"] in printed and claim["verdict"] for claim in results["claims"])
+    verdicts = {"holds", "holds only for amin", "holds only for amin-eviction", "does not hold"}
+    assert all(claim["claim"] in printed and claim["verdict"] in verdicts for claim in results["claims"])
     assert {run["experiment"] for run in results["runs"]} == {
         "latency", "sensitivity", "ratio", "confirmed", "growth", "amax",
     }  # fmt: skip
     assert all(run["ratio_to_hindsight"] == 1 for run in results["runs"] if run["policy"] == "hindsight")
     amax = [run for run in results["runs"] if run["experiment"] == "amax" and run["policy"] == "amax"]
-    assert all(1 <= run["ratio_to_hindsight"] <= 1.05 * run["x"] for run in amax)
+    # Hindsight's last batch is at most a tenth of these requests, see AMAX_SIZE.
+    assert all(0.9 * run["x"] <= run["ratio_to_hindsight"] <= 1.05 * run["x"] for run in amax)
     assert results["lengths"] == "lengths.parquet"
     for name in ("latency", "ratio", "growth"):
         assert (out / f"{name}.png").stat().st_size > 1000
