@@ -12,8 +12,9 @@ from predictor.bins import IntArray, LengthBins
 from predictor.config import TrainConfig
 from predictor.data import TARGET_NAMES, EncodedPrompts
 from predictor.heads import JointHead, mean_of_heads
-from predictor.losses import censored_hazard_nll, marginal_hazard_logits, mean_pinball_loss
+from predictor.losses import marginal_hazard_logits, mean_pinball_loss
 from predictor.network import HazardNetwork
+from predictor.objectives import Objective, objective
 from predictor.progress import tracked
 from predictor.prompt_tokens import PromptInputs, batches_by_length
 from predictor.text_features import NAMES, FloatMatrix
@@ -66,7 +67,7 @@ def start_network(
         for head in network.heads:
             assert isinstance(head, JointHead)
             head.start_at(logits)
-    train_heads(network, pooled[0], pooled[1], config, rng)
+    train_heads(network, bins, pooled[0], pooled[1], config, rng)
     return validation_pinball(network, bins, pooled[1], config.tau)
 
 
@@ -130,6 +131,7 @@ def fit_projection(inputs: PromptInputs, num_components: int, seed: int) -> tupl
 
 def train_heads(
     network: HazardNetwork,
+    bins: LengthBins,
     train: PooledPrompts,
     validation: PooledPrompts,
     config: TrainConfig,
@@ -141,7 +143,8 @@ def train_heads(
     groups = [{"params": list(head.parameters()), "lr": peak} for head, peak in zip(network.heads, peaks, strict=True)]
     optimizer = AdamW(groups, weight_decay=config.weight_decay)
     averaged = [parameter.detach().clone() for parameter in parameters]
-    best, best_weights = validation_loss(network, validation), averaged
+    loss_of = objective(config.objective, bins)
+    best, best_weights = validation_loss(network, validation, loss_of), averaged
     num_steps = max(1, math.ceil(len(train.prompts) / BATCH_SIZE))
     step, total = 0, config.head_epochs * num_steps
     for _ in tracked(range(config.head_epochs), "train heads", "epoch", config.head_epochs, shown=config.progress):
@@ -149,7 +152,7 @@ def train_heads(
         for rows in np.array_split(rng.permutation(len(train.prompts)), num_steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate_factor(step, total)
-            heads_loss(network, train, rows).backward()
+            heads_loss(network, train, rows, loss_of).backward()
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -157,7 +160,7 @@ def train_heads(
             averaged = [torch.lerp(p.detach(), old, keep) for p, old in zip(parameters, averaged, strict=True)]
         current = [parameter.detach().clone() for parameter in parameters]
         set_weights(parameters, averaged)
-        if (loss := validation_loss(network, validation)) < best:
+        if (loss := validation_loss(network, validation, loss_of)) < best:
             best, best_weights = loss, averaged
         set_weights(parameters, current)
     set_weights(parameters, best_weights)
@@ -169,19 +172,19 @@ def rate_factor(step: int, total: int) -> float:
     return min(1.0, (step + 1) / num_warmup) * (0.5 + 0.5 * math.cos(math.pi * step / total))
 
 
-def heads_loss(network: HazardNetwork, train: PooledPrompts, rows: IntArray) -> Tensor:
-    """Return the mean loss of the heads on the prompts at `rows`, in nats a draw."""
+def heads_loss(network: HazardNetwork, train: PooledPrompts, rows: IntArray, loss_of: Objective) -> Tensor:
+    """Return the mean loss of the heads on the prompts at `rows`."""
     logits = network.head_logits(*train.inputs(rows))
     targets = train.targets(rows)
-    return torch.stack([censored_hazard_nll(head, *targets) for head in logits]).mean()
+    return torch.stack([loss_of(head, *targets) for head in logits]).mean()
 
 
-def validation_loss(network: HazardNetwork, validation: PooledPrompts) -> float:
-    """Return the loss of the network as it predicts, in nats a draw; puts it in evaluation mode."""
+def validation_loss(network: HazardNetwork, validation: PooledPrompts, loss_of: Objective) -> float:
+    """Return the loss of the network as it predicts; puts it in evaluation mode."""
     network.eval()
     with torch.no_grad():
         logits = mean_of_heads(network.head_logits(validation.pooled, validation.features))
-        return float(censored_hazard_nll(logits, *validation.targets(np.arange(len(validation.prompts)))))
+        return float(loss_of(logits, *validation.targets(np.arange(len(validation.prompts)))))
 
 
 def validation_pinball(network: HazardNetwork, bins: LengthBins, validation: PooledPrompts, tau: float) -> float:

@@ -19,6 +19,7 @@ from predictor.config import TrainConfig
 from predictor.data import TARGET_NAMES, Batch, LengthDataModule
 from predictor.losses import censored_hazard_nll, mean_pinball_loss
 from predictor.network import HazardNetwork
+from predictor.objectives import objective
 from predictor.prompt_tokens import INPUT_NAMES
 
 # Known and harmless here; matched by message so that anything new still shows.
@@ -50,13 +51,14 @@ class LengthModule(lightning.LightningModule):
         self.network = network
         self.bins = bins
         self.config = config
+        self.objective = objective(config.objective, bins)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout from the step, so that a resumed run repeats the uninterrupted one."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.global_step * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, in nats a draw; with several heads the mean of their losses."""
+        """Return the objective on a batch; with several heads the mean of theirs."""
         loss = sum(self._losses(batch)) / len(self.network.heads)
         assert isinstance(loss, Tensor)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
@@ -90,7 +92,7 @@ class LengthModule(lightning.LightningModule):
     def _losses(self, batch: Batch) -> list[Tensor]:
         input_ids, attention_mask, features = network_inputs(batch)
         logits = self.network.head_logits(self.network.pooled(input_ids, attention_mask), features)
-        return [censored_hazard_nll(head, *targets(batch)) for head in logits]
+        return [self.objective(head, *targets(batch)) for head in logits]
 
 
 def network_inputs(batch: Batch) -> list[Tensor]:

@@ -25,11 +25,10 @@ _Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class _Nodes:
-    """M distinct (text, split) combinations: a prompt's index, the split's number and how many prompts are alike."""
+    """M distinct (text, split) combinations: a prompt's index and the split's number."""
 
     index: IntArray
     split: IntArray
-    count: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,10 @@ class _Prefixes:
 def count_crossing_pairs(
     prompts: Sequence[str], splits: Sequence[str], threshold: float = 0.9, *, shown: bool = False
 ) -> int:
-    """Return how many pairs of prompts in different splits have shingle sets of Jaccard similarity >= `threshold`."""
+    """Return how many pairs of prompts in different splits have shingle sets of Jaccard similarity >= `threshold`.
+
+    A prompt counts once in a split, however many served models answered it.
+    """
     if not prompts:
         return 0
     nodes = _distinct(prompts, splits, shown=shown)
@@ -55,7 +57,7 @@ def count_crossing_pairs(
         for i, j in _possible(prefixes, left, right, threshold):
             if (i, j) not in found and _similarity(prompts[nodes.index[i]], prompts[nodes.index[j]]) >= threshold:
                 found.add((i, j))
-    return int(sum(nodes.count[i] * nodes.count[j] for i, j in found))
+    return len(found)
 
 
 def shingle_set(prompt: str) -> frozenset[str]:
@@ -73,17 +75,13 @@ def _similarity(left: str, right: str) -> float:
 def _distinct(prompts: Sequence[str], splits: Sequence[str], *, shown: bool) -> _Nodes:
     place: dict[tuple[int, str], int] = {}
     index: list[int] = []
-    count: list[int] = []
     names = {name: number for number, name in enumerate(sorted(set(splits)))}
     pairs = tracked(zip(prompts, splits, strict=True), "audit", "prompt", len(prompts), shown=shown)
     for position, (prompt, split) in enumerate(pairs):
-        node = place.setdefault((hash(normalised(prompt)), split), len(index))
-        if node == len(index):
+        if place.setdefault((hash(normalised(prompt)), split), position) == position:
             index.append(position)
-            count.append(0)
-        count[node] += 1
     numbers = np.asarray([names[splits[position]] for position in index], dtype=np.int64)
-    return _Nodes(np.asarray(index, dtype=np.int64), numbers, np.asarray(count, dtype=np.int64))
+    return _Nodes(np.asarray(index, dtype=np.int64), numbers)
 
 
 def _hashes(prompt: str) -> IntArray:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,12 +76,11 @@ def test_the_audit_counts_what_comparing_all_pairs_counts(seed: int, threshold: 
     rng = np.random.default_rng(seed)
     prompts = variations(20, rng)
     splits = [str(name) for name in rng.choice(["train", "calibration", "test"], len(prompts))]
-    sets = [shingle_set(prompt) for prompt in prompts]
+    distinct = sorted({(shingle_set(prompt), split) for prompt, split in zip(prompts, splits, strict=True)}, key=str)
     expected = sum(
-        len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
-        for i in range(len(prompts))
-        for j in range(i)
-        if splits[i] != splits[j]
+        len(left & right) >= threshold * len(left | right)
+        for (left, one), (right, other) in combinations(distinct, 2)
+        if one != other
     )
     assert count_crossing_pairs(prompts, splits, threshold) == expected
 
