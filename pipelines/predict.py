@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model is not None:
         spec.choose(args.model)
         rows = [row for row in rows if row.text("model") == args.model] or rows
-    prompts = [prompt_of(row) for row in rows]
+    prompts = [prompt_of(row, spec.chat_options) for row in rows]
     records = records_from_rows(rows) if has_lengths(rows) else None
     choices = [args.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
     for choice in set(choices):

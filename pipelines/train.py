@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         counts = f"{len(set(records.prompts))} prompts, {sum(map(len, records.output_lens))} draws"
         print(f"{name}: {counts}, {len(set(records.models))} served models")
     quiet_libraries()
-    length_predictor = new_predictor(config, splits["train"])
+    length_predictor = new_predictor(config, chat_options, splits["train"])
     if not is_launched():
         out.mkdir(parents=True, exist_ok=True)
         write_config(config, out)

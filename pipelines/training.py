@@ -115,7 +115,7 @@ def fit_predictor(
         network.round_to_half()
 
 
-def new_predictor(config: "TrainConfig", train: "Records") -> "TorchLengthPredictor":
+def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Records") -> "TorchLengthPredictor":
     """Return the predictor that training starts from, for the served models of `train`, its heads untrained or not.
 
     Raises:
@@ -134,9 +134,16 @@ def new_predictor(config: "TrainConfig", train: "Records") -> "TorchLengthPredic
     torch.manual_seed(config.seed)
     models = served_models(train)
     default = config.default_model or (models[0] if len(models) == 1 else AVERAGE)
+    turns, characters = chat_options.context_turns, chat_options.context_characters
     if config.init is not None:
         started = load_for_models(config.init, models, config.dropout)
-        started.spec = replace(started.spec, served_model=default, versions=versions())
+        started.spec = replace(
+            started.spec,
+            served_model=default,
+            versions=versions(),
+            context_turns=turns,
+            context_characters=characters,
+        )
         started.spec.choose()
         return started
     encoder, tokenizer = load_encoder(config.encoder)
@@ -145,7 +152,7 @@ def new_predictor(config: "TrainConfig", train: "Records") -> "TorchLengthPredic
     texts = list(dict.fromkeys(train.prompts))
     texts = texts[:: max(1, len(texts) // MAX_PROMPTS)]
     terms = choose_terms([encoding.ids for encoding in tokenizer.encode_batch_fast(texts)], config.num_terms)
-    spec = PredictorSpec(bins, max_tokens, pad_id, models, default, terms, {}, versions())
+    spec = PredictorSpec(bins, max_tokens, pad_id, models, default, terms, {}, versions(), turns, characters)
     spec.choose()
     shape = NetworkShape(
         len(models), len(terms), config.num_components, config.hidden_size, tuple(config.heads.split(","))

@@ -107,6 +107,16 @@ def render_prompt(context: Sequence[Turn], prompt: str, options: ChatOptions) ->
     return f"{earlier}\n\nuser: {prompt}" if earlier else prompt
 
 
+def open_prompt(turns: Sequence[Turn], options: ChatOptions) -> str | None:
+    """Return the prompt, its context included, that the turns end with; None where no user has spoken last."""
+    end = len(turns)
+    start = end
+    while start and turns[start - 1].role == "user":
+        start -= 1
+    prompt = "\n\n".join(turn.text for turn in turns[start:end] if turn.text.strip())
+    return render_prompt(_context(turns[:start], options), prompt, options) if prompt else None
+
+
 def _opening(turns: Sequence[Turn]) -> int:
     start = next((index for index, turn in enumerate(turns) if turn.role != "system"), None)
     if start is None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predictor.bins import IntArray
+from predictor.chat_turns import ChatOptions
 from predictor.errors import InputError
 from predictor.rows import Row, read_rows
 
@@ -116,11 +117,11 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
     return kept
 
 
-def prompt_of(row: Row) -> PromptRow:
-    """Return the prompt in a row; InputError where there is none."""
+def prompt_of(row: Row, chat_options: ChatOptions | None = None) -> PromptRow:
+    """Return the prompt in a row, as `Row.prompt` does; InputError where there is none."""
     return PromptRow(
         row.number - 1,
-        row.prompt(),
+        row.prompt(chat_options),
         row.text("prompt_id", f"row-{row.number}"),
         row.text("model"),
         row.text("dataset"),

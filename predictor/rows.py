@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from predictor.chat_turns import ChatOptions, open_prompt, turn_of
 from predictor.errors import InputError
 from predictor.progress import tracked
 from predictor.row_files import count_rows, iter_file
@@ -26,13 +27,19 @@ class Row:
         value = self.fields.get(field)
         return default if value is None else str(value)
 
-    def prompt(self) -> str:
-        """Return `prompt`, or the last user message of `messages`; InputError where it is missing or empty."""
+    def prompt(self, chat_options: ChatOptions | None = None) -> str:
+        """Return `prompt`, or the last user message of `messages`; InputError where it is missing or empty.
+
+        With `chat_options` the messages must end with the user's, and come with the earlier turns that these ask for.
+        """
         value = self.fields.get("prompt")
         field = "prompt"
-        if value is None and self.fields.get("messages") is not None:
+        if value is None and (messages := self.fields.get("messages")) is not None:
             field = "messages"
-            value = last_content(self.fields["messages"], "user")
+            if chat_options is None:
+                value = last_content(messages, "user")
+            else:
+                value = open_prompt([turn_of(m) for m in messages if isinstance(m, dict)], chat_options)
         if value is None:
             self.fail(field, "no user message" if field == "messages" else "missing; give prompt (text) or messages")
         if not isinstance(value, str):

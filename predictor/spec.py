@@ -8,6 +8,7 @@ import numpy as np
 
 from predictor.bins import IntArray, LengthBins
 from predictor.calibration import PitCalibration
+from predictor.chat_turns import ChatOptions
 from predictor.distribution import FloatArray, lower_bound, median
 from predictor.errors import InputError
 from predictor.prompt_table import PromptTable
@@ -47,6 +48,17 @@ class PredictorSpec:
     terms: tuple[int, ...]
     calibrations: dict[str, PitCalibration]
     versions: dict[str, str]
+    context_turns: int = 0
+    """Earlier turns of a conversation that it was trained to see before the prompt, at most."""
+    context_characters: int = 0
+    """Characters of these turns, at most."""
+
+    @property
+    def chat_options(self) -> ChatOptions | None:
+        """How messages become the prompt that this predictor was trained on; None for the last user message alone."""
+        if not self.context_turns:
+            return None
+        return ChatOptions(context_turns=self.context_turns, context_characters=self.context_characters)
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -112,6 +124,8 @@ class PredictorSpec:
             "terms": list(self.terms),
             "calibrations": {name: value.to_dict() for name, value in self.calibrations.items()},
             "versions": self.versions,
+            "context_turns": self.context_turns,
+            "context_characters": self.context_characters,
         }
 
     @classmethod
@@ -132,6 +146,8 @@ class PredictorSpec:
                 tuple(value["terms"]),
                 {name: PitCalibration.from_dict(table) for name, table in value["calibrations"].items()},
                 dict(value["versions"]),
+                int(value.get("context_turns", 0)),
+                int(value.get("context_characters", 0)),
             )
         except KeyError as error:
             raise InputError(f"{source}: {error.args[0]}: missing; write it again with this version of amin") from None

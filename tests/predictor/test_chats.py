@@ -12,6 +12,7 @@ from predictor.chat_turns import MAX_PROMPT_CHARACTERS, ChatOptions
 from predictor.chats import LoadedData, load_data
 from predictor.errors import InputError
 from predictor.records import read_records, write_records
+from predictor.rows import Row
 
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "tool"}
 HELLO = [("user", "write about a river"), ("assistant", "river night")]
@@ -210,6 +211,19 @@ def test_the_last_turn_carries_as_much_context_as_asked(tmp_path: Path, tokenize
         ChatOptions(turn="middle")
     with pytest.raises(InputError, match="context_turns: must be at least 0"):
         ChatOptions(context_turns=-1)
+
+
+def test_a_conversation_to_answer_is_rendered_as_in_training(tmp_path: Path, tokenizer: str) -> None:
+    """What `amin predict` asks for messages that end with the user's is what training saw for the answered ones."""
+    said = [("system", "brief"), *HELLO, ("user", "more"), ("user", "please")]
+    asked = [{"role": role, "content": content} for role, content in said]
+    for options in ({}, {"context_turns": 1}, {"context_turns": 9, "context_characters": 20}):
+        answered = load_said(tmp_path, tokenizer, [*said, ("assistant", "garden")], turn="last", **options).records
+        row = Row("file", 1, {"messages": asked})
+        assert row.prompt(ChatOptions(**options)) == answered.prompts[1]
+    assert row.prompt() == "please"
+    with pytest.raises(InputError, match="row 1: messages: no user message"):
+        Row("file", 1, {"messages": [*asked, {"role": "assistant", "content": "garden"}]}).prompt(ChatOptions())
 
 
 @pytest.mark.parametrize(

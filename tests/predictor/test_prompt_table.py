@@ -83,5 +83,7 @@ def test_a_served_model_that_is_not_known_is_refused_with_those_that_are() -> No
 def test_a_specification_survives_json() -> None:
     """With every calibration."""
     calibration = PitCalibration.marginal([np.asarray([3, 5])] * 30)
-    spec = PredictorSpec(BINS, 8, 0, ("a", "b"), "a", (4, 1 << 40), {"a": calibration, "b": calibration}, {"x": "1"})
+    spec = PredictorSpec(
+        BINS, 8, 0, ("a", "b"), "a", (4, 1 << 40), {"a": calibration, "b": calibration}, {"x": "1"}, 3, 500
+    )
     assert PredictorSpec.from_dict(spec.to_dict(), "here") == spec
