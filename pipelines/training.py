@@ -1,5 +1,6 @@
 """The stages of `amin train`: data, network, fit and calibration."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from predictor.chat_turns import ChatOptions
     from predictor.config import TrainConfig
     from predictor.data_report import DataReport
     from predictor.network import TorchLengthPredictor
+    from predictor.prompt_tokens import PromptInputs
     from predictor.records import Records
+    from predictor.spec import PredictorSpec
+
+CHUNK_SIZE = 1024
 
 
 def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dict[str, "Records"], "DataReport"]:
@@ -89,11 +96,10 @@ def fit_predictor(
     from predictor.head_start import start_network
     from predictor.lightning_module import train_network
     from predictor.prompt_table import prompt_table
-    from predictor.prompt_tokens import encode_prompts
 
     network, tokenizer, spec = length_predictor.network, length_predictor.tokenizer, length_predictor.spec
     tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
-    inputs = [encode_prompts(tokenizer, table.prompts, spec.max_prompt_tokens, spec.terms) for table in tables]
+    inputs = [encode_with_progress(tokenizer, table.prompts, spec, shown=config.progress) for table in tables]
     train, validation = (encode_table(table, part, spec.bins) for table, part in zip(tables, inputs, strict=True))
     network.unfreeze_last(config.unfrozen_layers)
     for module in network.encoder.modules():
@@ -113,6 +119,29 @@ def fit_predictor(
     network.cpu()
     if config.half:
         network.round_to_half()
+
+
+def encode_with_progress(
+    tokenizer: "Tokenizer", prompts: Sequence[str], spec: "PredictorSpec", *, shown: bool
+) -> "PromptInputs":
+    """Return what `predictor.prompt_tokens.encode_prompts` gives, with a progress bar while it takes."""
+    import numpy as np
+
+    from predictor.progress import progress_bar
+    from predictor.prompt_tokens import PromptInputs, encode_prompts
+
+    parts = []
+    with progress_bar("encode prompts", "prompt", len(prompts), shown=shown) as progress:
+        for start in range(0, len(prompts), CHUNK_SIZE):
+            chunk = prompts[start : start + CHUNK_SIZE]
+            parts.append(encode_prompts(tokenizer, chunk, spec.max_prompt_tokens, spec.terms))
+            progress.update(len(chunk))
+    return PromptInputs(
+        [ids for part in parts for ids in part.token_ids],
+        np.concatenate([part.features for part in parts]),
+        [weights for part in parts for weights in part.terms],
+        len(spec.terms),
+    )
 
 
 def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Records") -> "TorchLengthPredictor":
