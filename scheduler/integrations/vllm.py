@@ -16,14 +16,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from vllm.v1.request import RequestStatus
 
-from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
+from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.mirror import Mirror
 from scheduler.kv_cache import KvCache, Limits
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 BOUNDS = ("output_len_lower_bound", "output_len_prediction", "output_len_upper_bound")
 """Keys of a request's extra arguments: tokens, all optional; `scheduler.request.Request` says what they mean."""
+PREDICTION_SETTINGS = ("predictor", "tokenizer", "model", "tau", "timeout")
+"""Keys under "amin" that are not options of the policy."""
 QUEUED = frozenset(
     {RequestStatus.WAITING, RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR}
 )
@@ -71,17 +74,33 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
             watermark_blocks=getattr(self.kv_cache_manager, "watermark_blocks", 0),
         )
         self.mirror = Mirror(policy_from_settings(self.vllm_config.additional_config, kv_cache, limits))
+        self.at_arrival = self.make_at_arrival(amin_settings(self.vllm_config.additional_config))
         self._has_warned = False
+
+    def make_at_arrival(self, settings: Mapping[str, Any]) -> AtArrival | None:
+        """Return what predicts for requests that come without a bound; here nothing does.
+
+        `settings` are those under "amin" of vLLM's additional configuration.
+        """
+        return None
 
     def add_request(self, request: Any) -> None:
         """Queue a request in vLLM and tell the policy; a further chunk of a streamed input is vLLM's alone."""
         super().add_request(request)
-        if request.request_id not in self.mirror and request.request_id in self.requests:
+        name = request.request_id
+        if name in self.mirror or name not in self.requests or (self.at_arrival and name in self.at_arrival):
+            return
+        if self.at_arrival is None or self._extra_args(request).get(BOUNDS[0]) is not None:
             self.mirror.add(self._facts(request))
+        else:
+            self.at_arrival.add(self._facts(request, is_predicted=True), request.prompt_token_ids)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Return vLLM's output for the next iteration, after the policy's evictions, with its admissions alone."""
         self.mirror.follow(self._num_generated)
+        if self.at_arrival is not None:
+            for request in self.at_arrival.take(wait=not len(self.mirror)):
+                self.mirror.add(request)
         evicted = self.mirror.decide()
         for request_id in evicted:
             self._evict(self.requests[request_id])
@@ -119,16 +138,18 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         request = self.requests[request_id]
         return int(request.num_output_tokens + getattr(request, "num_output_placeholders", 0))
 
-    def _facts(self, request: Any) -> Request:
-        """Return what the policy may know of a request.
+    def _extra_args(self, request: Any) -> Mapping[str, Any]:
+        return getattr(request.sampling_params, "extra_args", None) or {}
+
+    def _facts(self, request: Any, *, is_predicted: bool = False) -> Request:
+        """Return what the policy may know of a request; of one yet to be predicted its bounds are not missed.
 
         vLLM stores the keys and values of a token in the iteration after it was generated, so that s prompt and g
         generated tokens take the blocks of s + g in the next one, where policies count s + g + 1: hence s - 1 here.
         """
         max_new_tokens = max(1, min(request.max_tokens, self.max_model_len - request.num_prompt_tokens))
-        extra_args = getattr(request.sampling_params, "extra_args", None) or {}
-        bounds, complaint = read_bounds(extra_args, max_new_tokens)
-        if complaint and not self._has_warned:
+        bounds, complaint = read_bounds(self._extra_args(request), max_new_tokens)
+        if complaint and not is_predicted and not self._has_warned:
             self._has_warned = True
             logger.warning("request %s: %s; further such requests are not reported", request.request_id, complaint)
         return Request(
@@ -140,95 +161,19 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         result = super()._free_request(request, *args, **kwargs)
         if request.request_id in self.mirror:
             self.mirror.remove(request.request_id, request.num_output_tokens)
+        if self.at_arrival is not None and request.request_id in self.at_arrival:
+            self.at_arrival.discard(request.request_id)
         return result
 
 
-class Mirror:
-    """A policy and the batch it is shown, kept in step with an engine that may lag behind its decisions."""
-
-    def __init__(self, policy: Policy) -> None:
-        """Start empty; `policy` is new and resumes evicted requests."""
-        self.policy, self.running = policy, RunningBatch(policy.kv_cache)
-        self.num_evictions = 0
-        self._indices: dict[str, int] = {}
-        self._requests: dict[int, Request] = {}
-        self._kept_tokens: dict[int, int] = {}
-        self._gone: dict[int, int] = {}  # output length of what ended while the policy has it waiting
-        self._num_added = 0
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._indices
-
-    def __len__(self) -> int:
-        """Return how many requests the policy still keeps anything of."""
-        return len(self._requests)
-
-    def running_ids(self) -> Iterator[str]:
-        """Yield what the policy counts as running, first admitted first."""
-        return (self._requests[index].request_id for index in self.running)
-
-    def add(self, request: Request) -> None:
-        """Tell the policy of an arrival."""
-        index, self._num_added = self._num_added, self._num_added + 1
-        self._indices[request.request_id], self._requests[index] = index, request
-        self.policy.add(index, request)
-
-    def follow(self, num_generated: Callable[[str], int]) -> None:
-        """Let an iteration pass; those that by `num_generated` got no token in it are stalled."""
-        running, requests = self.running, self._requests
-        stalled = [i for i in running if num_generated(requests[i].request_id) <= running.num_generated(i)]
-        running.advance(1, stalled)
-
-    def decide(self) -> list[str]:
-        """Ask the policy, take its decision as carried out, and return whom to evict, in order."""
-        evicted, is_settled = list[str](), False
-        while self._requests and not is_settled:
-            decision = self.policy.schedule(self.running)
-            for index in decision.preempt:
-                self._kept_tokens[index] = self.running.num_generated(index)
-                self.running.remove(index)
-                evicted.append(self._requests[index].request_id)
-            is_settled = self._admit(decision.admit)
-            self.running.stalled = ()
-        self.num_evictions += len(evicted)
-        return evicted
-
-    def _admit(self, admitted: Iterable[int]) -> bool:
-        """Show admitted requests as running, but let go of those that have ended; return whether there were none."""
-        num_gone = len(self._gone)
-        for index in admitted:
-            if index in self._gone:
-                self._finish(index, self._gone.pop(index))
-            else:
-                tokens = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
-                self.running.append(index, *tokens)
-        return len(self._gone) == num_gone
-
-    def remove(self, request_id: str, output_len: int) -> None:
-        """Let go of a request that ended or was aborted.
-
-        A policy cannot give up a waiting request. So one that ends there (an abort, or a token still in flight at the
-        eviction that was the last) stays in its queue, and ends the moment it is admitted; when nothing else is left,
-        at once.
-        """
-        index = self._indices.pop(request_id)
-        if index in self.running:
-            self.running.remove(index)
-            self._finish(index, output_len)
-        else:
-            self._gone[index] = output_len
-        if len(self._gone) == len(self._requests):
-            self.decide()
-
-    def _finish(self, index: int, output_len: int) -> None:
-        del self._requests[index]
-        self._kept_tokens.pop(index, None)
-        self.policy.finish(index, output_len)
+def amin_settings(additional_config: Any) -> dict[str, Any]:
+    """Return what stands under "amin" in vLLM's additional configuration."""
+    return dict(additional_config.get("amin", {})) if isinstance(additional_config, Mapping) else {}
 
 
 def policy_from_settings(additional_config: Any, kv_cache: KvCache, limits: Limits) -> Policy:
     """Return the policy that `additional_config["amin"]` or AMIN_POLICY names; InputError where there is none."""
-    settings = dict(additional_config.get("amin", {})) if isinstance(additional_config, Mapping) else {}
+    settings = {key: value for key, value in amin_settings(additional_config).items() if key not in PREDICTION_SETTINGS}
     name = settings.pop("policy", os.environ.get("AMIN_POLICY", "amin"))
     rng = np.random.default_rng(settings.pop("seed", 0))
     return make_policy(name, kv_cache, rng, resume=True, output_lens=None, limits=limits, **settings)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.fcfs import Fcfs
+from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.mirror import Mirror
 from scheduler.policies import CLAIRVOYANT, POLICIES
 from scheduler.policy import Decision
 
@@ -29,7 +32,7 @@ with warnings.catch_warnings():
     from vllm.v1.request import Request, RequestStatus
     from vllm.v1.structured_output import StructuredOutputManager
 
-    from scheduler.integrations.vllm import AminScheduler, Mirror, read_bounds
+    from scheduler.integrations.vllm import AminScheduler, read_bounds
 
 ROOT = Path(__file__).parents[2]
 BLOCK_SIZE, MAX_MODEL_LEN, STOP = 16, 160, 2
@@ -52,12 +55,12 @@ def vllm_config() -> Any:
     ).create_engine_config()
 
 
-def make_scheduler(config: Any, num_blocks: int, **settings: Any) -> AminScheduler:
-    """The plug-in on a real block pool with `num_blocks` for requests."""
+def make_scheduler(config: Any, num_blocks: int, kind: Any = None, **settings: Any) -> AminScheduler:
+    """The plug-in, or a `kind` of it, on a real block pool with `num_blocks` for requests."""
     spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=2, head_size=64, dtype=torch.float32)
     config.cache_config.num_gpu_blocks = num_blocks + 1
     config.additional_config = {"amin": settings}
-    return AminScheduler(
+    return (kind or AminScheduler)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(num_blocks + 1, [], [KVCacheGroupSpec(["layer"], spec)]),
         structured_output_manager=StructuredOutputManager(config),
@@ -245,6 +248,34 @@ def test_a_request_evicted_and_admitted_at_once_comes_back_an_iteration_later(vl
     engine.run()
     engine.check_tokens(set(engine.requests))
     assert engine.scheduler.mirror.num_evictions >= 16
+
+
+def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
+    """At arrival, off the loop; one that brings a bound keeps it, and one aborted meanwhile is forgotten."""
+
+    class Predicting(AminScheduler):
+        def make_at_arrival(self, settings: Any) -> AtArrival:
+            def complete(requests: Any, prompts: Any) -> Any:
+                return [replace(r, output_len_lower_bound=len(ids)) for r, ids in zip(requests, prompts, strict=True)]
+
+            return AtArrival(complete, lambda request: request, timeout=30.0)
+
+    engine = Engine(make_scheduler(vllm_config, 10, Predicting, tau=0.2), 1)
+    engine.add("aborted", 40, 40)
+    engine.scheduler.finish_requests("aborted", RequestStatus.FINISHED_ABORTED)
+    for i, num_prompt_tokens in enumerate([30, 20, 10]):
+        engine.add(f"r{i}", num_prompt_tokens, 40)
+    engine.add("brought", 20, 40, output_len_lower_bound=5)
+    seen: dict[str, int] = {}
+    add = engine.scheduler.mirror.policy.add
+    engine.scheduler.mirror.policy.add = lambda index, request: (
+        seen.update({request.request_id: request.output_len_lower_bound}),
+        add(index, request),
+    )
+    engine.run(check_memory=False)
+    assert seen == {"r0": 30, "r1": 20, "r2": 10}
+    assert engine.scheduler.at_arrival.num_fallbacks == 0
+    engine.check_tokens({"r0", "r1", "r2", "brought"})
 
 
 def test_shorter_bounds_go_first(vllm_config: Any) -> None:

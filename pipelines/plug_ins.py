@@ -1,0 +1,93 @@
+"""A predictor and a policy in front of other people's engines; see docs/serving.md."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.request_bounds import RequestBounds
+from scheduler.integrations.at_arrival import AtArrival
+from scheduler.kv_cache import KvCache, Limits
+from scheduler.policies import make_policy
+from scheduler.policy import Policy
+from scheduler.request import Request
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def at_arrival(bounds: RequestBounds, decode: Decode, timeout: float = 0.05) -> AtArrival:
+    """Return what predicts for the requests of an engine as they arrive.
+
+    Args:
+        bounds: The predictor.
+        decode: Returns the text that the predictor reads from a prompt's token ids.
+        timeout: Seconds that a request waits for its prediction; then it goes on with the marginal bound.
+    """
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        return bounds.predicted(requests, [decode(ids) for ids in prompts])
+
+    return AtArrival(complete, bounds.marginal, timeout)
+
+
+def continuous_batching_config(
+    predictor: str | Path,
+    tokenizer: Any,
+    policy: str = "amin-survival",
+    *,
+    num_blocks: int,
+    page_size: int = 16,
+    model: str | None = None,
+    tau: float = 0.1,
+    timeout: float = 0.05,
+    decode: Decode | None = None,
+    policy_options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """Return a `ContinuousBatchingConfig` with which transformers' continuous batching follows a policy.
+
+    Args:
+        predictor: Folder that `amin export` or `amin train` wrote.
+        tokenizer: The served model's tokenizer; the predictor reads prompts decoded without special tokens.
+        policy: A name of `scheduler.policies`, not a clairvoyant one.
+        num_blocks: Blocks of the KV cache.
+        page_size: Tokens in a block.
+        model: Served model that the predictor predicts for; by default the one that it names.
+        tau: Probability allowed below a bound.
+        timeout: Seconds that a request waits for its prediction.
+        decode: Text of a prompt from its token ids, where the chat template leaves more than the prompt in it.
+        policy_options: Further options of the policy.
+        settings: Further fields of `ContinuousBatchingConfig`.
+
+    Raises:
+        InputError: There is no such predictor, policy or served model, or `tau` is too fine.
+    """
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
+
+    bounds = RequestBounds.read(Path(predictor), model, tau)
+
+    def new_policy(kv_cache: KvCache, limits: Limits) -> Policy:
+        rng = np.random.default_rng(settings.get("seed") or 0)
+        return make_policy(
+            policy, kv_cache, rng, resume=True, output_lens=None, limits=limits, **(policy_options or {})
+        )
+
+    def text(token_ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    new_policy(KvCache(num_blocks, page_size), Limits())
+    name = f"amin-{id(bounds)}"
+    register(name, page_size, new_policy, lambda: at_arrival(bounds, decode or text, timeout))
+    return ContinuousBatchingConfig(
+        **{
+            PAGE_SIZE_FIELD: page_size,
+            "num_blocks": num_blocks,
+            "scheduler_type": name,
+            "allow_block_sharing": False,
+            "use_async_batching": False,
+            **settings,
+        }
+    )

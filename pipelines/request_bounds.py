@@ -1,0 +1,85 @@
+"""What the predictor adds to a request: bounds, median and forecast; and what stands in where it did not answer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from predictor.bins import IntArray
+from predictor.checkpoint import resolve_predictor
+from predictor.distribution import FloatArray, quantile
+from predictor.spec import LengthPredictorLike
+from scheduler.forecast import Forecast
+from scheduler.request import Request
+
+UPPER_LEVEL = 0.95
+"""Quantile that serves as the upper bound of amax: the predictor's, since the cap alone would say nothing."""
+
+
+class RequestBounds:
+    """A predictor, the served model that it predicts for, and the probability allowed below the bound."""
+
+    def __init__(self, length_predictor: LengthPredictorLike, model: str | None, tau: float) -> None:
+        """Read the marginal lengths off the calibration.
+
+        Raises:
+            InputError: The predictor does not know `model`, or `tau` is finer than its calibration supports.
+        """
+        self._predictor, self._tau = length_predictor, tau
+        self.model = length_predictor.spec.choose(model)
+        calibration = length_predictor.spec.calibration(self.model)
+        calibration.level(tau)
+        self._edges = length_predictor.bins.as_array()
+        self._marginal_bound = calibration.marginal_bound(tau)
+        lengths, weights = np.array(calibration.lengths.scores), np.array(calibration.lengths.cumulated)
+        self._marginal = _survival(lengths, weights, self._edges)
+
+    @classmethod
+    def read(cls, path: Path, model: str | None, tau: float) -> "RequestBounds":
+        """Return those of a run folder or an export, which then predicts on one thread, beside the engine.
+
+        Raises:
+            InputError: There is no predictor, or as in the constructor.
+        """
+        if (path / "manifest.json").is_file():
+            from predictor.serving import LengthPredictor
+
+            return cls(LengthPredictor(path, num_threads=1), model, tau)
+        return cls(resolve_predictor(path), model, tau)
+
+    def predicted(self, requests: Sequence[Request], prompts: Sequence[str]) -> list[Request]:
+        """Return the requests with what the predictor says of their prompts."""
+        limits = [request.max_new_tokens for request in requests]
+        predictions = self._predictor.predict(prompts, tau=self._tau, max_new_tokens=limits, model=self.model)
+        uppers = quantile(self._predictor.bins, predictions.survival, UPPER_LEVEL)
+        return [
+            replace(
+                request,
+                output_len_lower_bound=int(lower),
+                output_len_upper_bound=max(int(lower), min(int(upper), request.max_new_tokens)),
+                output_len_prediction=int(median),
+                forecast=Forecast(self._edges, survival),
+            )
+            for request, lower, upper, median, survival in zip(
+                requests, predictions.lower_bounds, uppers, predictions.medians, predictions.survival, strict=True
+            )
+        ]
+
+    def marginal(self, request: Request) -> Request:
+        """Return a request with what holds for any prompt: the fallback where there is no prediction."""
+        forecast, limit = Forecast(self._edges, self._marginal), request.max_new_tokens
+        lower = min(self._marginal_bound, limit)
+        return replace(
+            request,
+            output_len_lower_bound=lower,
+            output_len_upper_bound=max(lower, min(int(forecast.quantile(UPPER_LEVEL)), limit)),
+            output_len_prediction=max(1, min(int(forecast.quantile(0.5)), limit)),
+            forecast=forecast,
+        )
+
+
+def _survival(lengths: FloatArray, cumulated: FloatArray, edges: IntArray) -> FloatArray:
+    """Return P(length > edge) on the edges [K+1] of ascending lengths [N] with their cumulated weights [N]."""
+    at_most = np.concatenate([[0.0], cumulated / cumulated[-1]])
+    return np.asarray(1.0 - at_most[np.searchsorted(lengths, edges, side="right")])

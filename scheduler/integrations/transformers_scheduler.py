@@ -1,0 +1,162 @@
+"""Puts a policy in charge of transformers' own continuous batching: `generate_batch`, its manager and its server.
+
+`register` adds a scheduler to those that `ContinuousBatchingConfig(scheduler_type=...)` knows; who is evicted and who
+is admitted is the policy's, all else stays transformers'. Works with transformers >=5.17,<5.24, whose scheduler
+interface is not public. An evicted request keeps its tokens and prefills them again.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, Scheduler
+
+from scheduler.errors import InputError
+from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.mirror import Mirror
+from scheduler.kv_cache import KvCache, Limits
+from scheduler.policy import Policy
+from scheduler.request import Request
+
+PAGE_SIZE_FIELD = (
+    "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
+)
+"""Name of the field of `ContinuousBatchingConfig`; 5.17 has the other one."""
+
+Batch = tuple[list[FutureRequestState] | None, bool, int, int]
+
+
+def register(
+    name: str,
+    page_size: int,
+    make_policy: Callable[[KvCache, Limits], Policy],
+    make_at_arrival: Callable[[], AtArrival],
+) -> None:
+    """Add a scheduler `name` to those that transformers knows.
+
+    Args:
+        name: For `ContinuousBatchingConfig(scheduler_type=name)`, whose `page_size` must be this one, with
+            `allow_block_sharing` and `use_async_batching` off.
+        page_size: Tokens in a block.
+        make_policy: Returns a new policy, which resumes evicted requests, for each engine that is set up.
+        make_at_arrival: Likewise what predicts for the requests of an engine.
+    """
+    scheduler: Any = partial(
+        PolicyScheduler, page_size=page_size, make_policy=make_policy, make_at_arrival=make_at_arrival
+    )
+    SCHEDULER_MAPPING[name] = scheduler
+
+
+class PolicyScheduler(Scheduler):
+    """Offers the engine what runs, then what the policy admitted; evicts at the start of an iteration."""
+
+    def __init__(
+        self,
+        cache: Any,
+        safety_margin: float | None,
+        max_requests_per_batch: int,
+        *,
+        page_size: int,
+        make_policy: Callable[[KvCache, Limits], Policy],
+        make_at_arrival: Callable[[], AtArrival],
+    ) -> None:
+        """Build for an engine's cache; the margin of free blocks is left to the policy."""
+        if cache.use_prefix_sharing:
+            raise InputError(
+                "ContinuousBatchingConfig: allow_block_sharing must be False: shared blocks are not counted"
+            )
+        self._kv_cache = KvCache(cache.num_blocks, page_size)
+        self._make_policy = partial(make_policy, self._kv_cache, Limits(max_running=max_requests_per_batch))
+        self._make_at_arrival = make_at_arrival
+        super().__init__(cache, 0.0, max_requests_per_batch)
+
+    def reset(self) -> None:
+        """Forget everything; a new policy starts."""
+        super().reset()
+        self.mirror, self.at_arrival = Mirror(self._make_policy()), self._make_at_arrival()
+        self._has_failed = False
+        """Whether the engine could store nothing and asks again within the iteration."""
+
+    def add_waiting_request(self, state: RequestState) -> None:
+        """Queue a request and have it predicted; one that comes back from an eviction is known.
+
+        Raises:
+            InputError: It asks for several sequences, or could not finish alone in the cache.
+        """
+        if state.request_id not in self.mirror and state.request_id not in self.at_arrival:
+            self.at_arrival.add(self._facts(state), state.initial_tokens)
+        super().add_waiting_request(state)
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Batch:
+        """Return the next iteration as the engine takes it, after the policy's evictions."""
+        if not self._has_failed:
+            self._let_go()
+            self.mirror.follow(self._num_generated)
+        for request in self.at_arrival.take(wait=not len(self.mirror)):
+            self.mirror.add(request)
+        for request_id in self.mirror.decide():
+            self._evict(request_id)
+        active = sorted(self.active_requests.values(), key=lambda state: state.status != RequestStatus.DECODING)
+        admitted = [self.waiting_requests[i] for i in self.mirror.running_ids() if i in self.waiting_requests]
+        started = set[str]()
+        batch, has_failed, *rest = self._process_candidates(
+            [*active, *(() if self.block_new_requests else admitted)], token_budget, cache_budget, started
+        )
+        self._cleanup_waiting_queue(started)
+        self._has_failed = has_failed and not batch
+        return (None if self._has_failed else batch, *rest)  # type: ignore[return-value]
+
+    def finish_request(self, request_id: str) -> None:
+        """Free a request that ended, and tell the policy."""
+        state = self.active_requests.get(request_id)
+        super().finish_request(request_id)
+        if request_id in self.mirror:
+            self.mirror.remove(request_id, max(1, generated(state)) if state else 1)
+
+    def _let_go(self) -> None:
+        """Forget what the engine has dropped: cancelled and failed requests."""
+        for request_id in [i for i in self.mirror.request_ids() if not self._has(i)]:
+            self.mirror.remove(request_id, 1)
+        for request_id in [i for i in self.at_arrival.request_ids() if not self._has(i)]:
+            self.at_arrival.discard(request_id)
+
+    def _has(self, request_id: str) -> bool:
+        return request_id in self.active_requests or request_id in self.waiting_requests
+
+    def _evict(self, request_id: str) -> None:
+        """Free the blocks of a request and queue it again; one that the engine had not started only stays queued."""
+        state = self.active_requests.pop(request_id, None)
+        if state is not None:
+            self.cache.free_blocks(request_id)
+            again = state.create_equivalent_initial_request()
+            again.created_time = state.created_time
+            self.add_waiting_request(again)
+
+    def _num_generated(self, request_id: str) -> int:
+        state = self.active_requests.get(request_id) or self.waiting_requests[request_id]
+        return generated(state)
+
+    def _facts(self, state: RequestState) -> Request:
+        """Return what the policy may know of a request before it is predicted."""
+        if state.num_children:
+            raise InputError(f"request {state.request_id}: several sequences for one prompt are not supported")
+        num_prompt_tokens = len(state.initial_tokens)
+        room = self._kv_cache.num_blocks * self._kv_cache.block_size - num_prompt_tokens
+        limit = min(room, math.inf if state.max_new_tokens is None else state.max_new_tokens)
+        if limit < 1 or (state.max_new_tokens or 0) > room:
+            raise InputError(
+                f"request {state.request_id}: {num_prompt_tokens} prompt tokens and up to {state.max_new_tokens} new "
+                f"ones exceed the KV cache of {self._kv_cache.num_blocks} blocks of {self._kv_cache.block_size}"
+            )
+        return Request(state.request_id, num_prompt_tokens, int(limit), time.monotonic())
+
+
+def generated(state: RequestState) -> int:
+    """Return how many tokens a request has generated, those before an eviction included."""
+    num_prompt_tokens = state._true_initial_tokens or len(state.initial_tokens)
+    return len(state.initial_tokens) + state.generated_len() - num_prompt_tokens

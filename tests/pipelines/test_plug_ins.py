@@ -1,0 +1,271 @@
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predictor.errors import InputError as PredictorInputError
+from scheduler.errors import InputError
+from scheduler.integrations.at_arrival import AtArrival
+from scheduler.kv_cache import KvCache, Limits
+from scheduler.policies import make_policy
+from scheduler.policy import Policy
+from scheduler.request import Request
+
+CAP, PAGE_SIZE = 40, 16
+
+
+class Words:
+    """Stands for a served model's tokenizer: token ids to words."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Return a word a token."""
+        return " ".join(f"w{token}" for token in token_ids)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A random two-layer Llama."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=3,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Sixteen prompts of 3 to 29 tokens."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(4, 200, int(n)).tolist() for n in rng.integers(3, 30, 16)]
+
+
+def generation_config() -> Any:
+    """Greedy, up to the cap."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(max_new_tokens=CAP, do_sample=False, eos_token_id=3, pad_token_id=0)
+
+
+def made_up(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+    """Bounds that differ from request to request."""
+    from dataclasses import replace
+
+    bounds = [1 + sum(ids) % CAP for ids in prompts]
+    return [
+        replace(request, output_len_lower_bound=bound, output_len_prediction=bound)
+        for request, bound in zip(requests, bounds, strict=True)
+    ]
+
+
+def config_of(policy: str, num_blocks: int) -> Any:
+    """The engine's settings under a policy with made-up bounds."""
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
+
+    def new_policy(kv_cache: KvCache, limits: Limits) -> Policy:
+        assert kv_cache == KvCache(num_blocks, PAGE_SIZE)
+        return make_policy(policy, kv_cache, np.random.default_rng(0), resume=True, output_lens=None, limits=limits)
+
+    register(
+        "policy-under-test", PAGE_SIZE, new_policy, lambda: AtArrival(made_up, lambda request: request, timeout=30.0)
+    )
+    settings = {
+        PAGE_SIZE_FIELD: PAGE_SIZE,
+        "num_blocks": num_blocks,
+        "max_batch_tokens": 48,
+        "scheduler_type": "policy-under-test",
+        "allow_block_sharing": False,
+        "use_async_batching": False,
+    }
+    return ContinuousBatchingConfig(**settings)
+
+
+def drive(model: Any, config: Any, prompts: list[list[int]]) -> tuple[Any, dict[str, Any]]:
+    """The scheduler and the outputs by request of a run in this thread, one iteration after another."""
+    import torch
+
+    manager = model.init_continuous_batching(generation_config=generation_config(), continuous_batching_config=config)
+    processor = manager.batch_processor = manager._create_batch_processor()
+    for i, prompt in enumerate(prompts):
+        manager.add_request(prompt, request_id=f"r{i}", max_new_tokens=CAP)
+    outputs: dict[str, Any] = {}
+    with torch.no_grad():
+        while processor.prepare_next_batch():
+            processor._generation_step(model)
+            processor.update_batch()
+            while (output := manager.get_result(timeout=0)) is not None:
+                outputs[output.request_id] = output
+    scheduler = processor.scheduler
+    manager.destroy()
+    return scheduler, outputs
+
+
+@pytest.mark.parametrize("policy", ["amin", "amin-survival", "fcfs", "sjf"])
+def test_tokens_are_those_of_an_engine_with_room(model: Any, prompts: list[list[int]], policy: str) -> None:
+    """Greedily, in single precision, whatever is evicted; and little memory does make the policy evict."""
+    alone, expected = drive(model, config_of(policy, 64), prompts)
+    assert alone.mirror.num_evictions == 0
+    tight, outputs = drive(model, config_of(policy, 10), prompts)
+    assert len(outputs) == len(prompts)
+    assert tight.mirror.num_evictions > 0
+    assert not len(tight.mirror)
+    for name, output in outputs.items():
+        assert output.generated_tokens == expected[name].generated_tokens
+        assert output.prompt_ids == prompts[int(name[1:])]
+
+
+def test_generate_batch_follows_the_policy_with_a_real_predictor(
+    model: Any, prompts: list[list[int]], exports: dict[str, Path]
+) -> None:
+    """Three lines of a user: the configuration, and every answer complete."""
+    from pipelines.plug_ins import continuous_batching_config
+
+    config = continuous_batching_config(
+        exports["fp32"], Words(), "amin", num_blocks=10, page_size=PAGE_SIZE, timeout=30.0, max_batch_tokens=48
+    )
+    outputs = model.generate_batch(
+        prompts, generation_config=generation_config(), continuous_batching_config=config, warmup=False
+    )
+    assert len(outputs) == len(prompts)
+    assert all(output.error is None for output in outputs.values())
+    _, expected = drive(model, config_of("fcfs", 64), prompts)
+    assert sorted(output.generated_tokens for output in outputs.values()) == sorted(
+        output.generated_tokens for output in expected.values()
+    )
+
+
+def test_a_request_that_can_never_run_fails_alone(model: Any, prompts: list[list[int]]) -> None:
+    """With a reason; the others finish."""
+    _, outputs = drive(model, config_of("amin", 5), [list(range(4, 60)), *prompts[:2]])
+    assert "exceed the KV cache of 5 blocks of 16" in str(outputs["r0"].error)
+    assert all(outputs[name].error is None for name in ("r1", "r2"))
+
+
+def test_a_cancelled_request_is_forgotten(model: Any, prompts: list[list[int]]) -> None:
+    """Waiting, running or not yet predicted."""
+    import torch
+
+    config = config_of("amin", 10)
+    manager = model.init_continuous_batching(generation_config=generation_config(), continuous_batching_config=config)
+    processor = manager.batch_processor = manager._create_batch_processor()
+    for i, prompt in enumerate(prompts):
+        manager.add_request(prompt, request_id=f"r{i}", max_new_tokens=CAP)
+    done = set()
+    with torch.no_grad():
+        for step in range(1000):
+            if not processor.prepare_next_batch():
+                break
+            processor._generation_step(model)
+            processor.update_batch()
+            if step == 3:
+                for name in [
+                    *list(processor.scheduler.active_requests)[:2],
+                    *list(processor.scheduler.waiting_requests)[:2],
+                ]:
+                    processor.scheduler.set_request_cancellation(name)
+            while (output := manager.get_result(timeout=0)) is not None:
+                done.add(output.request_id)
+    assert len(done) == len(prompts) - 4
+    assert not len(processor.scheduler.mirror)
+    manager.destroy()
+
+
+def test_settings_that_would_break_the_accounting_are_refused(model: Any, exports: dict[str, Path]) -> None:
+    """Shared blocks, an unknown policy, one that knows the future, a predictor that is not there."""
+    from pipelines.plug_ins import continuous_batching_config
+
+    def configured(folder: Path, policy: str = "amin", **settings: Any) -> Any:
+        return continuous_batching_config(folder, Words(), policy, num_blocks=8, **settings)
+
+    with pytest.raises(InputError, match="allow_block_sharing"):
+        drive(model, configured(exports["fp32"], allow_block_sharing=True, max_batch_tokens=48), [[5, 6]])
+    for policy in ("amim", "hindsight"):
+        with pytest.raises(InputError, match=policy):
+            configured(exports["fp32"], policy)
+    with pytest.raises(PredictorInputError, match="nowhere"):
+        configured(Path("nowhere"))
+
+
+def request(name: str) -> Request:
+    """A request of ten tokens."""
+    return Request(name, 10, CAP)
+
+
+def names(requests: Sequence[Request]) -> list[str]:
+    """Their ids."""
+    return [request.request_id for request in requests]
+
+
+def test_what_arrives_during_a_prediction_is_the_next_batch() -> None:
+    """And each request is handed over once, with its prediction."""
+    batches, gate = [], threading.Event()
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        batches.append(names(requests))
+        gate.wait(10)
+        return made_up(requests, prompts)
+
+    desk = AtArrival(complete, lambda request: request, timeout=30.0)
+    for i in range(4):
+        desk.add(request(f"r{i}"), [i])
+    assert desk.take() == []
+    gate.set()
+    taken = desk.take(wait=True)
+    while len(taken) < 4:
+        taken += desk.take(wait=True)
+    assert names(taken) == ["r0", "r1", "r2", "r3"]
+    assert [request.output_len_lower_bound for request in taken] == [1, 2, 3, 4]
+    assert batches == [["r0"], ["r1", "r2", "r3"]]
+    assert desk.take(wait=True) == []
+    assert desk.num_fallbacks == 0
+
+
+def test_a_late_prediction_is_replaced_and_never_handed_over() -> None:
+    """By the fallback, when its time is up; a discarded request not at all."""
+    gate = threading.Event()
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        gate.wait(10)
+        return requests
+
+    desk = AtArrival(complete, lambda old: Request(old.request_id, 10, CAP, output_len_lower_bound=7), timeout=0.05)
+    started = time.monotonic()
+    desk.add(request("late"), [1])
+    desk.add(request("gone"), [1])
+    desk.discard("gone")
+    (taken,) = desk.take(wait=True)
+    assert time.monotonic() - started >= 0.05
+    assert (taken.request_id, taken.output_len_lower_bound) == ("late", 7)
+    gate.set()
+    time.sleep(0.05)
+    assert desk.take() == []
+    assert desk.num_fallbacks == 1
+
+
+def test_a_predictor_that_fails_does_not_stop_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    """The requests go on with the fallback, and the log says why."""
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        raise ValueError("no such token")
+
+    desk = AtArrival(complete, lambda request: request, timeout=30.0)
+    desk.add(request("r0"), [1])
+    assert names(desk.take(wait=True)) == ["r0"]
+    assert "no such token" in caplog.text
