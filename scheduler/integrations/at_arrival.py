@@ -8,6 +8,9 @@ from concurrent import futures
 
 from scheduler.request import Request
 
+MAX_BATCH = 8
+"""On a CPU more only makes the first ones wait for the last."""
+
 logger = logging.getLogger(__name__)
 
 Complete = Callable[[Sequence[Request], Sequence[Sequence[int]]], Sequence[Request]]
@@ -21,7 +24,7 @@ class AtArrival:
         """Start idle; the thread starts with the first request.
 
         Args:
-            complete: Called on the thread, with all that has come in meanwhile.
+            complete: Called on the thread, with what has come in meanwhile, the oldest first.
             fallback: Returns a request as it is handed over without a prediction.
             timeout: Seconds that a request waits at most.
         """
@@ -90,5 +93,5 @@ class AtArrival:
         now = time.monotonic()
         batch = [(request, ids) for request, ids, end in self._waiting.values() if end > now]
         if self._batch is None and batch:
-            requests, prompts = zip(*batch, strict=True)
+            requests, prompts = zip(*batch[:MAX_BATCH], strict=True)
             self._batch = self._thread.submit(self._complete, requests, prompts)
