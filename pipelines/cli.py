@@ -8,7 +8,7 @@ from importlib import import_module
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
-STAGES = ("demo", "collect", "train", "predict", "export", "simulate", "map", "evaluate", "paper")
+STAGES = ("demo", "collect", "train", "predict", "export", "serve", "simulate", "map", "tune", "evaluate", "paper")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -75,8 +75,8 @@ class ConformalTable:
 
 
 def required_prompts(tau: float) -> int:
-    """Return the fewest calibration prompts that support `tau`: the least n with tau (n + 1) >= 1."""
-    return max(1, ceil(1.0 / tau - 1e-9) - 1)
+    """Return the fewest calibration prompts that support `tau`: the least n with tau (n + 1) >= 1; at most 1e15."""
+    return max(1, ceil(1.0 / max(tau, 1e-15) - 1e-9) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,17 @@ class PitCalibration:
     def marginal_bound(self, tau: float) -> int:
         """Return the bound, in tokens, that ignores the prompt; InputError as `threshold`."""
         return max(1, int(self.lengths.threshold(tau)))
+
+    def marginal_median(self) -> int:
+        """Return the median of the calibration lengths, in tokens."""
+        half = int(np.searchsorted(self.lengths.cumulated, 0.5 * self.lengths.num_prompts))
+        return max(1, int(self.lengths.scores[min(half, len(self.lengths.scores) - 1)]))
+
+    def marginal_survival(self, bins: LengthBins) -> FloatArray:
+        """Return the share of calibration lengths above each edge, shape [K+1]; truncated ones end at their cap."""
+        num_within = np.searchsorted(self.lengths.scores, bins.as_array(), side="right")
+        cumulated = np.concatenate([[0.0], self.lengths.cumulated])
+        return np.maximum(1.0 - cumulated[num_within] / self.lengths.num_prompts, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration for JSON."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from predictor.bins import IntArray, LengthBins
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def survival_from_hazard_logits(logits: npt.ArrayLike) -> FloatArray:

@@ -1,6 +1,6 @@
 """The exported predictor: needs numpy, onnxruntime and tokenizers, nothing else."""
 
-import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,33 +8,48 @@ import numpy as np
 import onnxruntime
 
 from predictor.bins import LengthBins
-from predictor.distribution import FloatArray, survival_from_hazard_logits
-from predictor.errors import InputError
+from predictor.distribution import BoolArray, FloatArray, survival_from_hazard_logits
+from predictor.export_folder import MODEL, TOKENIZER, not_whole, read_export
 from predictor.prompt_tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
-from predictor.spec import MaxNewTokens, Predictions, PredictorSpec
+from predictor.spec import MaxNewTokens, Predictions
+
+# Of two lengths: padding is tried as well.
+_TRIAL_PROMPTS = ("Why is the sky blue?", "Hello")
+# On a CPU the sum and the layer norm fused take seven times as long as the layer norm alone (onnxruntime 1.32).
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]
+# Prompts between two looks at the clock, where time is limited.
+_TIMED_BATCH_SIZE = 8
 
 
 class LengthPredictor:
     """A length predictor read from a folder that `amin export` wrote; safe to share between threads."""
 
     def __init__(self, path: str | Path, *, batch_size: int = 32, num_threads: int = 0) -> None:
-        """Read the folder `path`; `num_threads` 0 leaves the choice to onnxruntime.
+        """Read the folder `path` and try it; `num_threads` 0 leaves the choice to onnxruntime.
 
         Raises:
-            InputError: the folder is not an export, or of another format version.
+            InputError: the folder is not an export, not whole, or of another format version.
         """
         folder = Path(path)
-        manifest, model = folder / "manifest.json", folder / "model.onnx"
-        for file in (manifest, model):
-            if not file.is_file():
-                raise InputError(f"{file}: no such file; {folder} is not a folder written by `amin export`")
-        self.spec = PredictorSpec.from_dict(json.loads(manifest.read_text()), str(manifest))
-        self._tokenizer = load_tokenizer(folder / "tokenizer.json")
+        self.spec = read_export(folder)
+        self._terms = np.asarray(self.spec.terms, dtype=np.int64)
         self._batch_size = batch_size
+        self._terms = np.asarray(self.spec.terms, dtype=np.int64)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4
+        # onnxruntime and tokenizers raise errors of many kinds, Exception itself among them.
+        try:
+            self._tokenizer = load_tokenizer(folder / TOKENIZER)
+        except Exception as error:
+            raise not_whole(folder / TOKENIZER, error) from None
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / MODEL), options, ["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
+            )
+            self.survivals(_TRIAL_PROMPTS)
+        except Exception as error:
+            raise not_whole(folder / MODEL, error) from None
 
     @property
     def bins(self) -> LengthBins:
@@ -43,13 +58,7 @@ class LengthPredictor:
 
     def survivals(self, prompts: Sequence[str]) -> FloatArray:
         """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
-        spec = self.spec
-        inputs = encode_prompts(self._tokenizer, prompts, spec.max_prompt_tokens, spec.terms)
-        logits = np.zeros((len(prompts), len(spec.models), spec.bins.num_bins), dtype=np.float32)
-        for indices in batches_by_length(inputs.token_ids, self._batch_size):
-            arrays = inputs.batch(indices, spec.pad_token_id)
-            logits[indices] = self._session.run(None, dict(zip(INPUT_NAMES, arrays, strict=True)))[0]
-        return survival_from_hazard_logits(logits)
+        return self._survivals(prompts, None)
 
     def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
         """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
@@ -61,13 +70,61 @@ class LengthPredictor:
         tau: float = 0.1,
         max_new_tokens: MaxNewTokens = None,
         model: str | None = None,
+        *,
+        timeout: float | None = None,
     ) -> Predictions:
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
         `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
-        the folder names.
+        the folder names. With a `timeout` in seconds, prompts are taken in order, and those not predicted by then get
+        the marginal predictions of the calibration split, which ignore the prompt (`Predictions.is_fallback`). The
+        network is stopped in the middle of its work, the tokenizer only between batches.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
-        return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
+        if timeout is None:
+            return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
+        survivals, is_fallback = self._survivals_within(prompts, timeout)
+        survival = self.spec.survival_of(survivals, model)
+        return self.spec.predictions(survival, tau, max_new_tokens, model, is_fallback=is_fallback)
+
+    def _survivals(self, prompts: Sequence[str], run_options: onnxruntime.RunOptions | None) -> FloatArray:
+        spec = self.spec
+        inputs = encode_prompts(self._tokenizer, prompts, spec.max_prompt_tokens, self._terms)
+        logits = np.zeros((len(prompts), len(spec.models), spec.bins.num_bins), dtype=np.float32)
+        for indices in batches_by_length(inputs.token_ids, self._batch_size):
+            arrays = inputs.batch(indices, spec.pad_token_id)
+            output = self._session.run(None, dict(zip(INPUT_NAMES, arrays, strict=True)), run_options)[0]
+            if output.shape != (len(indices), *logits.shape[1:]):
+                raise ValueError(f"predicts an array of {output.shape}, not {(len(indices), *logits.shape[1:])}")
+            logits[indices] = output
+        return survival_from_hazard_logits(logits)
+
+    def _survivals_within(self, prompts: Sequence[str], timeout: float) -> tuple[FloatArray, BoolArray]:
+        """Return the survivals as far as they came in `timeout` seconds, and which prompts [N] have none."""
+        survivals = np.ones((len(prompts), len(self.spec.models), self.spec.bins.num_bins + 1))
+        is_fallback = np.ones(len(prompts), dtype=np.bool_)
+        size = min(self._batch_size, _TIMED_BATCH_SIZE)
+        run_options, is_over = onnxruntime.RunOptions(), threading.Event()
+
+        def stop() -> None:
+            is_over.set()
+            run_options.terminate = True
+
+        timer = threading.Timer(timeout, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            for start in range(0, len(prompts), size):
+                rows = slice(start, start + size)
+                if is_over.is_set():
+                    break
+                survivals[rows] = self._survivals(prompts[rows], run_options)
+                is_fallback[rows] = False
+        except Exception:  # onnxruntime's own, where it was stopped
+            if not is_over.is_set():
+                raise
+        finally:
+            timer.cancel()
+        return survivals, is_fallback

@@ -9,7 +9,7 @@ import numpy as np
 from predictor.bins import IntArray, LengthBins
 from predictor.calibration import PitCalibration
 from predictor.chat_turns import ChatOptions
-from predictor.distribution import FloatArray, lower_bound, median
+from predictor.distribution import BoolArray, FloatArray, lower_bound, median
 from predictor.errors import InputError
 from predictor.prompt_table import PromptTable
 
@@ -25,11 +25,15 @@ MaxNewTokens = int | Sequence[int | None] | None
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions of N prompts in tokens: `lower_bounds` [N], `medians` [N], `survival` [N, K+1] on the length bins."""
+    """Predictions of N prompts in tokens: `lower_bounds` [N], `medians` [N], `survival` [N, K+1] on the length bins.
+
+    `is_fallback` [N]: whether a row is marginal, made without looking at its prompt for want of time.
+    """
 
     lower_bounds: IntArray
     medians: IntArray
     survival: FloatArray
+    is_fallback: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,30 @@ class PredictorSpec:
         return survivals[:, self.models.index(name)]
 
     def predictions(
-        self, survival: FloatArray, tau: float, max_new_tokens: MaxNewTokens = None, model: str | None = None
+        self,
+        survival: FloatArray,
+        tau: float,
+        max_new_tokens: MaxNewTokens = None,
+        model: str | None = None,
+        *,
+        is_fallback: BoolArray | None = None,
     ) -> Predictions:
         """Return the predictions for `model` that follow from its survival [N, K+1].
 
-        `max_new_tokens` is one limit or one a prompt.
+        `max_new_tokens` is one limit or one a prompt. Rows in `is_fallback` [N] get the marginal predictions.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         limits = _limits(max_new_tokens, len(survival))
-        bounds = lower_bound(self.bins, survival, self.calibration(model).level(tau), limits)
-        return Predictions(bounds, np.minimum(median(self.bins, survival), limits), survival)
+        calibration = self.calibration(model)
+        bounds, medians = lower_bound(self.bins, survival, calibration.level(tau)), median(self.bins, survival)
+        marginal = np.zeros(len(survival), dtype=np.bool_) if is_fallback is None else is_fallback
+        if marginal.any():
+            bounds = np.where(marginal, calibration.marginal_bound(tau), bounds)
+            medians = np.where(marginal, calibration.marginal_median(), medians)
+            survival = np.where(marginal[:, None], calibration.marginal_survival(self.bins), survival)
+        return Predictions(np.minimum(bounds, limits), np.minimum(medians, limits), survival, marginal)
 
     def recalibrated(self, survivals: FloatArray, table: PromptTable) -> "PredictorSpec":
         """Return this specification calibrated on the survivals [P, M, K+1] and draws of P held-out prompts.

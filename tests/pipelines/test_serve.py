@@ -1,0 +1,221 @@
+"""`amin serve` and `pipelines.load` as processes: connections, signals, exit codes."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+from pipelines.load import Connection, load
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def serving(export: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A running sidecar and its port; it is killed at the end if it still runs."""
+    command = [sys.executable, "-m", "pipelines.cli", "serve", str(export), "--port", "0", *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.match(r"amin serve: http://127\.0\.0\.1:(\d+) ", line)
+        assert found, line + process.stdout.read()
+        yield process, int(found[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def port(exports: dict[str, Path]) -> Iterator[int]:
+    """The port of a sidecar shared by the tests that leave it running; it must still answer at the end."""
+    with serving(exports["fp32"], "--max-connections", "400", "--deadline-ms", "2000") as (process, port):
+        yield port
+        assert process.poll() is None
+        assert get(port, "/readyz") == '{"status":"ready"}'
+
+
+def get(port: int, path: str) -> str:
+    """The body of a GET."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+        body: str = response.read().decode()
+    return body
+
+
+def body_of(**fields: object) -> bytes:
+    """A request of one prompt."""
+    return json.dumps({"prompt": "Write a story", **fields}).encode()
+
+
+async def post_once(port: int, body: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer on a connection of its own."""
+    with closing(Connection("127.0.0.1", port)) as connection:
+        return await connection.post("/v1/predict", body)
+
+
+def test_hundreds_of_connections_at_once_are_answered(port: int) -> None:
+    """300 connections with two requests each: an answer for everyone."""
+    outcome = asyncio.run(load("127.0.0.1", port, [body_of(deadline_ms=10_000)] * 600, 300))
+    assert len(outcome.latencies) == 600
+    assert not outcome.errors
+    assert outcome.answers.total() == 600
+    assert outcome.answers["model"] > 0
+
+
+def test_connections_beyond_the_limit_get_503(port: int) -> None:
+    """Told so at once, while those before them are served; afterwards everyone is."""
+
+    async def crowd() -> tuple[int, int]:
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(410)]
+        crowded, _ = await post_once(port, body_of())
+        for _, writer in idle:
+            writer.close()
+        await asyncio.sleep(0.5)
+        after, _ = await post_once(port, body_of())
+        return crowded, after
+
+    assert asyncio.run(crowd()) == (503, 200)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00 this is no HTTP\r\n\r\n", b"400"),
+        (b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", b"400"),
+        (b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", b"413"),
+        (b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /\xff\xfe?\x00 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+    ],
+)
+def test_what_is_no_request_is_refused(port: int, sent: bytes, status: bytes) -> None:
+    """On the wire, below the application."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent)
+        assert connection.recv(1000).split()[1] == status
+
+
+def test_a_body_that_breaks_off_leaves_nothing_behind(port: int) -> None:
+    """Fifty times; the module's fixture looks whether the server still answers."""
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(head + b'{"prompt": ')
+    assert "Traceback" not in get(port, "/metrics")
+
+
+def test_the_load_generator_counts_everything(port: int, records_file: Path, tmp_path: Path) -> None:
+    """Answers, fallbacks and errors add up to the requests, and so does the histogram."""
+    command = [sys.executable, "-m", "pipelines.load", str(records_file), "--port", str(port), "--requests", "300"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "load.json")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "load.json").read_text())
+    assert figures["predicted"] + sum(figures["fallbacks"].values()) == 300
+    assert sum(figures["histogram_ms"]["counts"]) == 300
+    assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p99"] <= figures["latency_ms"]["max"]
+    assert "p99 ms" in done.stdout
+
+
+def test_the_load_generator_says_when_nobody_answers(records_file: Path, tmp_path: Path) -> None:
+    """Errors are counted and the exit code is 1; 2 for a file that is none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for file, code in ((records_file, 1), (tmp_path / "none.jsonl", 2)):
+        command = [sys.executable, "-m", "pipelines.load", str(file), "--port", str(port), "--requests", "10"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert "10 ConnectionRefusedError" in done.stdout or "none.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_after_what_is_in_flight(number: signal.Signals, exports: dict[str, Path]) -> None:
+    """No request loses its answer; the process ends with 0 and says nothing more."""
+    with serving(exports["fp32"], "--max-wait-ms", "1000") as (process, port):
+
+        async def ask_and_stop() -> tuple[int, bytes]:
+            asking = asyncio.create_task(post_once(port, body_of(deadline_ms=5000)))
+            await asyncio.sleep(0.4)
+            process.send_signal(number)
+            return await asking
+
+        status, answer = asyncio.run(ask_and_stop())
+        assert status == 200
+        assert json.loads(answer)["predictions"][0]["source"] == "model"
+        assert process.stdout is not None
+        assert process.wait(15) == 0
+        assert process.stdout.read() == ""
+
+
+def test_a_kept_connection_does_not_hold_up_the_end(exports: dict[str, Path]) -> None:
+    """Idle clients are disconnected."""
+    with serving(exports["fp32"]) as (process, port), socket.create_connection(("127.0.0.1", port)) as idle:
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in idle.recv(1000)
+        start = time.monotonic()
+        process.terminate()
+        assert process.wait(15) == 0
+        assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--port 70000", "--port: must lie between"),
+        ("--host 203.0.113.7", "cannot listen there"),
+        ("--tau 0", "tau: must lie between 0 and 1"),
+        ("--tau 0.001", "calibration prompts"),
+        ("--max-batch 0", "--max-batch: must be at least 1"),
+        ("--deadline-ms nan", "--deadline-ms: must lie between"),
+        ("--step 3", "--step: must lie between"),
+        ("--threads -1", "--threads: must be at least 0"),
+    ],
+)
+def test_bad_options_end_with_2_and_one_line(
+    options: str,
+    says: str,
+    exports: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is served."""
+    monkeypatch.delattr("uvicorn.Server.run")
+    assert main(["serve", str(exports["fp32"]), "--port", "0", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_a_port_in_use_and_a_spoilt_export_end_with_2(
+    exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line each."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(exports["fp32"]), "--port", str(taken.getsockname()[1])]) == 2
+    assert "in use" in capsys.readouterr().err
+    for name in ("manifest.json", "model.onnx", "tokenizer.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in exports["fp32"].iterdir():
+            content = file.read_bytes()
+            (folder / file.name).write_bytes(content[: len(content) // 2] if file.name == name else content)
+        assert main(["serve", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert name in error
+    assert main(["serve", str(tmp_path / "nowhere")]) == 2
+    assert "not a folder written by `amin export`" in capsys.readouterr().err
