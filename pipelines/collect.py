@@ -11,7 +11,7 @@ from predictor.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.served_model import ServedModel
-    from scheduler.integrations.transformers_cb import Output
+    from scheduler.integrations.transformers_engine import Output
 
 HELP = "generate answers with the served model and record their lengths"
 

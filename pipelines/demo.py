@@ -14,7 +14,7 @@ SERVED_MODEL = ROOT / "checkpoints" / "tiny-chat"
 ENCODER = ROOT / "checkpoints" / "length-predictor"
 PROMPTS = ROOT / "checkpoints" / "prompts.jsonl"
 MAX_NEW_TOKENS = 512
-POLICIES = "fcfs,fcfs-reserve,amax,amin,hindsight"
+POLICIES = "fcfs,fcfs-reserve,amin,amin-survival,hindsight"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=1, help="sampled answers per prompt")
     parser.add_argument("--limit", type=int, default=800, help="number of prompts; their split is stratified")
     parser.add_argument("--kv-blocks", type=int, default=256, help="KV cache of the evaluation, in blocks of 16 tokens")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per policy of the evaluation")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
 
 
@@ -39,22 +40,26 @@ def run(args: argparse.Namespace) -> None:
     device = ["--device", args.device] if args.device else []
     records, trained, serving = out / "records.parquet", out / "run", out / "serving"
     if not records.exists():
-        _stage(
+        run_stage(
             "collect", "--served-model", args.served_model, "--prompts", args.prompts, "--draws", args.draws,
             "--limit", args.limit, "--max-new-tokens", MAX_NEW_TOKENS, "--max-running", 64, "--out", records, *device,
         )  # fmt: skip
     resume = ["--resume"] if (trained / "config.yaml").exists() else []
-    _stage("train", "--data", records, "--encoder", ENCODER, "--max-length", MAX_NEW_TOKENS, "--out", trained, *resume)
-    _stage("export", trained, "--out", serving)
-    _stage(
+    run_stage(
+        "train", "--data", records, "--encoder", ENCODER, "--max-length", MAX_NEW_TOKENS, "--out", trained, *resume
+    )
+    run_stage("export", trained, "--out", serving)
+    again = ["--resume"] if (out / "evaluation" / "runs").exists() else []
+    run_stage(
         "evaluate", "--predictor", serving, "--served-model", args.served_model, "--prompts", records,
         "--split", "test", "--max-new-tokens", MAX_NEW_TOKENS, "--kv-blocks", args.kv_blocks, "--policies", POLICIES,
-        "--out", out / "evaluation", *device,
+        "--seeds", args.seeds, "--out", out / "evaluation", *again, *device,
     )  # fmt: skip
     _conclude(out / "evaluation" / "results.json", time.monotonic() - started)
 
 
-def _stage(name: str, *arguments: object) -> None:
+def run_stage(name: str, *arguments: object) -> None:
+    """Run a sub-command of `amin` as the command line would, and show it."""
     from pipelines.cli import build_parser
 
     argv = [name, *map(str, arguments)]
@@ -66,6 +71,6 @@ def _stage(name: str, *arguments: object) -> None:
 def _conclude(results: Path, seconds: float) -> None:
     import json
 
-    from pipelines.report import summary
+    from pipelines.report_text import summary
 
     print(f"\n{summary(json.loads(results.read_text())['policies'])} ({seconds / 60:.1f} minutes in all)")

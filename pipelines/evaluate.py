@@ -8,24 +8,54 @@ from typing import TYPE_CHECKING, Any
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
-    from pipelines.evaluation_run import Case
+    from pipelines.evaluation_case import Case
+    from pipelines.evaluation_store import RunStore
     from pipelines.served_model import ServedModel
+    from scheduler.kv_cache import KvCache
 
 HELP = "generate with a real model under several policies, driven by the predictor's bounds"
-DEFAULT_POLICIES = "fcfs,fcfs-reserve,amax,amin,amin-eviction,hindsight"
+DEFAULT_POLICIES = "fcfs,engine-fifo,fcfs-reserve,amax,amin,amin-survival,hindsight"
+EPILOG = """examples:
+  amin evaluate --predictor serving --served-model MODEL --prompts records.parquet --split test --out evaluation
+  amin evaluate ... --arrivals poisson:2 --sweep --out evaluation     # open loop, and a map of the gain over fcfs
+  amin evaluate ... --out evaluation --resume                         # continue, or add policies and seeds
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.epilog = EPILOG
     parser.add_argument("--predictor", type=Path, required=True, help="run folder or export")
+    parser.add_argument(
+        "--predictor-model",
+        help="served model to predict for, of those that the predictor knows; average stands for another. "
+        "Default: the predictor's own",
+    )
     parser.add_argument("--served-model", required=True, help="folder or hub name of a causal language model")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL or parquet with prompts, or records")
     parser.add_argument("--split", help="only the prompts of this split")
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
-    parser.add_argument("--policies", default=DEFAULT_POLICIES, help="names separated by commas, or all")
     parser.add_argument(
-        "--arrivals", default="all-at-once", help="all-at-once, poisson:RATE (per second), or FILE with a time a line"
+        "--policies",
+        default=DEFAULT_POLICIES,
+        help="names separated by commas, or all; engine-fifo is the engine's own scheduler without our loop",
     )
+    parser.add_argument(
+        "--arrivals",
+        default="all-at-once",
+        help="all-at-once, poisson:RATE, gamma:RATE:CV (requests per second), or FILE with a time a line",
+    )
+    parser.add_argument(
+        "--predict-timeout",
+        type=float,
+        default=50.0,
+        help="milliseconds from its arrival on that a request waits for its prediction before the marginal bound "
+        "stands in; all-at-once: no limit",
+    )
+    parser.add_argument(
+        "--warm-up", type=float, default=0.1, help="share of the requests, the first to arrive, left out of the "
+        "figures; all-at-once: none",
+    )  # fmt: skip
     parser.add_argument(
         "--kv-blocks",
         type=int,
@@ -47,67 +77,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="forced: every policy generates the lengths of one reference draw (the records' first, or made first); "
         "greedy: likeliest tokens, checked to be the same under every policy; sample: free, lengths differ",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs per policy; they differ in order, arrivals and ties")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per policy; they differ in order, arrivals and ties")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument(
+        "--sweep", action="store_true", help="also a map of the gain over fcfs by KV cache and arrival rate: simulated "
+        "with the fitted cost model, a few cells measured",
+    )  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for results.json, requests.parquet, report.html"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for results.json, requests.parquet, report.html, cost_model.json, workload.jsonl and the runs",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue what an interruption left in --out, or add policies and seeds"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Predict, generate under every policy, write results and report."""
-    import torch
-
-    from pipelines.evaluation_run import default_blocks, generate_under, prepare
-    from pipelines.report import write_report
-    from pipelines.results import policy_figures, print_table, table, write_results
-    from pipelines.served_model import load_served_model
-    from pipelines.simulate import policy_names
-    from scheduler.kv_cache import KvCache
-
     names = policy_names(args.policies)
     _check(args, names)
+
+    import torch
+
+    from pipelines.evaluation_case import default_blocks, prepare
+    from pipelines.evaluation_store import RunStore
+    from pipelines.served_model import device_memory, load_served_model
+    from scheduler.kv_cache import KvCache
+
     torch.manual_seed(args.seed)
-    served = load_served_model(args.served_model, args.max_new_tokens, args.device, greedy=args.decoding == "greedy")
-    case = prepare(args, served)
-    kv_cache = KvCache(args.kv_blocks or default_blocks(case, args.block_size), args.block_size)
-    seeds = range(args.seed, args.seed + args.seeds)
-    generate_under("fcfs", args.seed, args, served, case, kv_cache, warm_up=True)
-    runs, identical = [], dict[str, int]()
-    for seed in seeds:
-        for name in names:
-            policy_run, same = generate_under(name, seed, args, served, case, kv_cache)
-            runs.append(policy_run)
-            identical[name] = min(same, identical.get(name, same))
-    policies = policy_figures(runs, kv_cache)
-    results = {
-        "workload": {
-            "file": args.prompts.name,
-            "num_requests": len(case.requests),
-            "num_prompt_tokens": sum(len(prompt) for prompt in case.prompts),
-            "num_output_tokens": sum(case.output_lens) if case.output_lens else None,
-            "arrivals": args.arrivals,
-            "decoding": args.decoding,
-        },
-        "kv_budget": kv_cache.num_blocks * kv_cache.block_size,
-        "block_size": kv_cache.block_size,
-        "cost_model": "wall clock, seconds",
-        "eviction": args.eviction,
-        "total_latency_lower_bound": None,
-        "bounds": _bound_figures(args, case),
-        "identical_outputs": identical if args.decoding == "greedy" else None,
-        "environment": _environment(served),
-        "policies": policies,
-    }
-    write_results(args.out, results, runs)
-    write_report(args.out, results, runs, [r.output_len_lower_bound for r in case.requests], case.output_lens)
-    print(f"{len(case.requests)} requests, {kv_cache.num_blocks} blocks of {kv_cache.block_size}; times in seconds")
-    print_table(*table(policies))
-    if args.decoding == "greedy":
-        for name, same in identical.items():
-            print(f"{name}: tokens identical to the unconstrained run for {same} of {len(case.requests)} requests")
-    print(f"report: {args.out / 'report.html'}")
+    with device_memory("lower --kv-blocks, --max-batch-tokens or --max-new-tokens"):
+        served = load_served_model(
+            args.served_model, args.max_new_tokens, args.device, greedy=args.decoding == "greedy"
+        )
+        store = RunStore(args.out, _settings(args), resume=args.resume)
+        case = prepare(args, served, store.case)
+        store.require_prompts(case.texts)
+        kv_cache = KvCache(args.kv_blocks or default_blocks(case, args.block_size), args.block_size)
+        if served.tokenizer.chat_template is None:
+            print(f"{served.name} has no chat template: prompts go to it as they are")
+        _measure_all(args, names, served, case, kv_cache, store)
+
+
+def _measure_all(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    served: "ServedModel",
+    case: "Case",
+    kv_cache: "KvCache",
+    store: "RunStore",
+) -> None:
+    """Make the runs that are missing, one policy after the other in each seed; write what there is in any case."""
+    from pipelines.evaluation_output import write_all
+    from pipelines.evaluation_run import measure
+    from pipelines.evaluation_store import digest
+
+    shared = {"prompts": digest(case.texts), "output_lens": case.output_lens, "reference": case.reference}
+    # The first policy changes from seed to seed: a machine that slows down must not always hit the same ones.
+    turns = [[*names[k % len(names) :], *names[: k % len(names)]] for k in range(args.seeds)]
+    wanted = [(name, args.seed + k) for k, turn in enumerate(turns) for name in turn]
+    runs = {key: found for key in wanted if (found := store.load(*key, case.facts)) is not None}
+    if runs:
+        print(f"continuing: {len(runs)} of {len(wanted)} runs are there")
+    try:
+        if len(runs) < len(wanted):
+            measure("fcfs", args.seed, args, served, case, kv_cache, warm_up=True)
+        for key in wanted:
+            if key not in runs:
+                measured = measure(*key, args, served, case, kv_cache)
+                store.keep(measured, shared)
+                runs[key] = measured
+    finally:
+        done = [runs[key] for key in wanted if key in runs]
+        if done:
+            missing = [f"{name} seed {seed}" for name, seed in wanted if (name, seed) not in runs]
+            write_all(args, served, case, kv_cache, done, missing)
+
+
+def policy_names(text: str) -> Sequence[str]:
+    """Return the policies that the option names, `engine-fifo` among them; InputError for an unknown one."""
+    from pipelines import simulate
+    from scheduler.policies import POLICIES
+
+    control = "engine-fifo"
+    names = [*POLICIES, control] if text == "all" else list(dict.fromkeys(n.strip() for n in text.split(",")))
+    ours = [name for name in names if name != control]
+    if ours:
+        simulate.policy_names(",".join(ours))
+    return names
 
 
 def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -118,46 +177,17 @@ def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, must be >= 1")
     if args.kv_blocks is not None and args.kv_blocks < 1:
         raise InputError(f"--kv-blocks is {args.kv_blocks}, must be >= 1")
+    if not args.predict_timeout > 0:
+        raise InputError(f"--predict-timeout is {args.predict_timeout}, must be above 0 milliseconds")
+    if not 0 <= args.warm_up <= 0.5:
+        raise InputError(f"--warm-up is {args.warm_up}, must be a share in 0..0.5")
     if args.decoding == "sample" and CLAIRVOYANT & set(names):
         raise InputError(
             f"--policies: {', '.join(CLAIRVOYANT & set(names))} needs true lengths: not with --decoding sample"
         )
 
 
-def _bound_figures(args: argparse.Namespace, case: "Case") -> dict[str, Any]:
-    """Return coverage and tightness of the bounds used, on the reference lengths."""
-    import numpy as np
-
-    lower = np.array([request.output_len_lower_bound for request in case.requests])
-    figures: dict[str, Any] = {
-        "tau": args.tau,
-        "mean_bound": float(lower.mean()),
-        "predict_ms_per_prompt": case.predict_ms,
-    }
-    if case.output_lens is not None:
-        lens = np.array(case.output_lens)
-        figures |= {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())}
-    return figures
-
-
-def _environment(served: "ServedModel") -> dict[str, Any]:
-    import os
-    import platform
-    import sys
-
-    import numpy
-    import torch
-    import transformers
-
-    device = served.model.device
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    return {
-        "command": "amin " + " ".join(sys.argv[1:]),
-        "served_model": served.name,
-        "hardware": hardware,
-        "dtype": str(served.model.dtype).removeprefix("torch."),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-    }
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all runs of one evaluation must share; policies and the number of seeds may grow."""
+    free = {"policies", "seeds", "out", "resume", "sweep", "stage", "run"}
+    return {name: str(value) for name, value in sorted(vars(args).items()) if name not in free}

@@ -1,97 +1,50 @@
-"""The runs of `amin evaluate`: what they share, and generation under one policy."""
+"""Generation under one policy with one seed, on an honest clock."""
 
 import argparse
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipelines.arrival_predictions import PredictedArrivals
+from pipelines.evaluation_case import Case
 from pipelines.results import PolicyRun
-from pipelines.served_model import ServedModel, encode_prompts, generate
-from predictor.checkpoint import resolve_predictor
-from predictor.distribution import quantile
-from predictor.records import read_prompts, read_records
-from predictor.rows import read_rows
+from pipelines.served_model import ServedModel
+from pipelines.timed_policy import TimedPolicy
 from scheduler.arrivals import arrival_times
-from scheduler.forecast import Forecast
 from scheduler.integrations.transformers_cb import TransformersExecutor
+from scheduler.integrations.transformers_fifo import EngineFifo
 from scheduler.kv_cache import KvCache
-from scheduler.loop import Loop
-from scheduler.policies import make_policy
+from scheduler.loop import Loop, RunResult
+from scheduler.policies import CLAIRVOYANT, make_policy
 from scheduler.request import Request
 
-UPPER_LEVEL = 0.95
-"""Quantile that serves as the upper bound of amax: the predictor's, since the cap alone would say nothing."""
+ENGINE_FIFO = "engine-fifo"
+"""The engine's own scheduler, without our loop: the control."""
+UNPREDICTED = CLAIRVOYANT | {"fcfs", "fcfs-reserve", "sglang", "past-future"}
+"""Policies that read nothing that a predictor says: their requests do not wait for it."""
+WARM_UP_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What all runs share: prompts and, by prompt, bounds and reference lengths; None where lengths are free."""
+class MeasuredRun:
+    """A run with what it takes to replay it."""
 
-    requests: list[Request]
-    prompts: list[list[int]]
-    output_lens: list[int] | None
-    reference: list[list[int]] | None
-    """Token ids of the unconstrained greedy run, to compare with."""
-    predict_ms: float
-    """Predictor time per prompt, in milliseconds, at the batch size of the predictor."""
-
-
-def prepare(args: argparse.Namespace, served: ServedModel) -> Case:
-    """Return the case: prompts read and encoded, bounds predicted, reference lengths taken or made."""
-    length_predictor = resolve_predictor(args.predictor)
-    rows = read_prompts(args.prompts, split=args.split)[: args.limit]
-    prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
-    started = time.perf_counter()
-    predictions = length_predictor.predict(
-        [row.prompt for row in rows], tau=args.tau, max_new_tokens=args.max_new_tokens
-    )
-    predict_ms = (time.perf_counter() - started) / len(rows) * 1e3
-    uppers = quantile(length_predictor.bins, predictions.survival, UPPER_LEVEL)
-    edges = length_predictor.bins.as_array()
-    requests = [
-        Request(
-            request_id=row.prompt_id,
-            num_prompt_tokens=len(prompt),
-            max_new_tokens=args.max_new_tokens,
-            output_len_lower_bound=int(lower),
-            output_len_upper_bound=max(int(lower), min(int(upper), args.max_new_tokens)),
-            output_len_prediction=int(median),
-            forecast=Forecast(edges, survival),
-        )
-        for row, prompt, lower, upper, median, survival in zip(
-            rows, prompts, predictions.lower_bounds, uppers, predictions.medians, predictions.survival, strict=True
-        )
-    ]
-    output_lens = _recorded_lens(args) if args.decoding == "forced" else None
-    reference = None
-    if output_lens is None and args.decoding != "sample":
-        answers = generate(served, prompts, max_running=32, seed=args.seed, description="reference")
-        output_lens = [len(answer.tokens) for answer in answers]
-        reference = [answer.tokens for answer in answers] if args.decoding == "greedy" else None
-    return Case(requests, prompts, output_lens, reference, predict_ms)
+    run: PolicyRun
+    order: list[int]
+    """Position in the prompts of each request."""
+    entry_times: NDArray[np.float64]
+    """When the policy was told of each request: its arrival, or later if it waited for its prediction."""
+    iterations: NDArray[np.float64]
+    """Seconds, prefill tokens, decoding requests and KV tokens of each iteration, shape [iterations, 4]."""
+    num_identical: int
+    """Answers equal to the unconstrained ones; 0 if not compared."""
 
 
-def _recorded_lens(args: argparse.Namespace) -> list[int] | None:
-    """Return the first recorded draw of each prompt, cut at the cap, or None if the file has no lengths."""
-    if not any(
-        "output_lens" in row.fields or "output_len" in row.fields for row in read_rows(args.prompts, one_model=False)
-    ):
-        return None
-    records = read_records(args.prompts)
-    chosen = [i for i in range(len(records)) if args.split is None or (records.splits or ())[i] == args.split]
-    return [min(int(records.output_lens[i][0]), args.max_new_tokens) for i in chosen[: args.limit]]
-
-
-def default_blocks(case: Case, block_size: int) -> int:
-    """Return 15 % of the blocks that all requests hold at their peak, but enough for the largest one alone."""
-    blocks = [-(-(r.num_prompt_tokens + (r.output_len_prediction or 1)) // block_size) for r in case.requests]
-    largest = max(-(-(r.num_prompt_tokens + r.max_new_tokens) // block_size) for r in case.requests)
-    return max(largest, sum(blocks) * 15 // 100)
-
-
-def generate_under(
+def measure(
     name: str,
     seed: int,
     args: argparse.Namespace,
@@ -99,34 +52,102 @@ def generate_under(
     case: Case,
     kv_cache: KvCache,
     warm_up: bool = False,
-) -> tuple[PolicyRun, int]:
-    """Return the run of one policy, and how many answers equal the unconstrained ones (0 if not compared)."""
+) -> MeasuredRun:
+    """Return the run of one policy; with `warm_up` of a few requests, to be thrown away."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(case.requests)).tolist()
+    order = rng.permutation(len(case.facts)).tolist()
     times = arrival_times(args.arrivals, len(order), rng)
     if warm_up:
-        order, times = order[:8], times[:8] * 0
-    requests = [replace(case.requests[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
+        order, times = order[:WARM_UP_REQUESTS], times[:WARM_UP_REQUESTS] * 0
+    requests = [replace(case.facts[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
     lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
-    policy = make_policy(name, kv_cache, rng, resume=args.eviction == "resume", output_lens=lens)
+    forced = lens if args.decoding == "forced" else None
+    prompts = [case.prompts[i] for i in order]
+    settings: dict[str, Any] = {"max_batch_tokens": args.max_batch_tokens, "forced_lens": forced, "seed": seed}
+    title = "warm-up" if warm_up else f"{name} seed {seed}"
+    if name == ENGINE_FIFO:
+        engine = EngineFifo(served.model, prompts, requests, kv_cache, served.generation_config, **settings)
+        try:
+            with tqdm(total=len(order), desc=title, unit="request") as bar:
+                result = engine.run(lambda finished: bar.update(len(finished)) and None)
+        finally:
+            engine.close()
+        run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(args, requests))
+        return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
+    resume = args.eviction == "resume"
+    policy = TimedPolicy(make_policy(name, kv_cache, rng, resume=resume, output_lens=lens))
     executor = TransformersExecutor(
-        served.model,
-        [case.prompts[i] for i in order],
-        kv_cache,
-        served.generation_config,
-        max_batch_tokens=args.max_batch_tokens,
-        forced_lens=lens if args.decoding == "forced" else None,
-        resume=args.eviction == "resume",
-        seed=seed,
+        served.model, prompts, kv_cache, served.generation_config, resume=resume, **settings
     )
+    arrivals = None if name in UNPREDICTED else _predicted(args, case, order, requests, executor)
     try:
-        with tqdm(total=len(order), desc="warm-up" if warm_up else f"{name} seed {seed}", unit="request") as bar:
-            loop = Loop(policy, executor, requests, kv_cache, resume=args.eviction == "resume")
+        with tqdm(total=len(order), desc=title, unit="request") as bar:
+            loop = Loop(policy, executor, requests, kv_cache, resume=resume, arrivals=arrivals)
+            if arrivals:
+                arrivals.start()
             result = loop.run(lambda finished: bar.update(len(finished)) and None)
     finally:
+        if arrivals:
+            arrivals.close()
         executor.close()
-    same = 0
-    if case.reference is not None:
-        same = sum(executor.outputs[k].tokens == case.reference[i] for k, i in enumerate(order))
-    num_output_tokens = sum(len(output.tokens) for output in executor.outputs.values())
-    return PolicyRun(name, seed, requests, result, {"num_output_tokens": num_output_tokens}), same
+    figures = _figures(result, policy.seconds, arrivals)
+    if arrivals:
+        requests = [arrivals.handed_over[index] for index in range(len(requests))]
+    entry_times = result.arrival_time
+    if arrivals:
+        entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
+    return MeasuredRun(
+        PolicyRun(name, seed, requests, result, figures, _num_warm_up(args, requests)),
+        order,
+        entry_times,
+        np.array(executor.iterations).reshape(-1, 4),
+        _identical(case, order, executor.outputs),
+    )
+
+
+def _predicted(
+    args: argparse.Namespace, case: Case, order: Sequence[int], requests: Sequence[Request], executor: Any
+) -> PredictedArrivals:
+    """Return the arrivals of a policy that wants predictions.
+
+    Requests that are all there at the start are a batch job: none is given up, and the clock runs while they are
+    predicted.
+    """
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        return case.bounds.predicted([requests[i] for i in indices], [case.texts[order[i]] for i in indices])
+
+    timeout = None if args.arrivals == "all-at-once" else args.predict_timeout / 1e3
+    return PredictedArrivals(requests, predict, case.bounds.marginal, lambda: float(executor.now), timeout)
+
+
+def _num_warm_up(args: argparse.Namespace, requests: Sequence[Request]) -> int:
+    """Return how many requests, the first to arrive, only fill the system: none where all are there at the start."""
+    return 0 if args.arrivals == "all-at-once" else int(args.warm_up * len(requests))
+
+
+def _figures(result: RunResult, scheduling_seconds: float, arrivals: PredictedArrivals | None) -> dict[str, float]:
+    """Return what `scheduler.metrics.summarize` does not know: the shares of wall time, and how predictions came."""
+    wall = float(result.finish_time.max() - result.arrival_time.min())
+    figures = {
+        "num_output_tokens": int(result.output_len.sum()),
+        "scheduling_share": scheduling_seconds / wall,
+        "prediction_share": 0.0,
+        "fallback_share": 0.0,
+        "mean_prediction_delay": 0.0,
+    }
+    if arrivals is not None:
+        count = len(result.arrival_time)
+        delays = [arrivals.times[index] - result.arrival_time[index] for index in range(count)]
+        figures |= {
+            "prediction_share": arrivals.busy_seconds / wall,
+            "fallback_share": len(arrivals.fallbacks) / count,
+            "mean_prediction_delay": float(np.mean(delays)),
+        }
+    return figures
+
+
+def _identical(case: Case, order: Sequence[int], outputs: Any) -> int:
+    if case.reference is None:
+        return 0
+    return sum(outputs[k].tokens == case.reference[i] for k, i in enumerate(order))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.results import PolicyRun
+from scheduler.metrics import after_warm_up
 
 COLOURS = (
     "#4c6ef5", "#868e96", "#e8590c", "#2b8a3e", "#ae3ec9", "#c2255c", "#0b7285",
@@ -38,12 +39,16 @@ def _by_policy(runs: Sequence[PolicyRun]) -> dict[str, list[PolicyRun]]:
     return grouped
 
 
+def _latency(runs: Sequence[PolicyRun]) -> Any:
+    """Return the latency of every request of all runs but those of the warm-up."""
+    results = [after_warm_up(run.result, run.num_warm_up) for run in runs]
+    return np.concatenate([result.finish_time - result.arrival_time for result in results])
+
+
 def latency_bars(runs: Sequence[PolicyRun], unit: str) -> bytes:
     """Return bars of mean and 99th percentile latency per policy, over all requests and seeds."""
     grouped = _by_policy(runs)
-    latency = {
-        name: np.concatenate([r.result.finish_time - r.result.arrival_time for r in g]) for name, g in grouped.items()
-    }
+    latency = {name: _latency(group) for name, group in grouped.items()}
     figure, axes = _figure(height=0.45 * len(latency) + 1.2)
     places = np.arange(len(latency))
     means, tails = [v.mean() for v in latency.values()], [np.quantile(v, 0.99) for v in latency.values()]
@@ -64,7 +69,7 @@ def latency_cdf(runs: Sequence[PolicyRun], unit: str) -> bytes:
     """Return the share of requests that have ended within a latency, per policy."""
     figure, axes = _figure()
     for colour, (name, group) in zip(cycle(COLOURS), _by_policy(runs).items(), strict=False):
-        latency = np.sort(np.concatenate([r.result.finish_time - r.result.arrival_time for r in group]))
+        latency = np.sort(_latency(group))
         axes.step(latency, np.arange(1, len(latency) + 1) / len(latency), color=colour, label=name, where="post")
     axes.set_xlabel(f"end-to-end latency ({unit})")
     axes.set_ylabel("share of requests")
@@ -86,7 +91,7 @@ def over_time(runs: Sequence[PolicyRun], column: str, label: str, unit: str, sca
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, loc="outside upper center", ncols=4, fontsize=8)
     return _png(figure)
 
 
@@ -100,6 +105,23 @@ def bounds_against_lengths(bounds: Sequence[int], output_lens: Sequence[int]) ->
     axes.plot(edges, edges, color="#495057", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="output length (tokens)", ylabel="predicted lower bound (tokens)")
     axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def simulated_against_measured(replay: Mapping[str, Any], unit: str) -> bytes:
+    """Return measured and simulated mean latency per policy, and how far they are apart."""
+    figure, axes = _figure(height=0.45 * len(replay) + 1.2)
+    places = np.arange(len(replay))
+    for offset, key, colour in ((-0.2, "measured", COLOURS[0]), (0.2, "simulated", "#bac8ff")):
+        axes.barh(places + offset, [e[f"{key}_mean_latency"] for e in replay.values()], 0.38, color=colour, label=key)
+    for place, entry in zip(places, replay.values(), strict=True):
+        simulated = entry["simulated_mean_latency"]
+        axes.text(simulated, place + 0.2, f" {entry['simulated_over_measured'] - 1:+.0%}", va="center", fontsize=8)
+    axes.set_yticks(places, list(replay))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"mean latency ({unit})")
+    axes.margins(x=0.1)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2, fontsize=8)
     return _png(figure)
 
 
@@ -117,26 +139,47 @@ def cost_per_request(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def gain_map(cells: Sequence[Mapping[str, Any]], policy: str) -> bytes:
     """Return the gain over fcfs by load and noise: blue where it pays, red where it costs, hatched where neither."""
+    figure, axes = _map(cells, "load", "noise")
+    axes.set(xlabel="noise of the predictions (0 = perfect)", ylabel="load")
+    axes.set_title(f"mean latency: fcfs over {policy} (hatched: no difference)", fontsize=9)
+    return _png(figure)
+
+
+def sweep_map(sweep: Mapping[str, Any]) -> bytes:
+    """Return the gain over fcfs by arrival rate and KV cache, with the cells that were measured."""
+    cells = sweep["cells"]
+    figure, axes = _map(cells, "rate", "kv_blocks")
+    columns = len({cell["kv_blocks"] for cell in cells})
+    for index, cell in enumerate(cells):
+        if "measured_gain" in cell:
+            row, column = divmod(index, columns)
+            axes.text(column, row - 0.3, f"measured {cell['measured_gain']:.2f}x", ha="center", va="center", fontsize=7)
+    axes.set(xlabel=f"KV cache (blocks of {sweep['block_size']} tokens)", ylabel="requests per second")
+    title = f"mean latency: fcfs over {sweep['policy']}; simulated with the fitted cost model (hatched: no difference)"
+    axes.set_title(title, fontsize=8)
+    return _png(figure)
+
+
+def _map(cells: Sequence[Mapping[str, Any]], down: str, across: str) -> tuple[Any, Any]:
+    """Return a figure of gains in mean latency by two fields of the cells, which are in order of `down`."""
     from pipelines.map import is_nil
 
-    loads, noises = (list(dict.fromkeys(cell[key] for cell in cells)) for key in ("load", "noise"))
-    gains = np.array([cell["gain"]["mean_latency"] for cell in cells]).reshape(len(loads), len(noises))
-    figure, axes = _figure(1.1 * len(noises) + 2.2, 0.55 * len(loads) + 1.6)
+    rows, columns = (list(dict.fromkeys(cell[key] for cell in cells)) for key in (down, across))
+    gains = np.array([cell["gain"]["mean_latency"] for cell in cells]).reshape(len(rows), len(columns))
+    figure, axes = _figure(1.1 * len(columns) + 2.2, 0.55 * len(rows) + 1.6)
     axes.grid(visible=False)
     most = max(0.05, float(np.abs(np.log(gains)).max()))
     axes.imshow(np.log(gains), cmap="RdBu", vmin=-most, vmax=most, aspect="auto", origin="lower")
     for index, cell in enumerate(cells):
-        row, column = divmod(index, len(noises))
+        row, column = divmod(index, len(columns))
         if is_nil(cell):
             axes.add_patch(_hatched(column - 0.5, row - 0.5))
         dark = abs(np.log(gains[row, column])) > 0.6 * most
         text = f"{gains[row, column]:.2f}x"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    axes.set_xticks(range(len(noises)), [f"{noise:g}" for noise in noises])
-    axes.set_yticks(range(len(loads)), [f"{load:g}" for load in loads])
-    axes.set(xlabel="noise of the predictions (0 = perfect)", ylabel="load")
-    axes.set_title(f"mean latency: fcfs over {policy} (hatched: no difference)", fontsize=9)
-    return _png(figure)
+    axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+    return figure, axes
 
 
 def _hatched(left: float, bottom: float) -> Any:

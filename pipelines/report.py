@@ -9,29 +9,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines import plots
 from pipelines.files import atomic_file
+from pipelines.report_text import notes, summary
 from pipelines.results import PolicyRun, table
-
-
-def summary(policies: Mapping[str, Any]) -> str:
-    """Return one plain sentence: what amin gained over fcfs and fcfs-reserve, and how far hindsight is."""
-    mean = {name: entry["mean"]["mean_latency"] for name, entry in policies.items()}
-    if "amin" not in mean:
-        return f"Lowest mean latency: {min(mean, key=lambda name: mean[name])}."
-    parts = [
-        f"{_factor(mean[name] / mean['amin'])} than {name}" for name in ("fcfs", "fcfs-reserve", "amax") if name in mean
-    ]
-    text = f"Amin with this predictor had a mean latency {', '.join(parts)}" if parts else "Amin was run"
-    if "hindsight" in mean:
-        gap = 1 - mean["hindsight"] / mean["amin"]
-        text += f"; hindsight, which knows every length, was {abs(gap):.0%} {'below' if gap > 0 else 'above'} Amin"
-    return text + "."
-
-
-def _factor(ratio: float) -> str:
-    """Return how a mean latency compares, `ratio` being the other policy's over ours."""
-    if abs(ratio - 1) < 0.005:
-        return "no different"
-    return f"{ratio:.2f}x lower" if ratio > 1 else f"{1 / ratio:.2f}x HIGHER"
 
 
 def write_report(
@@ -48,8 +27,32 @@ def write_report(
         results: As in `results.json`.
         runs: What happened.
         bounds: Lower bounds by position in the prompts.
-        output_lens: Reference lengths by position in the prompts, if there are any.
+        output_lens: Lengths by position in the prompts, if there are any.
     """
+    figures = _figures(results, runs, bounds, output_lens)
+    for name, (_, png) in figures.items():
+        with atomic_file(out / f"{name}.png") as aside:
+            aside.write_bytes(png)
+    images = [(title, base64.b64encode(png).decode()) for title, png in figures.values()]
+    header, rows = table(results["policies"])
+    environment = Environment(loader=PackageLoader("pipelines", "."), autoescape=select_autoescape(["html", "j2"]))
+    page = environment.get_template("report.html.j2").render(
+        results=results,
+        summary=summary(results["policies"]),
+        notes=notes(results),
+        header=header,
+        rows=rows,
+        shares=_shares(results["policies"]),
+        images=images,
+    )
+    with atomic_file(out / "report.html") as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
+def _figures(
+    results: Mapping[str, Any], runs: Sequence[PolicyRun], bounds: Sequence[int], output_lens: Sequence[int] | None
+) -> dict[str, tuple[str, bytes]]:
+    """Return title and PNG by the name of the file."""
     unit = "s"
     blocks = results["kv_budget"] // results["block_size"]
     figures = {
@@ -60,14 +63,21 @@ def write_report(
     }
     if output_lens is not None:
         figures["bounds"] = ("Bounds against lengths", plots.bounds_against_lengths(bounds, output_lens))
-    for name, (_, png) in figures.items():
-        with atomic_file(out / f"{name}.png") as aside:
-            aside.write_bytes(png)
-    images = [(title, base64.b64encode(png).decode()) for title, png in figures.values()]
-    header, rows = table(results["policies"])
-    environment = Environment(loader=PackageLoader("pipelines", "."), autoescape=select_autoescape(["html", "j2"]))
-    page = environment.get_template("report.html.j2").render(
-        results=results, summary=summary(results["policies"]), header=header, rows=rows, images=images
-    )
-    with atomic_file(out / "report.html") as aside:
-        aside.write_text(page, encoding="utf-8")
+    if results.get("replay"):
+        figures["replay"] = ("Simulated against measured", plots.simulated_against_measured(results["replay"], unit))
+    if results.get("sweep"):
+        figures["map"] = ("When it pays", plots.sweep_map(results["sweep"]))
+    return figures
+
+
+def _shares(policies: Mapping[str, Any]) -> list[list[str]]:
+    """Return by policy the shares of wall time spent deciding and predicting, and how predictions came."""
+    rows = []
+    for name, entry in policies.items():
+        mean = entry["mean"]
+        if "scheduling_share" in mean:
+            shares = [f"{mean[key]:.2%}" for key in ("scheduling_share", "prediction_share")]
+            rows.append(
+                [name, *shares, f"{mean['mean_prediction_delay'] * 1e3:.0f} ms", f"{mean['fallback_share']:.1%}"]
+            )
+    return rows

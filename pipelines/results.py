@@ -8,8 +8,14 @@ from typing import Any
 from pipelines.files import atomic_file, write_json
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
-from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
+from scheduler.metrics import after_warm_up, interval_over_seeds, mean_over_seeds, paired_with, summarize
 from scheduler.request import Request
+
+MEASURED = (
+    "arrival_time", "admission_time", "first_token_time", "finish_time", "output_len", "num_evictions",
+    "num_recomputed_tokens",
+)  # fmt: skip
+"""Columns of `requests.parquet` beside policy, seed and request_id: latencies follow from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,8 @@ class PolicyRun:
     result: RunResult
     extra: Mapping[str, float] = field(default_factory=dict)
     """Further figures for `results.json`, besides those of `scheduler.metrics.summarize`."""
+    num_warm_up: int = 0
+    """Requests, the first to arrive, that the figures leave out."""
 
 
 def policy_figures(
@@ -29,17 +37,22 @@ def policy_figures(
 ) -> dict[str, Any]:
     """Return the `policies` entry of `results.json`: per policy the figures of each seed, means and intervals.
 
-    With a lower bound each also has `ratio_to_lower_bound`, of its total latency.
+    With a lower bound each also has `ratio_to_lower_bound`, of its total latency. Where fcfs ran with the same seeds
+    each also has `versus_fcfs`, the paired comparison of `scheduler.metrics.paired_with`.
     """
     policies: dict[str, Any] = {}
     for run in runs:
-        figures: dict[str, Any] = {"seed": run.seed, **summarize(run.result, kv_cache), **run.extra}
+        figures: dict[str, Any] = {"seed": run.seed, **summarize(after_warm_up(run.result, run.num_warm_up), kv_cache)}
+        figures |= run.extra
         if total_latency_lower_bound is not None:
             figures["ratio_to_lower_bound"] = figures["total_latency"] / total_latency_lower_bound
         policies.setdefault(run.policy, {"seeds": []})["seeds"].append(figures)
     for entry in policies.values():
         entry["mean"] = mean_over_seeds(entry["seeds"])
         entry["interval_95"] = interval_over_seeds(entry["seeds"])
+    for entry in policies.values():
+        if "fcfs" in policies:
+            entry["versus_fcfs"] = paired_with(policies["fcfs"]["seeds"], entry["seeds"])
     return policies
 
 
@@ -48,16 +61,13 @@ def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("policy", "seed", "request_id", *MEASURED)}
     for run in runs:
         count = len(run.requests)
         columns["policy"] += [run.policy] * count
         columns["seed"] += [run.seed] * count
         columns["request_id"] += [request.request_id for request in run.requests]
-        for name in ("arrival_time", "first_token_time", "finish_time", "num_evictions"):
+        for name in MEASURED:
             columns[name] += getattr(run.result, name).tolist()
     with atomic_file(out / "requests.parquet") as aside:
         pq.write_table(pa.table(columns), aside)
@@ -68,7 +78,8 @@ COLUMNS = (
     ("mean_latency", "mean latency", "{:.1f}"),
     ("p99_latency", "p99", "{:.1f}"),
     ("mean_ttft", "mean TTFT", "{:.1f}"),
-    ("makespan", "makespan", "{:.1f}"),
+    ("mean_tpot", "TPOT", "{:.3f}"),
+    ("throughput", "tokens/time", "{:.1f}"),
     ("num_evictions", "evictions", "{:.0f}"),
     ("recomputed_share", "recomputed", "{:.1%}"),
     ("mean_kv_utilization", "KV use", "{:.0%}"),
@@ -79,7 +90,9 @@ COLUMNS = (
 def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the policy table; the reference for the ratio is fcfs, or else the first policy.
 
-    With several seeds the mean latency has its 95 % interval; recomputed tokens are shown as a share of output tokens.
+    The ratio is the mean over seeds of the ratio on the same requests where there is one for each (`versus_fcfs`). With
+    several seeds it and the mean latency have their 95 % interval; recomputed tokens are shown as a share of output
+    tokens.
     """
     reference = "fcfs" if "fcfs" in policies else next(iter(policies))
     base = policies[reference]["mean"]["mean_latency"]
@@ -93,8 +106,15 @@ def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [form.format(mean[key]) for key, _, form in columns]
         if interval is not None:
             cells[0] += f" ±{interval['mean_latency']:.1f}"
-        rows.append([name, f"{base / mean['mean_latency']:.2f}x", *cells])
+        rows.append([name, _ratio(entry, base / mean["mean_latency"]), *cells])
     return header, rows
+
+
+def _ratio(entry: Mapping[str, Any], unpaired: float) -> str:
+    paired = (entry.get("versus_fcfs") or {}).get("mean_latency")
+    if paired is None or paired["ratio_interval_95"] is None:
+        return f"{unpaired:.2f}x"
+    return f"{paired['ratio']:.2f}x ±{paired['ratio_interval_95']:.2f}"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

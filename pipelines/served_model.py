@@ -1,7 +1,8 @@
 """The served model: loading it, its chat template, and answers from it."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.memory import keep_freed_memory
 from predictor.errors import InputError
-from scheduler.integrations.transformers_cb import Output, TransformersExecutor, end_tokens
+from scheduler.integrations.transformers_cb import TransformersExecutor
+from scheduler.integrations.transformers_engine import Output, end_tokens
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import make_policy
@@ -34,6 +36,19 @@ class ServedModel:
     tokenizer: Any
     generation_config: GenerationConfig
     max_context: int
+
+
+@contextmanager
+def device_memory(remedy: str) -> Iterator[None]:
+    """Turn the device's running out of memory into an InputError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of memory on the device: {remedy}; finished work is kept") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise InputError(f"out of memory: {remedy}; finished work is kept") from error
 
 
 def load_served_model(name: str, max_new_tokens: int, device: str | None = None, greedy: bool = False) -> ServedModel:

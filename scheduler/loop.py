@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.arrival_source import ArrivalSource, KnownArrivals
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor
@@ -83,6 +84,7 @@ class Loop:
         kv_cache: KvCache,
         *,
         resume: bool = False,
+        arrivals: ArrivalSource | None = None,
     ) -> None:
         """Check every request and start with nothing running.
 
@@ -92,6 +94,8 @@ class Loop:
             requests: The workload; an index is a position in it.
             kv_cache: The memory, the same that the policy has.
             resume: Whether an evicted request keeps its generated tokens; the policy must agree.
+            arrivals: Hands the requests over, with what was found out about them since they arrived; by default each
+                at its arrival, as it is in `requests`.
 
         Raises:
             InputError: A request can never fit, or two have one id.
@@ -99,8 +103,8 @@ class Loop:
         check_requests(requests, executor, kv_cache)
         self._policy, self._executor, self._requests, self._kv_cache = policy, executor, requests, kv_cache
         self._resume = resume
-        self._arrivals = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i), reverse=True)
-        self._next_arrival = requests[self._arrivals[-1]].arrival_time
+        self._arrivals = arrivals or KnownArrivals(requests)
+        self._next_arrival = self._arrivals.next_time
         self._num_waiting = 0
         self._running = RunningBatch(kv_cache)
         self._kept_tokens: dict[int, int] = {}
@@ -113,7 +117,7 @@ class Loop:
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
         """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
         running, executor, schedule = self._running, self._executor, self._policy.schedule
-        while self._arrivals or self._num_waiting or len(running):
+        while self._num_waiting or len(running) or self._next_arrival < math.inf:
             if self._next_arrival <= executor.now:
                 self._take_arrivals()
             if not self._num_waiting and not len(running):
@@ -143,12 +147,11 @@ class Loop:
         )
 
     def _take_arrivals(self) -> None:
-        now, arrivals, requests = self._executor.now, self._arrivals, self._requests
-        while arrivals and requests[arrivals[-1]].arrival_time <= now:
-            index = arrivals.pop()
-            self._policy.add(index, requests[index])
-            self._num_waiting += 1
-        self._next_arrival = requests[arrivals[-1]].arrival_time if arrivals else math.inf
+        taken = self._arrivals.take(self._executor.now)
+        for index, request in taken:
+            self._policy.add(index, request)
+        self._num_waiting += len(taken)
+        self._next_arrival = self._arrivals.next_time
 
     def _evict(self, preempted: Sequence[int]) -> None:
         running = self._running

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from scheduler.kv_cache import KvCache
-from scheduler.loop import RunResult
+from scheduler.loop import RunResult, Timeline
 
 Figures = dict[str, float | list[float]]
 T_QUANTILES = (
@@ -24,20 +25,23 @@ def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
     Keys:
         total_latency, mean_latency, p50_latency, p99_latency: Completion - arrival.
         p99_latency_by_length_decile: Ten of them, of the shortest tenth of the answers first.
-        mean_ttft: First token - arrival.
+        mean_ttft, p99_ttft: First token - arrival.
         mean_tpot: Time per output token after the first, over requests with two or more; evictions included.
         mean_queueing_delay: First admission - arrival.
         max_slowdown: Largest ratio of a request's latency to what its tokens take at the mean duration of an
             iteration in this run: who starved most.
         makespan: Last completion - first arrival.
+        throughput: Output tokens over the makespan.
         num_evictions, num_recomputed_tokens, max_evictions_per_request.
         recomputed_share: Recomputed tokens over output tokens.
         mean_kv_utilization, mean_queue_depth: Weighted by time; between the first and the last iteration of an entry
             of the timeline, blocks are taken to grow evenly.
     """
     latency = result.finish_time - result.arrival_time
+    ttft = result.first_token_time - result.arrival_time
     duration = np.asarray(result.timeline.duration)
     busy = float(duration.sum())
+    makespan = float(result.finish_time.max() - result.arrival_time.min())
     iteration = busy / float(np.sum(result.timeline.num_iterations))
     blocks = (np.asarray(result.timeline.kv_blocks) + np.asarray(result.timeline.first_kv_blocks)) / 2
     by_length = np.array_split(latency[np.argsort(result.output_len, kind="stable")], 10)
@@ -49,11 +53,13 @@ def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
         "p50_latency": float(np.quantile(latency, 0.5)),
         "p99_latency": float(np.quantile(latency, 0.99)),
         "p99_latency_by_length_decile": [float(np.quantile(tenth, 0.99)) for tenth in by_length if len(tenth)],
-        "mean_ttft": float((result.first_token_time - result.arrival_time).mean()),
+        "mean_ttft": float(ttft.mean()),
+        "p99_ttft": float(np.quantile(ttft, 0.99)),
         "mean_tpot": float(tpot.mean()) if len(tpot) else 0.0,
         "mean_queueing_delay": float((result.admission_time - result.arrival_time).mean()),
         "max_slowdown": float((latency / (result.output_len * iteration)).max()),
-        "makespan": float(result.finish_time.max() - result.arrival_time.min()),
+        "makespan": makespan,
+        "throughput": float(result.output_len.sum()) / makespan,
         "num_evictions": int(result.num_evictions.sum()),
         "num_recomputed_tokens": int(result.num_recomputed_tokens.sum()),
         "max_evictions_per_request": int(result.num_evictions.max()),
@@ -61,6 +67,36 @@ def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
         "mean_kv_utilization": float(duration @ blocks) / busy / kv_cache.num_blocks,
         "mean_queue_depth": float(duration @ np.asarray(result.timeline.num_waiting)) / busy,
     }
+
+
+def after_warm_up(result: RunResult, num_requests: int) -> RunResult:
+    """Return the result without the first `num_requests` to arrive, and without the time before the next one."""
+    if not num_requests:
+        return result
+    kept = np.sort(np.argsort(result.arrival_time, kind="stable")[num_requests:])
+    later = result.timeline.end > result.arrival_time[kept].min()
+    timeline = Timeline(**{field.name: getattr(result.timeline, field.name)[later] for field in fields(Timeline)})
+    columns = {field.name: getattr(result, field.name) for field in fields(RunResult) if field.name != "timeline"}
+    return RunResult(**{name: column[kept] for name, column in columns.items()}, timeline=timeline)
+
+
+def paired_with(reference: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return by latency figure how a policy compares with a reference on the same requests, or None without a pair.
+
+    Of each figure the mean over the seeds that both have of the reference's value over the policy's (`ratio`) and of
+    the policy's minus the reference's (`difference`), with half the widths of their 95 % intervals (None for one seed).
+    """
+    by_seed = {figures["seed"]: figures for figures in reference}
+    pairs = [(by_seed[figures["seed"]], figures) for figures in seeds if figures["seed"] in by_seed]
+    if not pairs:
+        return None
+    compared: dict[str, Any] = {}
+    for key in ("mean_latency", "p99_latency", "mean_ttft"):
+        each = [{"ratio": theirs[key] / ours[key], "difference": ours[key] - theirs[key]} for theirs, ours in pairs]
+        width = interval_over_seeds(each)
+        entry = {**mean_over_seeds(each), **{f"{name}_interval_95": None for name in each[0]}}
+        compared[key] = entry | {f"{name}_interval_95": value for name, value in (width or {}).items()}
+    return compared
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> Figures:

@@ -182,10 +182,11 @@ def test_evaluate_writes_results_and_a_report(
 ) -> None:
     """The files of the contract, one report that needs no network, and identical tokens when greedy."""
     out = tmp_path / "evaluation"
-    more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2", "--policies", "all"]
+    more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2"]
+    more += ["--policies", "amin,fcfs,engine-fifo,hindsight"]
     assert evaluate(chat_model, exports["fp32"], prompts_file, out, *more) == 0
     results = json.loads((out / "results.json").read_text())
-    assert set(results["policies"]) == set(POLICIES)
+    assert set(results["policies"]) == {"amin", "fcfs", "engine-fifo", "hindsight"}
     seed = results["policies"]["amin"]["seeds"][1]
     contract = {
         "seed", "total_latency", "mean_latency", "p50_latency", "p99_latency", "mean_ttft", "makespan", "num_evictions",
@@ -200,24 +201,158 @@ def test_evaluate_writes_results_and_a_report(
     requests = pq.read_table(out / "requests.parquet")
     assert requests.num_rows == 20 * 2 * len(results["policies"])
     assert requests.column_names == [
-        "policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions",
+        "policy", "seed", "request_id", "arrival_time", "admission_time", "first_token_time", "finish_time",
+        "output_len", "num_evictions", "num_recomputed_tokens",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
     assert "http" not in page.split("<h2>Environment")[0]
-    assert page.count("data:image/png") == 5
+    assert page.count("data:image/png") == 6
+
+
+def test_the_engine_alone_serves_the_same_tokens(chat_model: Path) -> None:
+    """Under pressure the engine's own scheduler evicts too, and a request's clock runs from its arrival."""
+    from pipelines.served_model import load_served_model
+    from scheduler.integrations.transformers_fifo import EngineFifo
+
+    rng = np.random.default_rng(0)
+    served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
+    prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
+    requests = [Request(f"r{i}", len(prompt), CAP, 0.01 * i) for i, prompt in enumerate(prompts)]
+    engine = EngineFifo(served.model, prompts, requests, KvCache(60, 4), served.generation_config, max_batch_tokens=48)
+    result = engine.run()
+    engine.close()
+    assert engine.outputs == run_policy(chat_model, "fcfs", 800)[0]
+    assert result.num_evictions.sum() > 0
+    assert (result.arrival_time <= result.admission_time).all()
+    assert (result.admission_time < result.first_token_time).all()
+    assert (result.first_token_time <= result.finish_time).all()
+    assert result.output_len.tolist() == [len(engine.outputs[i].tokens) for i in range(20)]
+    assert max(result.timeline.kv_blocks) <= 60
 
 
 def test_evaluate_takes_arrivals_and_splits(
     chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path
 ) -> None:
-    """Arrival times shift with the rate, and only the split asked for is run."""
+    """Arrival times shift with the rate, only the split asked for is run, and the warm-up is not counted."""
     out = tmp_path / "evaluation"
     more = ["--arrivals", "poisson:50", "--split", "test", "--policies", "amin,fcfs", "--decoding", "sample"]
+    more += ["--seeds", "1"]
     assert evaluate(chat_model, exports["int8"], prompts_file, out, *more) == 0
     arrivals = pq.read_table(out / "requests.parquet").column("arrival_time").to_pylist()
     assert len(arrivals) == 20
     assert min(arrivals) > 0
-    assert json.loads((out / "results.json").read_text())["workload"]["num_requests"] == 10
+    results = json.loads((out / "results.json").read_text())
+    assert (results["workload"]["num_requests"], results["workload"]["num_warm_up"]) == (10, 1)
+    assert results["bounds"]["timeout_ms"] == 50
+    amin, fcfs = (results["policies"][name]["mean"] for name in ("amin", "fcfs"))
+    assert amin["mean_prediction_delay"] > 0 == fcfs["mean_prediction_delay"]
+    assert amin["prediction_share"] > 0 == fcfs["prediction_share"]
+
+
+def test_an_interrupted_evaluation_is_partial_and_continues(
+    chat_model: Path,
+    exports: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Finished runs are kept and not made again; other settings are refused; the results say what is missing."""
+    import pipelines.evaluation_run
+    import pipelines.evaluation_sweep
+
+    out, measure, calls = tmp_path / "out", pipelines.evaluation_run.measure, []
+
+    def interrupt(name: str, seed: int, *rest: Any, **more: Any) -> Any:
+        if len(calls) == 3:  # warm-up, fcfs, amin
+            raise KeyboardInterrupt
+        calls.append((name, seed))
+        return measure(name, seed, *rest, **more)
+
+    monkeypatch.setattr(pipelines.evaluation_run, "measure", interrupt)
+    monkeypatch.setattr(pipelines.evaluation_sweep, "NUM_SEEDS", 2)
+    monkeypatch.setattr(pipelines.evaluation_sweep, "FEWEST_REQUESTS", 30)
+    base = ["--kv-blocks", "40", "--policies", "fcfs,amin", "--seeds", "2"]
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base) == 130
+    results = json.loads((out / "results.json").read_text())
+    assert results["partial"]
+    assert results["missing_runs"] == ["amin seed 1", "fcfs seed 1"]
+    assert "Partial results" in (out / "report.html").read_text()
+    before = results["policies"]["amin"]["seeds"][0]
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--tau", "0.2", "--resume") == 2
+    assert "made with tau 0.1, now it is 0.2" in capsys.readouterr().err
+    kept = prompts_file.read_text()
+    prompts_file.write_text(kept.replace("night 3", "night 33"))
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume") == 2
+    assert "the prompts are not those" in capsys.readouterr().err
+    prompts_file.write_text(kept)
+
+    calls.clear()
+    monkeypatch.setattr(pipelines.evaluation_run, "measure", lambda *a, **k: calls.append(a[:2]) or measure(*a, **k))
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume") == 0
+    assert calls == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
+    results = json.loads((out / "results.json").read_text())
+    assert not results["partial"]
+    assert results["policies"]["amin"]["seeds"][0] == before
+    paired = results["policies"]["amin"]["versus_fcfs"]["mean_latency"]
+    assert paired["ratio_interval_95"] > 0
+    assert results["policies"]["fcfs"]["versus_fcfs"]["mean_latency"]["ratio"] == 1
+
+    workload = out / "workload.jsonl"
+    argv = ["simulate", str(workload), "--bins", f"{workload}.bins.json", "--cost-model", str(out / "cost_model.json")]
+    argv += ["--kv-budget", "160", "--block-size", "4", "--policies", "amin", "--out", str(tmp_path / "simulated")]
+    assert main(argv) == 0
+    assert set(results["replay"]) == {"fcfs", "amin"}
+
+    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume", "--sweep") == 0
+    cells = json.loads((out / "results.json").read_text())["sweep"]["cells"]
+    assert sum("measured_gain" in cell for cell in cells) == 2
+    assert all(cell["gain"]["mean_latency"] > 0 for cell in cells)
+    assert (out / "map.png").exists()
+
+
+def test_out_of_memory_is_one_line(
+    chat_model: Path,
+    exports: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says what to lower."""
+    import torch
+
+    import pipelines.evaluation_run
+
+    def exhaust(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(pipelines.evaluation_run, "measure", exhaust)
+    assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "out") == 2
+    assert "out of memory on the device: lower --kv-blocks" in capsys.readouterr().err
+
+
+def test_a_model_without_a_chat_template_gets_the_prompts_as_they_are(
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, not hidden; one without an end token is refused."""
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(chat_model, plain)
+    (plain / "chat_template.jinja").unlink()
+    more = ["--policies", "fcfs", "--seeds", "1", "--kv-blocks", "40"]
+    assert evaluate(plain, exports["fp32"], prompts_file, tmp_path / "out", *more) == 0
+    assert "plain has no chat template" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "out" / "results.json").read_text())["environment"]["chat_template"]
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        values = json.loads((plain / name).read_text())
+        values.pop("eos_token_id", None), values.pop("eos_token", None)
+        (plain / name).write_text(json.dumps(values))
+    assert evaluate(plain, exports["fp32"], prompts_file, tmp_path / "none", *more) == 2
+    assert "has no end token" in capsys.readouterr().err
 
 
 BAD = {
@@ -230,6 +365,9 @@ BAD = {
     "not a model": (["--served-model", "no-such-model"], "no-such-model"),
     "not a predictor": (["--predictor", "no-such-predictor"], "no-such-predictor"),
     "no prompt": (["--split", "calibration"], "calibration"),
+    "unknown served model of the predictor": (["--predictor-model", "gpt-9"], "'gpt-9' is not known"),
+    "predict timeout": (["--predict-timeout", "0"], "--predict-timeout is 0.0"),
+    "warm-up": (["--warm-up", "0.9"], "--warm-up is 0.9"),
 }
 
 

@@ -59,7 +59,8 @@ def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "out" / "requests.parquet")
     assert table.num_rows == 40 * 2 * len(POLICIES)
     assert table.column_names == [
-        "policy", "seed", "request_id", "arrival_time", "first_token_time", "finish_time", "num_evictions",
+        "policy", "seed", "request_id", "arrival_time", "admission_time", "first_token_time", "finish_time",
+        "output_len", "num_evictions", "num_recomputed_tokens",
     ]  # fmt: skip
     assert table.column("request_id").to_pylist()[:2] == ["q0", "q1"]
 

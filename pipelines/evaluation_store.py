@@ -1,0 +1,143 @@
+"""The finished runs of `amin evaluate` on disk, so that an interrupted evaluation continues."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation_run import MeasuredRun
+from pipelines.files import atomic_file, write_json
+from pipelines.results import PolicyRun
+from predictor.errors import InputError
+from scheduler.forecast import Forecast
+from scheduler.loop import RunResult, Timeline
+from scheduler.request import Request
+
+NO_VALUE = -1
+
+
+class RunStore:
+    """`OUT/runs`: the settings, the reference lengths, and a file for each finished run."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Look at what is there; nothing is written before the first `keep`.
+
+        Raises:
+            InputError: What is there is unfinished and not to be continued, or was made with other settings.
+        """
+        self._folder, self._settings, self._resume = out / "runs", dict(settings), resume
+        if not resume and _is_partial(out):
+            raise InputError(f"{out} holds an unfinished evaluation: continue it with --resume, or use another --out")
+        there = self._read("settings.json") if resume else None
+        for name, value in (there or {}).items():
+            if self._settings.get(name) != value:
+                raise InputError(
+                    f"--resume: {out} was made with {name} {value}, now it is {self._settings.get(name)}; "
+                    "use the same settings or another --out"
+                )
+
+    @property
+    def case(self) -> dict[str, Any] | None:
+        """Reference lengths and tokens of the evaluation that is continued, or None."""
+        return self._read("case.json") if self._resume else None
+
+    def require_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise InputError if the evaluation that is continued had other prompts."""
+        if self.case is not None and self.case["prompts"] != digest(prompts):
+            raise InputError("--resume: the prompts are not those of the runs that are there; use another --out")
+
+    def keep(self, measured: MeasuredRun, case: Mapping[str, Any]) -> None:
+        """Write a finished run; the first one clears what an earlier evaluation left, if it is not continued."""
+        if not self._resume:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._resume = True
+        if not (self._folder / "settings.json").exists():
+            write_json(self._folder / "settings.json", self._settings)
+            write_json(self._folder / "case.json", dict(case))
+        run = measured.run
+        with atomic_file(self._path(run.policy, run.seed)) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **_columns(measured))
+
+    def load(self, policy: str, seed: int, facts: Sequence[Request]) -> MeasuredRun | None:
+        """Return a finished run, or None; `facts` are those of all prompts."""
+        path = self._path(policy, seed)
+        if not self._resume or not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as columns:
+            return _measured(policy, seed, facts, dict(columns))
+
+    def _path(self, policy: str, seed: int) -> Path:
+        return self._folder / f"{policy}-{seed}.npz"
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._folder / name
+        if not path.exists():
+            return None
+        value: dict[str, Any] = json.loads(path.read_text())
+        return value
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """Return a short name of prompts, to compare them by."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+
+
+def _is_partial(out: Path) -> bool:
+    path = out / "results.json"
+    return path.exists() and bool(json.loads(path.read_text()).get("partial"))
+
+
+def _columns(measured: MeasuredRun) -> dict[str, Any]:
+    run = measured.run
+    result, requests = run.result, run.requests
+    columns: dict[str, Any] = {
+        field.name: getattr(result, field.name) for field in fields(RunResult) if field.name != "timeline"
+    }
+    columns |= {f"timeline_{field.name}": getattr(result.timeline, field.name) for field in fields(Timeline)}
+    columns |= {
+        "order": np.array(measured.order),
+        "entry_times": measured.entry_times,
+        "iterations": measured.iterations,
+        "num_identical": np.array(measured.num_identical),
+        "num_warm_up": np.array(run.num_warm_up),
+        "extra": np.array(json.dumps(dict(run.extra))),
+        "lower": np.array([request.output_len_lower_bound for request in requests]),
+        "upper": _optional([request.output_len_upper_bound for request in requests]),
+        "middle": _optional([request.output_len_prediction for request in requests]),
+    }
+    forecasts = [request.forecast for request in requests if request.forecast is not None]
+    if forecasts:
+        columns |= {"edges": forecasts[0].edges, "survival": np.array([forecast.survival for forecast in forecasts])}
+    return columns
+
+
+def _optional(values: Sequence[int | None]) -> NDArray[np.int64]:
+    return np.array([NO_VALUE if value is None else value for value in values], dtype=np.int64)
+
+
+def _measured(policy: str, seed: int, facts: Sequence[Request], columns: dict[str, Any]) -> MeasuredRun:
+    timeline = Timeline(**{field.name: columns[f"timeline_{field.name}"] for field in fields(Timeline)})
+    names = [field.name for field in fields(RunResult) if field.name != "timeline"]
+    result = RunResult(**{name: columns[name] for name in names}, timeline=timeline)
+    order = columns["order"].tolist()
+    requests = []
+    for k, i in enumerate(order):
+        upper, middle = int(columns["upper"][k]), int(columns["middle"][k])
+        requests.append(
+            replace(
+                facts[i],
+                arrival_time=float(result.arrival_time[k]),
+                output_len_lower_bound=int(columns["lower"][k]),
+                output_len_upper_bound=None if upper == NO_VALUE else upper,
+                output_len_prediction=None if middle == NO_VALUE else middle,
+                forecast=Forecast(columns["edges"], columns["survival"][k]) if "edges" in columns else None,
+            )
+        )
+    run = PolicyRun(policy, seed, requests, result, json.loads(str(columns["extra"])), int(columns["num_warm_up"]))
+    return MeasuredRun(run, order, columns["entry_times"], columns["iterations"], int(columns["num_identical"]))

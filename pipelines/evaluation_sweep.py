@@ -1,0 +1,107 @@
+"""The map of the gain over fcfs by KV cache and arrival rate: simulated with the fitted cost model, checked by runs."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.evaluation_case import Case
+from pipelines.evaluation_run import measure
+from pipelines.evaluation_store import RunStore
+from pipelines.replay import mean_latency
+from pipelines.served_model import ServedModel
+from scheduler.arrivals import poisson_arrivals
+from scheduler.kv_cache import KvCache
+from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
+from scheduler.simulation import Worker, simulate
+from scheduler.workload import Workload
+
+POLICY = "amin"
+BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""KV caches, in shares of that of the evaluation."""
+LOADS = (0.5, 0.7, 0.85, 1.0, 1.2)
+"""Arrival rates, in shares of what fcfs serves of a standing queue with the KV cache of the evaluation."""
+MEASURED = ((1.0, 0.85), (1.0, 1.2))
+"""Cells that are also run on the engine."""
+NUM_SEEDS = 5
+FEWEST_REQUESTS = 300
+"""Fewer prompts are drawn again and again up to this number."""
+
+
+def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Sequence[int], worker: Worker) -> Any:
+    """Return the map for `results.json`.
+
+    Args:
+        args: Options of `amin evaluate`.
+        served: The model, for the cells that are measured.
+        case: The prompts.
+        lens: Output length by prompt.
+        worker: The engine as the simulator knows it: KV cache and fitted cost model.
+    """
+    largest = max(request.num_prompt_tokens + request.max_new_tokens for request in case.requests)
+    budgets = [round(share * worker.kv_cache.num_blocks) for share in BUDGETS]
+    fitting = [blocks for blocks in budgets if blocks * worker.kv_cache.block_size >= largest]
+    capacity = _capacity(case, lens, worker)
+    rates = [float(f"{load * capacity:.3g}") for load in LOADS]
+    measured = {(budgets[BUDGETS.index(share)], rates[LOADS.index(load)]) for share, load in MEASURED}
+    cells = []
+    with tqdm(total=len(rates) * len(fitting), desc="sweep", unit="cell") as bar:
+        for rate in rates:
+            for blocks in fitting:
+                kv_cache = KvCache(blocks, worker.kv_cache.block_size)
+                cell = _simulated(case, lens, replace(worker, kv_cache=kv_cache), rate)
+                if (blocks, rate) in measured:
+                    cell["measured_gain"] = _measured(args, served, case, kv_cache, rate)
+                cells.append({"rate": rate, "kv_blocks": blocks, **cell})
+                bar.update()
+    return {"policy": POLICY, "block_size": worker.kv_cache.block_size, "num_seeds": NUM_SEEDS, "cells": cells}
+
+
+def _capacity(case: Case, lens: Sequence[int], worker: Worker) -> float:
+    """Return the requests per second that fcfs serves of a standing queue, in the simulator."""
+    result = simulate("fcfs", Workload(case.requests, list(lens)), worker, 0)
+    return len(lens) / float(result.finish_time.max())
+
+
+def _simulated(case: Case, lens: Sequence[int], worker: Worker, rate: float) -> dict[str, Any]:
+    """Return the gain over fcfs, as the cells of `pipelines.map` have it."""
+    gains, waits = [], []
+    for seed in range(NUM_SEEDS):
+        workload = _drawn(case, lens, rate, np.random.default_rng(seed))
+        fcfs, ours = (summarize(simulate(name, workload, worker, seed), worker.kv_cache) for name in ("fcfs", POLICY))
+        keys = ("mean_latency", "p99_latency")
+        gains.append({key: np.divide(fcfs[key], ours[key]).item() for key in keys})
+        waits.append(np.divide(fcfs["mean_queueing_delay"], fcfs["mean_latency"]).item())
+    return {
+        "gain": mean_over_seeds(gains),
+        "interval_95": interval_over_seeds(gains),
+        "fcfs_queueing_share": float(np.mean(waits)),
+    }
+
+
+def _drawn(case: Case, lens: Sequence[int], rate: float, rng: np.random.Generator) -> Workload:
+    """Return all prompts in random order, or a draw with replacement where they are few, arriving at `rate`."""
+    size = len(lens)
+    chosen = rng.permutation(size) if size >= FEWEST_REQUESTS else rng.integers(0, size, FEWEST_REQUESTS)
+    times = poisson_arrivals(len(chosen), rate, rng)
+    requests = [
+        replace(case.requests[i], request_id=str(k), arrival_time=float(time))
+        for k, (i, time) in enumerate(zip(chosen, times, strict=True))
+    ]
+    return Workload(requests, [int(lens[i]) for i in chosen])
+
+
+def _measured(args: argparse.Namespace, served: ServedModel, case: Case, kv_cache: KvCache, rate: float) -> float:
+    """Return the gain over fcfs of real runs with the first seed; they are kept like those of the evaluation."""
+    options = argparse.Namespace(**vars(args) | {"arrivals": f"poisson:{rate}"})
+    settings = {"arrivals": options.arrivals, "kv_blocks": kv_cache.num_blocks, "seed": args.seed}
+    store = RunStore(args.out / "cells" / f"{kv_cache.num_blocks}-{rate}", settings, resume=args.resume)
+    latencies = []
+    for name in ("fcfs", POLICY):
+        found = store.load(name, args.seed, case.facts) or measure(name, args.seed, options, served, case, kv_cache)
+        store.keep(found, {})
+        latencies.append(mean_latency(found.run.result, found.run.num_warm_up))
+    return latencies[0] / latencies[1]

@@ -1,0 +1,37 @@
+"""A policy with a stopwatch."""
+
+from time import perf_counter
+
+from scheduler.batch import RunningBatch
+from scheduler.policy import Decision, Policy
+from scheduler.request import Request
+
+
+class TimedPolicy(Policy):
+    """Does what another policy does and adds up the time that it takes."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Wrap a new policy."""
+        super().__init__(policy.kv_cache, policy.rng, resume=policy.resume, limits=policy.limits)
+        self._policy = policy
+        self.waiting = policy.waiting
+        self.seconds = 0.0
+
+    def add(self, index: int, request: Request) -> None:
+        """Pass on an arrival."""
+        started = perf_counter()
+        self._policy.add(index, request)
+        self.seconds += perf_counter() - started
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Return the other's decision."""
+        started = perf_counter()
+        decision = self._policy.schedule(running)
+        self.seconds += perf_counter() - started
+        return decision
+
+    def finish(self, index: int, output_len: int) -> None:
+        """Pass on an end."""
+        started = perf_counter()
+        self._policy.finish(index, output_len)
+        self.seconds += perf_counter() - started

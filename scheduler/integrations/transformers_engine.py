@@ -1,0 +1,128 @@
+"""Transformers' continuous batching, set up and driven one step at a time through its private API."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.requests import RequestState
+
+from scheduler.errors import InputError
+from scheduler.kv_cache import KvCache
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The answer to one request.
+
+    Attributes:
+        tokens: Generated token ids, end token included.
+        is_truncated: Whether it was cut at its limit of new tokens, not ended by the model.
+    """
+
+    tokens: list[int]
+    is_truncated: bool
+
+
+class Engine:
+    """One engine with its cache; `close` frees it."""
+
+    def __init__(
+        self,
+        model: Any,
+        kv_cache: KvCache,
+        generation_config: GenerationConfig,
+        *,
+        max_batch_tokens: int,
+        seed: int,
+        safety_margin: float | None,
+    ) -> None:
+        """Set the engine up with a cache of `kv_cache` and its own first-in-first-out scheduler.
+
+        Args:
+            model: A transformers causal language model; its attention implementation may be switched.
+            kv_cache: The memory; `block_size` is the engine's page size.
+            generation_config: Sampling settings, `max_new_tokens` and `eos_token_id` included.
+            max_batch_tokens: Most tokens of one iteration; longer prefills are split.
+            seed: Of the engine's sampling; reproducible only for an identical schedule.
+            safety_margin: Share of free blocks below which the engine admits nothing; None for its own default.
+
+        Raises:
+            InputError: The engine could not make a cache of that size.
+        """
+        settings: dict[str, Any] = {
+            "page_size": kv_cache.block_size,
+            "num_blocks": kv_cache.num_blocks,
+            "max_batch_tokens": max_batch_tokens,
+            "scheduler_type": "fifo",
+            "safety_margin": safety_margin,
+            "allow_block_sharing": False,  # shared blocks would break the accounting
+            "use_async_batching": False,
+            "seed": seed,
+        }
+        known = {field.name for field in fields(ContinuousBatchingConfig)}
+        if "page_size" not in known:
+            settings["block_size"] = settings.pop("page_size")
+        self._model, self._generation_config = model, generation_config
+        self._manager = model.init_continuous_batching(
+            generation_config=generation_config, continuous_batching_config=ContinuousBatchingConfig(**settings)
+        )
+        self._processor = self._manager.batch_processor = self._manager._create_batch_processor()
+        if self._processor.cache.num_blocks < kv_cache.num_blocks:
+            made = self._processor.cache.num_blocks
+            self.close()
+            raise InputError(f"the engine made {made} blocks of {kv_cache.num_blocks} asked for")
+
+    @property
+    def queues(self) -> Any:
+        """The engine's scheduler: `waiting_requests`, `active_requests`."""
+        return self._processor.scheduler
+
+    def state(self, index: int, prompt: list[int], forced_len: int | None) -> RequestState:
+        """Return a new request to the engine; with `forced_len` it generates exactly so many tokens."""
+        config = self._generation_config
+        return RequestState(
+            request_id=str(index),
+            initial_tokens=list(prompt),
+            max_new_tokens=int(config.max_new_tokens) if forced_len is None else forced_len,
+            eos_token_id=config.eos_token_id if forced_len is None else -1,
+        )
+
+    def free(self, state: RequestState) -> None:
+        """Free the blocks of an active request and forget it."""
+        self._processor.cache.free_blocks(state.request_id)
+        del self.queues.active_requests[state.request_id]
+
+    def prepare(self) -> int:
+        """Let the engine's scheduler choose the next batch; return its prefill tokens.
+
+        Raises:
+            RuntimeError: It chose nothing although requests are there.
+        """
+        if not self._processor.prepare_next_batch():
+            raise RuntimeError("the engine scheduled nothing although requests were admitted")
+        batch = self._processor.inputs_and_outputs.requests_in_batch
+        return sum(future.query_length for future in batch if not future.state.generated_tokens)
+
+    def forward(self) -> None:
+        """Run the batch and note its tokens."""
+        with torch.no_grad():
+            self._processor._generation_step(self._model)
+            self._processor.update_batch()
+
+    def output(self, state: RequestState, num_prompt_tokens: int, is_forced: bool) -> Output:
+        """Return the answer of a finished request."""
+        tokens = [*state.initial_tokens, *state.generated_tokens][num_prompt_tokens:]
+        ended = is_forced or tokens[-1] in end_tokens(self._generation_config)
+        return Output(tokens, is_truncated=not ended)
+
+    def close(self) -> None:
+        """Free the engine's cache."""
+        self._manager.destroy()
+
+
+def end_tokens(generation_config: GenerationConfig) -> set[int]:
+    """Return the token ids that end an answer."""
+    ids = generation_config.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
