@@ -1,116 +1,93 @@
-"""The experiments of docs/results/beyond.md: what each change of amin-survival brings, what a bad forecast costs."""
+"""The experiments of docs/results/beyond.md: predictions once, then every cell, kept as it is done, then the tables."""
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.files import write_json
-from pipelines.results import print_table
-from scheduler.arrivals import times_at_load
-from scheduler.forecast import Forecast
+from pipelines.beyond_cells import MODELS, Cell, Variant, cells
+from pipelines.beyond_sources import WRONG_MODEL, Draw, changed, source, with_upper_bounds
+from pipelines.beyond_tables import tables
+from pipelines.files import atomic_file, write_json
+from pipelines.resampling import seconds_per_iteration, stretched
 from scheduler.kv_cache import KvCache
-from scheduler.latency_bounds import total_latency_lower_bound
+from scheduler.latency_bounds import latency_lower_bound_with_arrivals
 from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
-from scheduler.request import Request
 from scheduler.simulation import Worker, simulate
 from scheduler.workload import Workload, read_workload
 
-BASELINES = ("hindsight", "hindsight-svf", "fcfs", "amax", "amin", "amin-eviction", "sjf", "svf", "tie", "past-future")
-ABLATION: Mapping[str, Mapping[str, Any]] = {
-    "amin-survival": {},
-    "pack at .1": {"pack_level": 0.1},
-    "pack at .25": {"pack_level": 0.25},
-    "pack at .75": {"pack_level": 0.75},
-    "order at .25": {"order_level": 0.25},
-    "order at .75": {"order_level": 0.75},
-    "no ageing": {"ageing": 0.0},
-    "ageing .02": {"ageing": 0.02},
-    "bounds not renewed": {"renew": False},
-    "order by length": {"by_volume": False},
-    "least bound evicted": {"victim": "least-bound"},
-}
-FORECASTS = ("as predicted", "perfect", "2x too high", "2x too low", "same for all")
+WRONG = "gemma-3-4b-it"
+"""The served model whose predictions stand in for those of the first of `MODELS`."""
 
 
-def with_forecast(requests: Sequence[Request], lens: Sequence[int], kind: str, tau: float = 0.1) -> list[Request]:
-    """Return the requests with another forecast, and the bounds that it gives (quantiles tau, .5 and .95)."""
-    edges = requests[0].forecast_or_bounds().edges
-    mean = np.mean([request.forecast_or_bounds().survival for request in requests], axis=0)
-    changed = []
-    for request, length in zip(requests, lens, strict=True):
-        forecast = request.forecast_or_bounds()
-        if kind == "perfect":
-            forecast = Forecast(np.array([0, length, length + 1]), np.array([1.0, 1.0, 0.0]))
-        elif kind == "2x too high":
-            forecast = Forecast(forecast.edges * 2, forecast.survival)
-        elif kind == "2x too low":
-            halves = np.maximum(forecast.edges // 2, np.arange(len(edges)))
-            forecast = Forecast(halves, forecast.survival)
-        elif kind == "same for all":
-            forecast = Forecast(edges, mean)
-        changed.append(_with_bounds(request, forecast, tau))
-    return changed
+def predictions(predictor: Path, data: Path, split: str, out: Path) -> dict[str, Workload]:
+    """Return the records of a split as workloads with forecasts, by served model; they are kept in `out`.
+
+    Under `WRONG_MODEL` stand the records of the first of `MODELS` as if they were of another.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from pipelines import predict
+
+    first = out / "first.parquet"
+    workloads = {}
+    for name, file, model in [*((model, data, model) for model in MODELS), (WRONG_MODEL, first, WRONG)]:
+        path = out / f"{name}.jsonl"
+        if not path.is_file():
+            with atomic_file(first) as aside:
+                rows = pq.read_table(data)
+                pq.write_table(rows.filter(pc.equal(rows["model"], MODELS[0])), aside)
+            parser = argparse.ArgumentParser()
+            predict.add_arguments(parser)
+            options = ["--data", file, "--split", split, "--model", model, "--out", out / "bounds.jsonl"]
+            predict.run(parser.parse_args([str(word) for word in [predictor, *options, "--workload", path]]))
+        edges = np.asarray(json.loads(path.with_name(path.name + ".bins.json").read_text()), dtype=np.int64)
+        workloads[name] = with_upper_bounds(read_workload(path, edges=edges))
+    return workloads
 
 
-def _with_bounds(request: Request, forecast: Forecast, tau: float) -> Request:
-    cap = request.max_new_tokens
-    lower, middle, upper = (max(1, min(cap, int(forecast.quantile(level)))) for level in (tau, 0.5, 0.95))
-    return replace(
-        request,
-        forecast=forecast,
-        output_len_lower_bound=lower,
-        output_len_prediction=max(lower, middle),
-        output_len_upper_bound=max(lower, upper),
-    )
+def measure(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count: int) -> dict[str, Any]:
+    """Return the cell's entry of `beyond.json`: per variant its figures over the seeds, paired with fcfs and hindsight.
 
-
-def draw(base: Workload, count: int, load: float | None, kv_budget: int, seed: int) -> Workload:
-    """Return `count` requests drawn with replacement, all at once or Poisson at a load."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(base.requests), size=count)
-    lens = np.asarray(base.output_lens)[chosen]
-    prompts = np.array([base.requests[i].num_prompt_tokens for i in chosen])
-    volumes = prompts * lens + lens * (lens + 1) / 2
-    times = np.zeros(count) if load is None else times_at_load("poisson", load, volumes, kv_budget, rng)
-    facts = zip(chosen.tolist(), times.tolist(), strict=True)
-    requests = [replace(base.requests[i], request_id=f"r{k}", arrival_time=t) for k, (i, t) in enumerate(facts)]
-    return Workload(requests, lens.tolist())
-
-
-def figures(name: str, workload: Workload, worker: Worker, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of one run."""
-    return dict(summarize(simulate(name, workload, worker, seed, **options), worker.kv_cache))
-
-
-def measure(
-    base: Workload, worker: Worker, load: float | None, variants: Mapping[str, Mapping[str, Any]], args: Any, bar: Any
-) -> list[dict[str, Any]]:
-    """Return per variant its figures over the seeds, as ratios to hindsight and fcfs of the same seed."""
-    by_variant: dict[str, list[Figures]] = {name: [] for name in variants}
-    for seed in range(args.seeds):
-        plain = draw(base, args.requests, load, worker.kv_cache.kv_budget, seed)
-        hindsight, fcfs = (figures(name, plain, worker, seed, {}) for name in ("hindsight", "fcfs"))
+    Args:
+        cell: What to run.
+        draw: Draws its requests.
+        draw_wrong: Draws the same requests with the forecasts of another served model.
+        seeds: How many runs of each variant.
+        count: Requests of a run.
+    """
+    worker = Worker(KvCache(cell.kv_budget), resume=cell.resume, cost_model=cell.cost_model)
+    runs: dict[str, list[Figures]] = {name: [] for name in cell.variants}
+    some = draw(count, None, cell.kv_budget, np.random.default_rng(0))
+    pace = 1.0 if cell.load is None else seconds_per_iteration(worker, some)
+    for seed in range(seeds):
+        plain = stretched(draw(count, cell.load, cell.kv_budget, np.random.default_rng(seed)), pace)
+        wrong = None
+        if draw_wrong is not None:
+            wrong = draw_wrong(count, cell.load, cell.kv_budget, np.random.default_rng(seed))
+        references = {name: _figures(Variant(name), plain, worker, seed) for name in ("hindsight", "fcfs")}
         bound = None
-        if load is None:
-            prompts = [request.num_prompt_tokens for request in plain.requests]
-            bound = total_latency_lower_bound(prompts, plain.output_lens, worker.kv_cache.kv_budget)
-        for name, variant in variants.items():
-            options = dict(variant)
-            kind, policy = options.pop("forecast", "as predicted"), options.pop("policy", "amin-survival")
-            workload = Workload(with_forecast(plain.requests, plain.output_lens, kind), plain.output_lens)
-            run = figures(policy, workload, worker, seed, options)
-            by_variant[name].append(_ratios(run, hindsight, fcfs, bound, args.requests))
-            bar.update()
-    return [
-        {"load": load, "variant": name, "mean": mean_over_seeds(seeds), "interval_95": interval_over_seeds(seeds)}
-        for name, seeds in by_variant.items()
-    ]
+        if cell.cost_model is None:
+            facts = zip(*((r.num_prompt_tokens, r.arrival_time) for r in plain.requests), strict=True)
+            prompts, arrivals = (np.array(column) for column in facts)
+            bound = latency_lower_bound_with_arrivals(prompts, plain.output_lens, arrivals, cell.kv_budget)
+        for name, variant in cell.variants.items():
+            run = references.get(name) or _figures(variant, changed(plain, wrong, variant, seed), worker, seed)
+            runs[name].append(_ratios(run, references["hindsight"], references["fcfs"], bound, len(plain.requests)))
+    place = {"group": cell.group, "source": cell.source, "load": cell.load, "kv_budget": cell.kv_budget}
+    means = {name: mean_over_seeds(each) for name, each in runs.items()}
+    widths = {name: interval_over_seeds(each) for name, each in runs.items()}
+    variants = {name: {"mean": means[name], "interval_95": widths[name]} for name in runs}
+    return {**place, "seeds": seeds, "requests": count, "variants": variants}
+
+
+def _figures(variant: Variant, workload: Workload, worker: Worker, seed: int) -> dict[str, Any]:
+    return dict(summarize(simulate(variant.policy, workload, worker, seed, **variant.options), worker.kv_cache))
 
 
 def _ratios(
@@ -129,56 +106,39 @@ def _ratios(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the experiments, print the tables, write the figures."""
+    """Run the cells that OUT/beyond.json does not have yet; write it after each, and the tables at the end."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.beyond", description=__doc__)
-    parser.add_argument("workload", type=Path, help="JSONL with survival, as `amin predict --workload` writes it")
-    parser.add_argument("--bins", type=Path, required=True, help="JSON list of the edges of survival")
-    parser.add_argument("--kv-budget", type=int, default=16_492, help="tokens that the KV cache holds")
-    parser.add_argument("--eviction", choices=["restart", "resume"], default="restart")
-    parser.add_argument("--loads", default="at-once,0.5,0.8,0.95,1.2", help="at-once, or shares of what can be served")
-    parser.add_argument("--requests", type=int, default=2000, help="drawn with replacement, by seed")
+    parser.add_argument("predictor", type=Path, help="folder that amin train or amin export wrote")
+    parser.add_argument(
+        "--shared", type=Path, required=True, help="folder with castillo_records.parquet and the traces"
+    )
+    parser.add_argument("--split", default="test", help="whose prompts are served")
+    parser.add_argument("--requests", type=int, default=2000, help="of a run; drawn with replacement, by seed")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", choices=["policies", "ablation", "forecasts"], help="one of the experiments")
-    parser.add_argument("--out", type=Path, required=True, help="folder for beyond.json")
+    parser.add_argument("--only", help="groups of cells, separated by commas; default: all")
+    parser.add_argument("--out", type=Path, required=True, help="folder for beyond.json, tables.md and the predictions")
     args = parser.parse_args(argv)
-    edges = np.asarray(json.loads(args.bins.read_text()), dtype=np.int64)
-    base = read_workload(args.workload, edges=edges)
-    worker = Worker(KvCache(args.kv_budget), resume=args.eviction == "resume")
-    loads = [None if word == "at-once" else float(word) for word in args.loads.split(",")]
-    experiments: dict[str, Mapping[str, Mapping[str, Any]]] = {
-        "policies": {name: {"policy": name} for name in (*BASELINES, "amin-survival")},
-        "ablation": ABLATION,
-        "forecasts": {kind: {"forecast": kind} for kind in FORECASTS},
-    }
-    chosen = {name: rows for name, rows in experiments.items() if args.only in (None, name)}
-    total = sum(len(rows) for rows in chosen.values()) * len(loads) * args.seeds
-    results: dict[str, Any] = {"workload": args.workload.name, "kv_budget": args.kv_budget, "eviction": args.eviction}
-    with tqdm(total=total, desc="beyond", unit="run") as bar:
-        for name, variants in chosen.items():
-            results[name] = [cell for load in loads for cell in measure(base, worker, load, variants, args, bar)]
-    write_json(args.out / "beyond.json", results)
-    for name in chosen:
-        _show(name, results[name])
+    args.out.mkdir(parents=True, exist_ok=True)
+    workloads = predictions(args.predictor, args.shared / "castillo_records.parquet", args.split, args.out)
+    results = args.out / "beyond.json"
+    done: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
+    groups = args.only.split(",") if args.only else None
+    planned = [cell for cell in cells() if groups is None or cell.group in groups]
+    left = [cell for cell in planned if _key(cell) not in done]
+    for cell in tqdm(left, desc="beyond", unit="cell"):
+        wrong = None
+        if any(variant.forecast == WRONG_MODEL for variant in cell.variants.values()):
+            wrong = source(WRONG_MODEL, workloads, args.shared)
+        drawn = source(cell.source, workloads, args.shared)
+        done[_key(cell)] = measure(cell, drawn, wrong, args.seeds, args.requests)
+        write_json(results, done)
+    with atomic_file(args.out / "tables.md") as aside:
+        aside.write_text(tables(done))
+    print(tables(done))
 
 
-def _show(title: str, cells: Sequence[Mapping[str, Any]]) -> None:
-    columns = {
-        "to_hindsight": "/ hindsight",
-        "gain_over_fcfs": "fcfs /",
-        "p99_to_fcfs": "p99 / fcfs",
-        "worst_decile_p99_to_fcfs": "worst decile",
-        "to_bound": "/ bound",
-        "evictions_per_request": "evictions",
-        "recomputed_share": "recomputed",
-    }
-    rows = []
-    for cell in cells:
-        mean, width = cell["mean"], cell["interval_95"] or {}
-        text = [f"{mean[key]:.2f}" if key in mean else "-" for key in columns]
-        text[0] = f"{mean['to_hindsight']:.3f} ±{width.get('to_hindsight', 0.0):.3f}"
-        rows.append([cell["variant"], "at once" if cell["load"] is None else f"{cell['load']:g}", *text])
-    print(f"\n{title}")
-    print_table(["variant", "load", *columns.values()], rows)
+def _key(cell: Cell) -> str:
+    return f"{cell.name}: {', '.join(cell.variants)}"
 
 
 if __name__ == "__main__":

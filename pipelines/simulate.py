@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "noise:SIGMA[:TAU] (log-normal forecast); default: the workload's own",
     )
     parser.add_argument(
+        "--scheduling", type=Path, help="what amin tune wrote, or its folder: the levels that policies are built with"
+    )
+    parser.add_argument(
         "--seeds", type=int, default=5, help="runs per policy; they differ in random arrivals, predictions and ties"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json and requests.parquet")
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pipelines.results import PolicyRun, policy_figures, print_table, table, write_results
+    from pipelines.scheduling import policy_options
     from pipelines.workloads import read_base, with_arrivals_and_predictions
     from scheduler.latency_bounds import total_latency_lower_bound
     from scheduler.simulation import simulate
@@ -94,12 +98,15 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--seeds is {args.seeds}, must be >= 1")
     worker = make_worker(args)
     base = read_base(args)
+    options = {name: policy_options(args.scheduling, name) for name in names}
     runs: list[PolicyRun] = []
     with tqdm(total=len(base.requests) * len(names) * args.seeds, desc="simulate", unit="request") as bar:
         for seed in range(args.seeds):
             workload = with_arrivals_and_predictions(base, args, seed)
             for name in names:
-                result = simulate(name, workload, worker, seed, lambda finished: bar.update(len(finished)) and None)
+                result = simulate(
+                    name, workload, worker, seed, lambda finished: bar.update(len(finished)) and None, **options[name]
+                )
                 runs.append(PolicyRun(name, seed, workload.requests, result))
     prompt_tokens = [request.num_prompt_tokens for request in workload.requests]
     bound = None
@@ -157,6 +164,7 @@ def _setting(args: argparse.Namespace, workload: "Workload") -> dict[str, Any]:
         "block_size": args.block_size,
         "cost_model": args.cost_model,
         "eviction": args.eviction,
+        "scheduling": None if args.scheduling is None else str(args.scheduling),
         "limits": {name: getattr(args, name) for name in ("max_running", "max_batch_tokens", "watermark")},
         "bounds": {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())},
     }

@@ -72,7 +72,8 @@ class Study:
             case "unseen-data":
                 names = sorted(set(self._records.datasets))
                 runs = [self._without_dataset(name) for name in names]
-                table = tables.unseen_data(runs, names, self.out / "seed0", self._records, MODELS)
+                full = self._train("seed0", ["--seed", "0"])
+                table = tables.unseen_data(runs, names, full, self._records, MODELS)
             case _:
                 table = tables.new_model(self._new_models(), MODELS)
         with atomic_file(self.out / f"{experiment}.md") as aside:

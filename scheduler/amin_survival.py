@@ -1,4 +1,4 @@
-"""Amin on the whole survival curve: renewed bounds, order by volume, least work evicted."""
+"""Amin on the whole survival curve: renewed bounds, order by expected volume, least progress evicted."""
 
 from heapq import heappop, heappush
 from typing import Literal
@@ -6,28 +6,30 @@ from typing import Literal
 import numpy as np
 
 from scheduler.batch import RunningBatch
+from scheduler.expected_volume import ExpectedVolume
 from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
-from scheduler.least_bound import LeastBoundFirst
-from scheduler.packing import volume
 from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
 from scheduler.request import Request
 
 
 class AminSurvival(Policy):
-    """Amin with three changes, all read from the forecast that a request arrives with; no other model call.
+    """Amin with four changes, read from the forecast that a request arrives with; no other model call.
 
     1. Packing: the bound is the `pack_level` quantile of the length. A request that outlives it gets a new one, the
        same quantile of the length given that it exceeds what it has generated, instead of "ends with the next token".
        The level of first bounds follows the answers: it moves by `adaptation` times the difference between `pack_level`
        and the share that ends below (adaptive conformal inference, arXiv 2106.00170), so that forecasts that are too
        long do not leave the cache empty, nor too short ones fill it with evictions.
-    2. Order: ascending memory over a life, s*m + m(m+1)/2 with m the `order_level` quantile of the length given what is
-       known, since short is not what makes room (Smallest Volume First, arXiv 2606.22327). A request ages: each
-       iteration since its arrival counts like `ageing` iterations of the whole cache.
-    3. Eviction: the least generated first, ties random: the least work is lost. What an evicted request has once
-       generated it is known to exceed, so it is packed with more the next time and does not come back to be evicted.
+    2. Reserve: an admission leaves `reserve` of the cache free in the next iteration. The running requests grow into
+       it until one ends, where they would else have to evict whom they have just let in.
+    3. Order: ascending expected memory over the rest of a life, since short is not what makes room (Smallest Volume
+       First, arXiv 2606.22327). A request ages: each iteration since its arrival counts like `ageing` iterations of
+       the whole cache. An evicted request is ordered by what it is known to exceed.
+    4. Eviction: the least progress first, memory spent over memory expected to come, where spent is what would have to
+       be done again (with `resume` a prefill). The least work is lost for the most that is put off, so a request that
+       turns out longer than predicted makes way for those that are shorter.
     """
 
     def __init__(
@@ -37,13 +39,13 @@ class AminSurvival(Policy):
         *,
         resume: bool = False,
         limits: Limits = NO_LIMITS,
-        pack_level: float = 0.5,
-        order_level: float = 0.5,
+        pack_level: float = 0.25,
+        reserve: float = 0.05,
         ageing: float = 0.005,
         adaptation: float = 0.01,
         renew: bool = True,
         by_volume: bool = True,
-        victim: Literal["least-work", "least-bound"] = "least-work",
+        victim: Literal["least-progress", "least-work", "least-bound"] = "least-progress",
     ) -> None:
         """Start with nothing waiting; arguments as in `Policy`, and each change by itself.
 
@@ -53,44 +55,49 @@ class AminSurvival(Policy):
             resume: As in `Policy`.
             limits: As in `Policy`.
             pack_level: Quantile to pack by, in (0, 1).
-            order_level: Quantile to order by, in (0, 1).
+            reserve: Share of the cache that an admission leaves free, in [0, 1).
             ageing: What an iteration of waiting counts, in iterations of the whole cache, at least 0.
             adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
             renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
-            by_volume: Whether memory over a life orders, or else the length.
-            victim: Who is evicted: the least generated, or as in `Amin` the least bound.
+            by_volume: Whether expected memory over a life orders, or else the median length.
+            victim: Who is evicted: the least progress, the least generated, or as in `Amin` the least bound.
         """
-        super().__init__(kv_cache, rng, resume=resume, limits=limits)
-        self._pack_level, self._order_level, self._ageing = pack_level, order_level, ageing
-        self._renew, self._by_volume, self._by_work = renew, by_volume, victim == "least-work"
+        kept_free = max(limits.watermark_blocks, int(reserve * kv_cache.num_blocks))
+        super().__init__(kv_cache, rng, resume=resume, limits=Limits(limits.max_running, kept_free))
+        self._pack_level, self._ageing = pack_level, ageing
+        self._renew, self._by_volume, self._victim = renew, by_volume, victim
         self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
         self._forecasts: dict[int, Forecast] = {}
+        self._volumes: dict[int, ExpectedVolume] = {}
         self._arrivals: dict[int, int] = {}
         self._bounds: dict[int, int] = {}  # of those that have been admitted
         self._first_bounds: dict[int, int] = {}
         self._starts: dict[int, int] = {}  # clock minus generated tokens, of the running
+        self._known: dict[int, int] = {}  # tokens before the eviction, the most of several
         self._kept_tokens: dict[int, int] = {}
         self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
         self._peak = FuturePeak(kv_cache)
-        self._victims = LeastBoundFirst(rng, by_token=True)
 
     def add(self, index: int, request: Request) -> None:
         """Take in a request; it is queued by the next `schedule`."""
         self.waiting.remember(index, request)
-        self._forecasts[index] = request.forecast_or_bounds()
+        self._forecasts[index] = forecast = request.forecast_or_bounds()
+        self._volumes[index] = ExpectedVolume(forecast, request.num_prompt_tokens, request.max_new_tokens)
         self._new.append(index)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
         for index in self._new:
             self._arrivals[index] = running.clock
-            self.waiting.requeue(self._key(index, 0, 0), index, 0)
+            self.waiting.requeue(self._key(index, 0), index, 0)
         self._new.clear()
         self._follow(running)
         preempted: list[int] = []
         if running.next_blocks > self.kv_cache.num_blocks:
-            preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
+            order = list(reversed(running))
+            order.sort(key=lambda index: self._worth(index, running.num_generated(index)))
+            preempted = evict_while_full(running, self.kv_cache.num_blocks, order)
             for index in preempted:
                 self._requeue(index, running)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate)
@@ -101,7 +108,6 @@ class AminSurvival(Policy):
     def _follow(self, running: RunningBatch) -> None:
         """Take note of stalls, and renew the bounds that have been outlived."""
         self._peak.follow(running)
-        self._victims.follow(running)
         for index in running.stalled:
             self._starts[index] += 1
             heappush(self._ends, (self._starts[index] + self._bounds[index], index, self._starts[index]))
@@ -114,12 +120,25 @@ class AminSurvival(Policy):
                 self._peak.add(index, running.clock, running.num_tokens(index), max(1, bound - generated))
                 heappush(self._ends, (max(start + bound, running.clock + 1), index, start))
 
+    def _worth(self, index: int, generated: int) -> float:
+        """Return what evicting a running request costs; of equal ones the last admitted goes."""
+        if self._victim == "least-work":
+            return generated
+        if self._victim == "least-bound":
+            return max(self._bounds[index], generated)
+        volume, kept = self._volumes[index], generated if self.resume else 0
+        return (volume.spent(generated + 1) - volume.spent(kept)) / self._to_come(index, generated)
+
+    def _to_come(self, index: int, generated: int) -> float:
+        """Return the expected token-iterations after `generated` tokens; once it had more, it will have them again."""
+        volume, known = self._volumes[index], max(generated, self._known.get(index, 0))
+        return volume.spent(known) - volume.spent(generated) + volume.remaining(known)
+
     def _start(self, index: int, start: int) -> None:
         self._starts[index] = start
         self._bounds[index] = bound = self._estimate(index)
         self._first_bounds.setdefault(index, bound)
-        self._victims.add(index, 0 if self._by_work else self._bounds[index], start)
-        heappush(self._ends, (start + self._bounds[index], index, start))
+        heappush(self._ends, (start + bound, index, start))
 
     def _requeue(self, index: int, running: RunningBatch) -> None:
         self._peak.remove(index, running.clock)
@@ -129,7 +148,8 @@ class AminSurvival(Policy):
         kept = generated if self.resume else 0
         if kept:
             self._kept_tokens[index] = kept
-        self.waiting.requeue(self._key(index, generated, kept), index, kept)
+        self._known[index] = max(generated, self._known.get(index, 0))
+        self.waiting.requeue(self._key(index, kept), index, kept)
 
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
@@ -146,14 +166,11 @@ class AminSurvival(Policy):
             bound = max(bound + 1, int(forecast.conditional_quantile(bound, self._pack_level)))
         return min(bound, limit)
 
-    def _key(self, index: int, generated: int, kept: int) -> float:
-        request = self.waiting.request(index)
-        middle = self._forecasts[index].conditional_quantile(generated, self._order_level)
-        length = max(generated + 1.0, min(middle, request.max_new_tokens))
+    def _key(self, index: int, kept: int) -> float:
+        """Return what the request waits by: what it takes until its end, and its age."""
         if not self._by_volume:
-            return length - kept
-        aged = self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
-        return volume(request.num_prompt_tokens + kept, length - kept) + aged
+            return self._forecasts[index].conditional_quantile(self._known.get(index, 0), 0.5) - kept
+        return self._to_come(index, kept) + self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
 
     def finish(self, index: int, output_len: int) -> None:
         """Forget the request; learn from whether it ended below its first bound."""
@@ -161,6 +178,6 @@ class AminSurvival(Policy):
         self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
         super().finish(index, output_len)
         self._peak.finish(index)
-        self._victims.remove(index)
-        for column in (self._forecasts, self._arrivals, self._bounds, self._starts):
+        for column in (self._forecasts, self._volumes, self._arrivals, self._bounds, self._starts):
             del column[index]
+        self._known.pop(index, None)

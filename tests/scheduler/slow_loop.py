@@ -357,9 +357,9 @@ class SlowPastFuture(SlowLoop):
 
 
 class SlowSurvival(SlowLoop):
-    """Bounds renewed, order by volume and age, least generated evicted; quantiles by walking along the curve."""
+    """Bounds renewed, order by expected volume and age, least progress evicted; walks along the curve."""
 
-    level = 0.5
+    level = 0.25
 
     def quantile(self, i: int, level: float, beyond: float = 0.0) -> float:
         """Return the quantile of the length of request `i` given that it exceeds `beyond`."""
@@ -384,7 +384,7 @@ class SlowSurvival(SlowLoop):
         """Raise the bound until it exceeds what was generated."""
         cap = self.requests[i].max_new_tokens
         while self.estimate[i] <= self.generated[i] < cap:
-            self.estimate[i] = max(self.estimate[i] + 1, int(self.quantile(i, 0.5, self.estimate[i])))
+            self.estimate[i] = max(self.estimate[i] + 1, int(self.quantile(i, 0.25, self.estimate[i])))
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - self.requests[i].num_prompt_tokens
         self.estimate[i] = min(self.estimate[i], cap, room)
 
@@ -420,7 +420,8 @@ class SlowSurvival(SlowLoop):
         limits = self.case.limits
         if limits.max_running is not None and len(together) > limits.max_running:
             return False
-        if self.next_blocks(together) > self.kv_cache.num_blocks - limits.watermark_blocks:
+        kept_free = max(limits.watermark_blocks, int(0.05 * self.kv_cache.num_blocks))
+        if self.next_blocks(together) > self.kv_cache.num_blocks - kept_free:
             return False
         left = {i: max(1, self.estimate[i] - self.generated[i]) for i in together}
         return all(
@@ -430,22 +431,44 @@ class SlowSurvival(SlowLoop):
 
     def finished(self, i: int) -> None:
         """Learn from whether the answer ended below its first bound."""
-        self.level = min(0.98, max(0.02, self.level + 0.01 * (0.5 - (self.output_lens[i] < self.first_bounds[i]))))
+        self.level = min(0.98, max(0.02, self.level + 0.01 * (0.25 - (self.output_lens[i] < self.first_bounds[i]))))
+
+    def to_come(self, i: int) -> float:
+        """Return the volume that is left, token by token as far as known and then along the curve."""
+        prompt, cap = self.requests[i].num_prompt_tokens, self.requests[i].max_new_tokens
+        known = max(self.generated[i], self.known.get(i, 0))
+        certain = sum(prompt + j for j in range(self.generated[i] + 1, known + 1))
+        forecast = self.requests[i].forecast_or_bounds()
+        points = list(zip(forecast.edges.tolist(), forecast.survival.tolist(), strict=True))
+        knots = [p for p in points if p[0] < cap] + [
+            (cap, self.between(p, q, cap)) for p, q in pairwise(points) if p[0] < cap <= q[0]
+        ]
+        alive = next((self.between(p, q, known) for p, q in pairwise(knots) if p[0] <= known < q[0]), 0.0)
+        if alive <= 0:
+            return certain + sum(prompt + known + j for j in range(1, max(1, known) + 1))
+        left, expected = (known, alive), 0.0
+        for right in (knot for knot in knots if knot[0] > known):
+            middle = ((left[0] + right[0]) / 2, (left[1] + right[1]) / 2)
+            values = [(prompt + 0.5 + x) * s for x, s in (left, middle, right)]
+            expected += (right[0] - left[0]) * (values[0] + 4 * values[1] + values[2]) / 6  # Simpson: exact for squares
+            left = right
+        return certain + expected / alive
 
     def key(self, i: int) -> float:
         """Return the volume that is left, and the age."""
-        known = self.known.get(i, 0)
-        length = max(known + 1.0, min(self.quantile(i, 0.5, known), self.requests[i].max_new_tokens))
-        held, left = self.held(i), length - self.generated[i]
         budget = self.kv_cache.num_blocks * self.kv_cache.block_size
-        return held * left + left * (left + 1) / 2 + 0.005 * budget * self.seen[i]
+        return self.to_come(i) + 0.005 * budget * self.seen[i]
 
     def victim(self) -> int:
-        """Return one of the least generated."""
-        least = min(self.generated[i] for i in self.running)
-        tied = sorted(i for i in self.running if self.generated[i] == least)
-        index = tied[int(self.rng.random() * len(tied))] if len(tied) > 1 else tied[0]
-        self.known[index] = least
+        """Return the least of memory to be spent again over memory to come; of equal ones the last admitted."""
+
+        def progress(i: int) -> float:
+            kept = self.generated[i] if self.resume else 0
+            spent = sum(self.requests[i].num_prompt_tokens + j for j in range(kept + 1, self.generated[i] + 2))
+            return spent / self.to_come(i)
+
+        index = min(reversed(self.running), key=progress)
+        self.known[index] = max(self.generated[index], self.known.get(index, 0))
         return index
 
 

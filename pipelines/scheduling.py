@@ -1,0 +1,42 @@
+"""`scheduling.json`: what `amin tune` chose for a policy, beside the predictor that it was chosen with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scheduler.errors import InputError
+
+FILE_NAME = "scheduling.json"
+
+
+def policy_options(path: Path | None, name: str) -> dict[str, Any]:
+    """Return the arguments that a tuned policy is built with; none for one that the file does not name.
+
+    Args:
+        path: The file, or the folder that has it; None for none.
+        name: A key of `scheduler.policies.POLICIES`.
+
+    Raises:
+        InputError: The file is missing or malformed.
+    """
+    return {} if path is None else dict(_entry(path, name).get("options", {}))
+
+
+def tuned_tau(path: Path) -> float | None:
+    """Return the tau chosen for the lower bounds of `amin`, or None; InputError as `policy_options`."""
+    tau = _entry(path, "amin").get("tau")
+    return None if tau is None else float(tau)
+
+
+def _entry(path: Path, name: str) -> dict[str, Any]:
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; amin tune writes it") from error
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from error
+    policies = value.get("policies") if isinstance(value, dict) else None
+    if not isinstance(policies, dict) or not all(isinstance(entry, dict) for entry in policies.values()):
+        raise InputError(f"{file}: must be an object with policies, as amin tune writes it")
+    return dict(policies.get(name, {}))
