@@ -22,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the export")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8 is smaller and faster")
+    parser.add_argument(
+        "--max-prompt-tokens", type=int, metavar="N",
+        help="read fewer tokens of a prompt than in training: faster, a little worse; default: as many",
+    )  # fmt: skip
     parser.add_argument("--tau", type=float, default=0.1, help="probability allowed below the bound, for the measures")
+    parser.add_argument(
+        "--license", default="other", help="licence of the weights, as Hugging Face names it, for README.md"
+    )
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show progress bars")
 
 
@@ -30,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the export, whole or not at all, and print what was measured on the test split.
 
     Raises:
-        InputError: the folder holds no predictor, or int8 is wanted without a calibration split.
+        InputError: the folder holds no predictor, or int8 or fewer tokens are wanted without a calibration split.
     """
     from pipelines.files import atomic_directory
     from predictor.checkpoint import load_predictor, predictor_folder, versions
@@ -38,20 +45,25 @@ def run(args: argparse.Namespace) -> None:
 
     folder = predictor_folder(args.run_folder)
     splits = folder.resolve().parent
-    if args.precision == "int8" and not (splits / "calibration.parquet").is_file():
+    changed = "--max-prompt-tokens" if args.max_prompt_tokens else "int8" if args.precision == "int8" else None
+    if changed and not (splits / "calibration.parquet").is_file():
         raise InputError(
-            f"{splits / 'calibration.parquet'}: no such file; int8 shifts the quantiles and must be calibrated again: "
-            "export the RUN folder, or use --precision fp32"
+            f"{splits / 'calibration.parquet'}: no such file; {changed} shifts the quantiles, which must be calibrated "
+            "again: export the RUN folder, or as it was trained and with --precision fp32"
         )
     length_predictor = load_predictor(folder)
-    spec = replace(length_predictor.spec, versions=versions())
+    trained = length_predictor.spec.max_prompt_tokens
+    max_tokens = args.max_prompt_tokens or trained
+    if not 4 <= max_tokens <= trained:
+        raise InputError(f"--max-prompt-tokens: must lie between 4 and {trained}, not {max_tokens}")
+    spec = replace(length_predictor.spec, versions=versions(), max_prompt_tokens=max_tokens)
     with atomic_directory(args.out) as aside:
         write_graph(length_predictor, aside, args.precision)
-        write_manifest(aside, spec, args.precision, None, args.out.name)
+        write_manifest(aside, spec, args.precision, None, args.out.name, args.license)
         spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=args.progress)
-        write_manifest(aside, spec, args.precision, None, args.out.name)
+        write_manifest(aside, spec, args.precision, None, args.out.name, args.license)
         measured = measure(aside, args.tau, splits / "test.parquet", shown=args.progress)
-        write_manifest(aside, spec, args.precision, measured, args.out.name)
+        write_manifest(aside, spec, args.precision, measured, args.out.name, args.license)
     size = (args.out / "model.onnx").stat().st_size / 2**20
     print(f"{args.out}: {args.precision}, {size:.1f} MiB")
     if measured is not None:
@@ -67,14 +79,19 @@ def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool)
 
 
 def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
-    """Return the measures of the export on the records in `file`, pooled and by served model; None without the file."""
-    from predictor.measured import bounds_by_model, pool
+    """Return the measures of the export on the records in `file`, as `quality`; None without the file."""
     from predictor.serving import LengthPredictor
 
     if not file.is_file():
         return None
-    spec = LengthPredictor(export).spec
     table, survivals = survivals_of(export, file, "measure", shown=shown)
+    return quality(LengthPredictor(export).spec, survivals, table, tau)
+
+
+def quality(spec: "PredictorSpec", survivals: "FloatArray", table: "PromptTable", tau: float) -> dict[str, Any]:
+    """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model."""
+    from predictor.measured import bounds_by_model, pool
+
     parts = bounds_by_model(spec, survivals, table, tau)
     qualities = {model: part.quality(tau, spec.bins.max_length).to_dict() for model, part in parts.items()}
     pooled = pool(parts, table).quality(tau, spec.bins.max_length)

@@ -103,7 +103,6 @@ def _shaped_by(config: "TrainConfig", given: Mapping[str, Any]) -> "TrainConfig"
     spec, shape = load_spec(str(config.init))
     fixed: dict[str, Any] = {
         "encoder": None,
-        "max_prompt_tokens": spec.max_prompt_tokens,
         "max_length": spec.bins.max_length,
         "num_bins": spec.bins.num_bins,
         "num_terms": shape.num_terms,
@@ -114,7 +113,7 @@ def _shaped_by(config: "TrainConfig", given: Mapping[str, Any]) -> "TrainConfig"
     for name, value in fixed.items():
         if given.get(name, value) != value:
             raise InputError(f"{config.init}: {name}: this predictor has {value!r}, not {given[name]!r}; leave it out")
-    return replace(config, **fixed)
+    return replace(config, max_prompt_tokens=given.get("max_prompt_tokens", spec.max_prompt_tokens), **fixed)
 
 
 def resolve_chat_options(args: argparse.Namespace, out: Path) -> "ChatOptions":

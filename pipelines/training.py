@@ -92,6 +92,7 @@ def fit_predictor(
     """Train the predictor in place, not calibrated yet; writes `checkpoints/` and `logs/` in `out`."""
     import torch
 
+    from pipelines.teaching import taught_by
     from predictor.data import LengthDataModule, encode_table
     from predictor.head_start import start_network
     from predictor.lightning_module import train_network
@@ -101,6 +102,8 @@ def fit_predictor(
     tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
     inputs = [encode_with_progress(tokenizer, table.prompts, spec, shown=config.progress) for table in tables]
     train, validation = (encode_table(table, part, spec.bins) for table, part in zip(tables, inputs, strict=True))
+    if config.teacher is not None:
+        train = taught_by(config, train, tables[0].prompts, spec)
     network.unfreeze_last(config.unfrozen_layers)
     for module in network.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -154,6 +157,7 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
 
     from predictor.bins import LengthBins
     from predictor.checkpoint import load_encoder, load_for_models, versions
+    from predictor.distillation import keep_layers
     from predictor.head_start import MAX_PROMPTS
     from predictor.network import HazardNetwork, NetworkShape, TorchLengthPredictor
     from predictor.prompt_table import served_models
@@ -166,8 +170,10 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     turns, characters = chat_options.context_turns, chat_options.context_characters
     if config.init is not None:
         started = load_for_models(config.init, models, config.dropout)
+        keep_layers(started.network, config.num_layers)
         started.spec = replace(
             started.spec,
+            max_prompt_tokens=_encoder_tokens(config, started.network.encoder),
             served_model=default,
             versions=versions(),
             context_turns=turns,
@@ -177,7 +183,7 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
         return started
     encoder, tokenizer = load_encoder(config.encoder)
     bins, pad_id = LengthBins.log_spaced(config.max_length, config.num_bins), encoder.config.pad_token_id or 0
-    max_tokens = min(config.max_prompt_tokens, getattr(encoder.config, "max_position_embeddings", 10**9))
+    max_tokens = _encoder_tokens(config, encoder)
     texts = list(dict.fromkeys(train.prompts))
     texts = texts[:: max(1, len(texts) // MAX_PROMPTS)]
     terms = choose_terms([encoding.ids for encoding in tokenizer.encode_batch_fast(texts)], config.num_terms)
@@ -186,7 +192,13 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     shape = NetworkShape(
         len(models), len(terms), config.num_components, config.hidden_size, tuple(config.heads.split(","))
     )
-    return TorchLengthPredictor(HazardNetwork(encoder, bins, shape, config.dropout), tokenizer, spec)
+    network = HazardNetwork(encoder, bins, shape, config.dropout)
+    keep_layers(network, config.num_layers)
+    return TorchLengthPredictor(network, tokenizer, spec)
+
+
+def _encoder_tokens(config: "TrainConfig", encoder: Any) -> int:
+    return min(config.max_prompt_tokens, getattr(encoder.config, "max_position_embeddings", 10**9))
 
 
 def calibrate(length_predictor: "TorchLengthPredictor", calibration: "Records", *, shown: bool) -> None:

@@ -48,6 +48,13 @@ class TrainConfig:
     """Training prompts kept, drawn at random; for quick runs."""
     max_prompt_tokens: int = 128
     """Tokens of a prompt that the encoder reads: its first half and its last."""
+    num_layers: int | None = None
+    """Encoder layers kept, evenly chosen, the first and the last among them; all of them by default."""
+    teacher: str | None = None
+    """Predictor whose predictions are learnt beside the draws (a run, its predictor or an export), or several with
+    commas between, whose mean is learnt: distillation."""
+    teacher_share: float = 0.5
+    """Weight of the teacher's predictions; the draws have the rest."""
     unfrozen_layers: int | None = None
     """Encoder layers that train, counted from the last; all of them by default, 0 for the heads alone."""
     num_terms: int = 4096
@@ -167,11 +174,14 @@ def check(config: TrainConfig) -> None:
         "max_length",
         "hidden_size",
         "num_components",
+        "num_layers",
         "devices",
     ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name}: must be at least 1, not {value}")
+    if not 0.0 <= config.teacher_share <= 1.0:
+        raise InputError(f"teacher_share: must lie between 0 and 1, not {config.teacher_share}")
     if config.max_prompt_tokens < 4:
         raise InputError(f"max_prompt_tokens: must be at least 4, not {config.max_prompt_tokens}")
     for name in ("epochs", "unfrozen_layers", "head_epochs", "num_terms"):

@@ -54,7 +54,8 @@ def start_network(
 ) -> float:  # fmt: skip
     """Fit the scaling and train the heads in place, on the network's device; return the validation pinball loss.
 
-    A network that is not new keeps its scaling and goes on from its heads.
+    A network that is not new keeps its scaling and goes on from its heads; where layers were left out of its encoder,
+    the states are scaled anew.
     """
     rng = np.random.default_rng([config.seed, 1])
     samples = [np.sort(rng.permutation(len(part))[:MAX_PROMPTS]) for part in (train, validation)]
@@ -67,6 +68,8 @@ def start_network(
         for head in network.heads:
             assert isinstance(head, JointHead)
             head.start_at(logits)
+    elif config.num_layers is not None:
+        fit_state_scaling(network, pooled[0])
     train_heads(network, bins, pooled[0], pooled[1], config, rng)
     return validation_pinball(network, bins, pooled[1], config.tau)
 
@@ -90,12 +93,10 @@ def pool_prompts(
 
 def fit_scaling(network: HazardNetwork, train: PooledPrompts, seed: int) -> None:
     """Set the scaling of `network` to the statistics of `train`."""
-    scaling, width = network.scaling, train.pooled.shape[1] // 2
+    fit_state_scaling(network, train)
+    scaling = network.scaling
     text = train.features[:, : len(NAMES)]
     num_different = (text != text[:1]).sum(dim=0)
-    spread = train.pooled.std(dim=0, correction=0).view(2, width).mean(dim=1).clamp(min=1e-6)
-    scaling.pooled_mean.copy_(train.pooled.mean(dim=0))
-    scaling.pooled_scale.copy_((1.0 / spread).repeat_interleave(width))
     scaling.feature_mean.copy_(text.mean(dim=0))
     known = 1.0 / (text.std(dim=0, correction=0) + 1e-4)
     scaling.feature_scale.copy_(torch.where(num_different >= MIN_DIFFERENT, known, 0.0))
@@ -106,6 +107,14 @@ def fit_scaling(network: HazardNetwork, train: PooledPrompts, seed: int) -> None
         projected = scaling(train.pooled, train.features)[:, -network.shape.num_components :]
         scaling.component_mean.copy_(projected.mean(dim=0))
         scaling.component_scale.fill_(1.0 / float(projected.std(correction=0).clamp(min=1e-6)))
+
+
+def fit_state_scaling(network: HazardNetwork, train: PooledPrompts) -> None:
+    """Set the scaling of the pooled states to their statistics in `train`."""
+    width = train.pooled.shape[1] // 2
+    spread = train.pooled.std(dim=0, correction=0).view(2, width).mean(dim=1).clamp(min=1e-6)
+    network.scaling.pooled_mean.copy_(train.pooled.mean(dim=0))
+    network.scaling.pooled_scale.copy_((1.0 / spread).repeat_interleave(width))
 
 
 def fit_projection(inputs: PromptInputs, num_components: int, seed: int) -> tuple[FloatMatrix, FloatMatrix]:

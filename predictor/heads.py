@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
 from predictor.bins import LengthBins
 from predictor.distribution import FloatArray
@@ -73,7 +73,8 @@ class JointHead(nn.Module):
     def _log_survival(self, outputs: Tensor) -> Tensor:
         weights, places, log_scales = outputs.chunk(3, dim=-1)
         scaled = (self.log_edges - places.unsqueeze(-1)) * torch.exp(-log_scales.clamp(-4.0, 2.0)).unsqueeze(-1)
-        parts = torch.log_softmax(weights, dim=-1).unsqueeze(-1) + logsigmoid(-scaled)
+        # Not logsigmoid: its ONNX form is log(sigmoid), which is -inf far out, and from there on not a number.
+        parts = torch.log_softmax(weights, dim=-1).unsqueeze(-1) - softplus(scaled)
         return torch.logsumexp(parts, dim=-2)
 
 

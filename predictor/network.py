@@ -114,8 +114,7 @@ class HazardNetwork(nn.Module):
 
     def unfreeze_last(self, num_layers: int | None) -> None:
         """Let only the last `num_layers` layers of the encoder train, all where it is None; embeddings never do."""
-        stacks = [list(module) for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
-        layers: list[nn.Module] = max(stacks, key=len, default=[])
+        layers = encoder_layers(self.encoder)
         self.encoder.requires_grad_(False)
         num_layers = len(layers) if num_layers is None else min(num_layers, len(layers))
         for layer in layers[len(layers) - num_layers :]:
@@ -129,6 +128,12 @@ class HazardNetwork(nn.Module):
                     value.copy_(value.half().float())
 
 
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+    """Return the layers of an encoder, first to last: its longest list of modules; empty where it has none."""
+    stacks = (module for module in encoder.modules() if isinstance(module, nn.ModuleList))
+    return max(stacks, key=len, default=nn.ModuleList())
+
+
 class TorchLengthPredictor:
     """A length predictor that runs its network in torch, as training leaves it."""
 
@@ -139,6 +144,7 @@ class TorchLengthPredictor:
         self.tokenizer = tokenizer
         self.spec = spec
         self._batch_size = batch_size
+        self._terms = np.asarray(spec.terms, dtype=np.int64)
 
     @property
     def bins(self) -> LengthBins:
@@ -148,7 +154,7 @@ class TorchLengthPredictor:
     def survivals(self, prompts: Sequence[str]) -> FloatArray:
         """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
         spec = self.spec
-        inputs = encode_prompts(self.tokenizer, prompts, spec.max_prompt_tokens, spec.terms)
+        inputs = encode_prompts(self.tokenizer, prompts, spec.max_prompt_tokens, self._terms)
         return network_survivals(self.network, inputs, spec.pad_token_id, spec.bins.num_bins, self._batch_size)
 
     def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:

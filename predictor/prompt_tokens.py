@@ -68,9 +68,12 @@ class PromptInputs:
 
 
 def encode_prompts(
-    tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int, terms: Sequence[int]
+    tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int, terms: Sequence[int] | IntArray
 ) -> PromptInputs:
-    """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms."""
+    """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms.
+
+    `terms` are the known ones, in increasing order; an array of them saves the time of making one.
+    """
     full = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
     known = np.asarray(terms, dtype=np.int64)
     return PromptInputs(

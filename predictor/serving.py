@@ -32,7 +32,6 @@ class LengthPredictor:
         """
         folder = Path(path)
         self.spec = read_export(folder)
-        self._terms = np.asarray(self.spec.terms, dtype=np.int64)
         self._batch_size = batch_size
         self._terms = np.asarray(self.spec.terms, dtype=np.int64)
         options = onnxruntime.SessionOptions()

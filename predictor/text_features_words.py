@@ -18,14 +18,14 @@ COUNTED = (
     "effects phrases statements events people jokes stanzas? verses?"
 )
 
-# Unit of a requested size: the words allowed between number and unit, and the unit.
+# Unit of a requested size: the words allowed between number and unit, the unit, and texts of which one stands in it.
 SIZE_UNITS = {
-    "words": (r"(?:\w+\s){0,1}?", "words?"),
-    "sentences": (r"(?:\w+[\s-]+){0,1}?", "sentences?"),
-    "paragraphs": (r"(?:\w+[\s-]+){0,1}?", "(?:paragraphs?|pages?)"),
-    "items": (r"(?:[\w-]+\s+){0,3}?", f"(?:{COUNTED.replace(' ', '|')}|words? that)"),
-    "characters": ("", "(?:characters?|letters?)"),
-    "syllables": ("", "(?:syllables?|digits?|bits?)"),
+    "words": (r"(?:\w+\s){0,1}?", "words?", ("word",)),
+    "sentences": (r"(?:\w+[\s-]+){0,1}?", "sentences?", ("sentence",)),
+    "paragraphs": (r"(?:\w+[\s-]+){0,1}?", "(?:paragraphs?|pages?)", ("paragraph", "page")),
+    "items": (r"(?:[\w-]+\s+){0,3}?", f"(?:{COUNTED.replace(' ', '|')}|words? that)", ("",)),
+    "characters": ("", "(?:characters?|letters?)", ("character", "letter")),
+    "syllables": ("", "(?:syllables?|digits?|bits?)", ("syllable", "digit", "bit")),
 }
 
 # Groups of words that ask for the same act; alternatives are split by a bar.
@@ -69,16 +69,47 @@ PIECES = (
     "np.", "pd.", "df", "torch", "for ", "while ", "if ",
 )  # fmt: skip
 
-# Patterns that are present or absent, in any case.
-MARKS = (
-    r"\binput\s*:", r"\boutput\s*:", r"\bcontext\s*:", r"question\s*:", r"\banswer\s*:|\n\s*A:\s*\n",
-    r"call-based format", r"standard input format", r"begin solution", r"<code>", r"should output with",
-    r"should raise", r"note that", r"-{3,}\s*input", r"-{3,}\s*constraints|constraints:", r"-{3,}\s*note",
-    r"example\s*\d*\s*:", r"\ba[.)]\s.{0,300}\bb[.)]\s", r"true or false", r"\bor\b[^.?!\n]{0,300}\?",
-    r"^\s*(?:is|are|was|were|do|does|did|can|could|should|has|have|will|would)\b", r"step[- ]by[- ]step",
-    r"in (?:a|one|a single) (?:sentence|word|phrase|line)",
-    r"\b(?:in|using) (?:python|java|c\+\+|javascript|sql|html|r)\b", r"\bwithout\b", r"\bat least\b",
-    r"\b(?:at most|no more than|less than|maximum of|up to)\b", r"you are ", r"\bplease\b", r"tell me",
-    r"self-contained code", r"your code should pass", r"lambda|recursion|regex", r"class solution", r"^\s*\d+\s*$",
-    r"\bonly\b", r"\beach\b", r"\btests?\b", r"\bfollowing\b", r"\bgiven\b",
-)  # fmt: skip
+# Patterns of lower-case text that are present or absent, and texts of which one stands wherever the pattern does.
+MARKS = {
+    r"\binput\s*:": ("input",),
+    r"\boutput\s*:": ("output",),
+    r"\bcontext\s*:": ("context",),
+    r"question\s*:": ("question",),
+    r"\banswer\s*:|\n\s*a:\s*\n": ("answer", "a:"),
+    r"call-based format": ("call-based format",),
+    r"standard input format": ("standard input format",),
+    r"begin solution": ("begin solution",),
+    r"<code>": ("<code>",),
+    r"should output with": ("should output with",),
+    r"should raise": ("should raise",),
+    r"note that": ("note that",),
+    r"-{3,}\s*input": ("---",),
+    r"-{3,}\s*constraints|constraints:": ("constraints",),
+    r"-{3,}\s*note": ("---",),
+    r"example\s*\d*\s*:": ("example",),
+    r"\ba[.)]\s.{0,300}\bb[.)]\s": ("b.", "b)"),
+    r"true or false": ("true or false",),
+    r"\bor\b[^.?!\n]{0,300}\?": ("?",),
+    r"^\s*(?:is|are|was|were|do|does|did|can|could|should|has|have|will|would)\b": ("",),
+    r"step[- ]by[- ]step": ("step",),
+    r"in (?:a|one|a single) (?:sentence|word|phrase|line)": ("sentence", "word", "phrase", "line"),
+    r"\b(?:in|using) (?:python|java|c\+\+|javascript|sql|html|r)\b": ("in ", "using "),
+    r"\bwithout\b": ("without",),
+    r"\bat least\b": ("at least",),
+    r"\b(?:at most|no more than|less than|maximum of|up to)\b": (
+        "at most", "no more than", "less than", "maximum of", "up to",
+    ),
+    r"you are ": ("you are ",),
+    r"\bplease\b": ("please",),
+    r"tell me": ("tell me",),
+    r"self-contained code": ("self-contained code",),
+    r"your code should pass": ("your code should pass",),
+    r"lambda|recursion|regex": ("lambda", "recursion", "regex"),
+    r"class solution": ("class solution",),
+    r"^\s*\d+\s*$": ("",),
+    r"\bonly\b": ("only",),
+    r"\beach\b": ("each",),
+    r"\btests?\b": ("test",),
+    r"\bfollowing\b": ("following",),
+    r"\bgiven\b": ("given",),
+}  # fmt: skip

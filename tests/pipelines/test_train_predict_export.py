@@ -12,9 +12,11 @@ import pytest
 from predictor.checkpoint import load_predictor, resolve_predictor
 from predictor.errors import InputError
 from predictor.lightning_module import LengthModule
+from predictor.prompt_tokens import encode_prompts, load_tokenizer
 from predictor.records import read_records
 from predictor.serving import LengthPredictor
 
+BUNDLED_PROMPTS = Path(__file__).resolve().parents[2] / "checkpoints" / "prompts.jsonl"
 SHORT = ("--epochs", "2", "--batch-size", "16", "--max-prompt-tokens", "16", "--max-length", "256", "--num-bins", "16")
 QUICK = (*SHORT, "--no-progress", "--accelerator", "cpu", "--head-lr", "0.01")
 
@@ -47,7 +49,8 @@ def test_a_run_holds_what_the_contract_names(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert set(metrics) == {"test", "baselines", "models"}
     assert metrics["models"] == {"made-up": {"test": metrics["test"], "baselines": metrics["baselines"]}}
-    assert set(metrics["baselines"]) == {"constant", "tfidf-gbm", "tfidf-gbm-conformal", "point-conformal"}
+    names = {"constant", "class-edge", "tfidf-gbm", "tfidf-gbm-conformal", "point-conformal"}
+    assert set(metrics["baselines"]) == names
     for row in (metrics["test"], *metrics["baselines"].values()):
         assert set(row) == keys
     names = {path.name for path in (run_folder / "predictor").iterdir()}
@@ -110,12 +113,41 @@ def test_an_interrupted_run_resumes_to_the_same_result(
 
 
 def test_the_exported_graph_agrees_with_torch(run_folder: Path, exports: dict[str, Path], records_file: Path) -> None:
-    """Truncation of long prompts included; survival within 1e-5."""
-    texts = prompts(records_file)
+    """Survival within 1e-5, on bundled prompts in many languages too, most of which are cut."""
+    bundled = [json.loads(line)["prompt"] for line in BUNDLED_PROMPTS.read_text().splitlines()[::12]]
+    texts = [*prompts(records_file), *bundled]
     torch_predictor, exported = load_predictor(run_folder), LengthPredictor(exports["fp32"])
     np.testing.assert_allclose(exported.survivals(texts), torch_predictor.survivals(texts), atol=1e-5)
     one_by_one = np.concatenate([exported.survival([text]) for text in texts])
     np.testing.assert_allclose(one_by_one, exported.survival(texts), atol=1e-5)
+
+
+def test_an_export_that_reads_less_is_calibrated_for_it(run_folder: Path, tmp_path: Path) -> None:
+    """It says how much it reads, and covers its calibration split; more than in training it cannot read."""
+    amin("export", run_folder, "--out", tmp_path / "x", "--max-prompt-tokens", "6", "--no-progress")
+    exported, records = LengthPredictor(tmp_path / "x"), read_records(run_folder / "calibration.parquet")
+    assert exported.spec.max_prompt_tokens == 6
+    bounds = exported.predict(records.prompts, tau=0.2).lower_bounds
+    covered = [np.mean(draws >= bound) for bound, draws in zip(bounds, records.output_lens, strict=True)]
+    assert np.mean(covered) >= 0.8 - 1 / len(records)
+    with pytest.raises(InputError, match="must lie between 4 and 16, not 17"):
+        amin("export", run_folder, "--out", tmp_path / "y", "--max-prompt-tokens", "17", "--no-progress")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_cuts_the_middle_of_a_prompt(precision: str, exports: dict[str, Path]) -> None:
+    """Words of which the text features know nothing change the prediction at either end, and not in between."""
+    exported, middle = LengthPredictor(exports[precision]), ["river"] * 60
+    other = [*middle[:30], "night", *middle[31:]]
+    texts = [" ".join(words) for words in (middle, other, ["night", *middle[1:]], [*middle[:-1], "night"])]
+    assert exported.spec.max_prompt_tokens == 16
+    read = encode_prompts(load_tokenizer(exports[precision] / "tokenizer.json"), texts, 16, ())
+    assert read.token_ids[0] == read.token_ids[1]
+    assert len({tuple(ids) for ids in read.token_ids}) == 3
+    np.testing.assert_allclose(read.features[1], read.features[2])
+    _, cut, head, tail = exported.survival(texts)
+    assert np.abs(head - cut).max() > 1e-6
+    assert np.abs(tail - cut).max() > 1e-6
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -129,7 +161,10 @@ def test_an_export_is_calibrated_on_its_own_graph(precision: str, exports: dict[
     manifest = json.loads((exports[precision] / "manifest.json").read_text())
     assert manifest["precision"] == precision
     assert 0 <= manifest["measured"]["coverage"] <= 1
-    assert set(manifest["sha256"]) == {"model.onnx", "tokenizer.json"}
+    assert set(manifest["sha256"]) == {"model.onnx", "tokenizer.json", "README.md"}
+    card = (exports[precision] / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\n")
+    assert f"| made-up | {manifest['measured']['coverage']:.3f} |" in card
     files = {path.name for path in exports[precision].iterdir()}
     assert files == {"model.onnx", "tokenizer.json", "manifest.json", "README.md"}
 
@@ -181,8 +216,9 @@ def test_a_bare_predictor_exports_as_it_is_but_not_in_int8(run_folder: Path, tmp
     import shutil
 
     shutil.copytree(run_folder / "predictor", tmp_path / "bare")
-    with pytest.raises(InputError, match="int8"):
-        amin("export", tmp_path / "bare", "--out", tmp_path / "x", "--precision", "int8", "--no-progress")
+    for changed in (("--precision", "int8"), ("--max-prompt-tokens", "8")):
+        with pytest.raises(InputError, match="calibrated again"):
+            amin("export", tmp_path / "bare", "--out", tmp_path / "x", *changed, "--no-progress")
     assert not (tmp_path / "x").exists()
     amin("export", tmp_path / "bare", "--out", tmp_path / "y", "--no-progress")
     assert LengthPredictor(tmp_path / "y").spec.calibrations == load_predictor(run_folder).spec.calibrations
@@ -215,12 +251,54 @@ def test_bad_input_is_refused_in_one_line(
         ("heads: 'tree' is not one of", ("train", *base, "--heads", "tree")),
         ("num_bins: this predictor has 16, not 8", ("train", *base[:4], "--init", run_folder, "--num-bins", "8")),
         ("'other' is not known", ("train", *base, "--default-model", "other")),
+        ("num_layers: the encoder has 2, not 3", ("train", *base, "--num-layers", "3")),
+        ("teacher_share: must lie between", ("train", *base, "--teacher-share", "1.5")),
     ]
     for message, arguments in cases:
         with pytest.raises(InputError, match=message) as caught:
             amin(*arguments, *(() if "--out" in arguments else ("--out", out)))
         assert "\n" not in str(caught.value)
         assert not out.exists()
+
+
+def test_a_student_keeps_some_layers_and_learns_from_a_teacher(
+    run_folder: Path, exports: dict[str, Path], records_file: Path, tmp_path: Path
+) -> None:
+    """With the teacher's share 1 it ends nearer to the teacher than with 0, and what is saved has its shape."""
+    from predictor.checkpoint import load_spec
+
+    texts = prompts(records_file)
+    expected = LengthPredictor(exports["fp32"]).survival(texts)
+    teachers = f"{run_folder},{exports['fp32']}"
+    distances = []
+    for share in ("0", "1"):
+        out = tmp_path / share
+        amin(
+            "train", "--data", records_file, "--out", out, "--init", run_folder, "--teacher", teachers,
+            "--teacher-share", share, "--num-layers", "1", "--max-prompt-tokens", "8", "--no-baselines",
+            *QUICK[:4], *QUICK[len(SHORT):],
+        )  # fmt: skip
+        assert load_spec(out)[0].max_prompt_tokens == 8
+        assert not any(".layer.1." in name for name in weights(out))
+        distances.append(float(np.abs(resolve_predictor(out).survival(texts) - expected).mean()))
+    assert distances[1] < distances[0]
+    amin("export", tmp_path / "1", "--out", tmp_path / "serving", "--precision", "int8", "--no-progress")
+    assert LengthPredictor(tmp_path / "serving").spec.max_prompt_tokens == 8
+
+
+def test_a_teacher_must_know_the_bins_and_the_served_models(
+    run_folder: Path, records_file: Path, tmp_path: Path
+) -> None:
+    """Before anything is trained."""
+    other = tmp_path / "other.jsonl"
+    rows = [json.loads(line) for line in records_file.read_text().splitlines()]
+    other.write_text("".join(json.dumps({**row, "model": "other"}) + "\n" for row in rows))
+    base = ("--init", run_folder, "--teacher", run_folder, "--no-baselines", "--no-progress", "--accelerator", "cpu")
+    with pytest.raises(InputError, match=r"teacher: .* does not know 'other'; it knows made-up"):
+        amin("train", "--data", other, "--out", tmp_path / "a", *base)
+    encoder = ("--encoder", run_folder / "predictor", "--num-bins", "8")
+    with pytest.raises(InputError, match=r"teacher: .* has other length bins"):
+        amin("train", "--data", records_file, "--out", tmp_path / "b", *encoder, *base[2:])
 
 
 def test_another_format_version_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from predictor.bins import LengthBins
 from predictor.distribution import survival_from_hazard_logits
+from predictor.export import _quiet
 from predictor.heads import JointHead, log_survival_from_logits, logits_from_log_survival, mean_of_heads
 
 BINS = LengthBins.log_spaced(512, 20)
@@ -37,3 +41,18 @@ def test_a_head_gives_finite_logits_and_gradients_for_every_served_model(kind: s
     assert torch.isfinite(logits).all()
     logits.square().mean().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_the_exported_mixture_stays_finite_far_out(tmp_path: Path) -> None:
+    """Where all its weight lies many scales below an edge."""
+    torch.manual_seed(0)
+    head = JointHead("mixture", 7, 3, BINS, 16, 0.0).eval()
+    head.start_at(np.zeros((3, 20)))
+    features = 1000.0 * torch.randn(5, 7)
+    with _quiet():
+        program = torch.onnx.export(head, (features,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(tmp_path / "head.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "head.onnx"), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: features.numpy()})
+    assert np.isfinite(logits).all()

@@ -1,9 +1,12 @@
+import re
 import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from predictor.text_features import NAMES, text_features
+from predictor.text_features import _AMOUNTS, _FOLDED, _MARKS, _SIZES, NAMES, text_features
 from predictor.text_features_terms import PAIR, choose_terms, prompt_terms, weigh_terms
 
 
@@ -55,6 +58,36 @@ def test_a_prompt_of_a_million_characters_is_read_in_no_time() -> None:
     started = time.perf_counter()
     text_features(["a) " * 333_333, "word " * 200_000, "1" * 1_000_000, "or ?" * 250_000, "five " * 200_000], [1] * 5)
     assert time.perf_counter() - started < 5
+
+
+WORDS = "Input: A: B. ten Hundred someone seven 12 1,200 99999999 - words Sentences page tips bits that"
+PIECES_OF_PATTERNS = [
+    *re.findall(r"[a-z().?-]+", " ".join(pattern.pattern for pattern, _ in _MARKS)),
+    *WORDS.split(),
+    "\n", "\n\n", "---", "\u0130nput:", "\u017fix", "\u212a", "e\u0301", "\u0661\u0662",
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES_OF_PATTERNS), max_size=30), st.sampled_from(["", " ", "-", "\n"]))
+def test_the_quick_search_finds_what_the_patterns_alone_find(pieces: list[str], between: str) -> None:
+    """In any case, and without the texts that are looked for first."""
+    text = between.join(pieces)
+    row = dict(zip(NAMES, text_features([text], [2])[0].tolist(), strict=True))
+    found = [re.search(mark.pattern, text, re.IGNORECASE | re.MULTILINE) is not None for mark, _ in _MARKS]
+    assert [value for name, value in row.items() if name.startswith("has:")] == found
+    amount = "|".join(f"(?:{pattern.pattern})" for pattern in _AMOUNTS)
+    sizes = [re.search(f"(?:{amount}){size.pattern}", text, re.IGNORECASE) is not None for size, _ in _SIZES.values()]
+    assert [value for name, value in row.items() if name.startswith("asks_size:")] == sizes
+
+
+def test_text_is_folded_as_regular_expressions_ignore_case() -> None:
+    """All of Unicode."""
+    letter = re.compile("[a-z]", re.IGNORECASE)
+    characters = [chr(code) for code in range(0x110000)]
+    folded = "".join(characters).translate(_FOLDED)
+    different = [before for before, after in zip(characters, folded, strict=True) if before != after]
+    assert different == [each for each in characters if letter.match(each) and not "a" <= each <= "z"]
 
 
 def test_terms_are_tokens_and_pairs_without_the_special_ends() -> None:
