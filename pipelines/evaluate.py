@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.scheduling import tuned_tau
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from scheduler.kv_cache import KvCache
 
 HELP = "generate with a real model under several policies, driven by the predictor's bounds"
+DEFAULT_TAU = 0.1
 DEFAULT_POLICIES = "fcfs,engine-fifo,fcfs-reserve,amax,amin,amin-survival,hindsight"
 EPILOG = """examples:
   amin evaluate --predictor serving --served-model MODEL --prompts records.parquet --split test --out evaluation
@@ -66,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch-tokens", type=int, default=512, help="most tokens of one iteration; longer prefills are split"
     )
-    parser.add_argument("--tau", type=float, default=0.1, help="probability that an answer is shorter than its bound")
+    parser.add_argument(
+        "--tau", type=float, help="probability that an answer is shorter than its bound (default: what --scheduling "
+        "says, else 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scheduling", type=Path, help="what amin tune wrote, or its folder: the levels that policies are built with"
+    )
     parser.add_argument(
         "--eviction", choices=["restart", "resume"], default="resume", help="whether evicted requests keep their tokens"
     )
@@ -99,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict, generate under every policy, write results and report."""
     names = policy_names(args.policies)
     _check(args, names)
+    if args.tau is None:
+        args.tau = (None if args.scheduling is None else tuned_tau(args.scheduling)) or DEFAULT_TAU
 
     import torch
 

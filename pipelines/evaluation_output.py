@@ -39,7 +39,8 @@ def write_all(
         fitted = fit_cost_model(iterations)
         resume = args.eviction == "resume"
         worker = Worker(kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=args.max_batch_tokens)
-        results |= {"cost_fit": _write_inputs(args, worker, fitted, runs), "replay": replay(runs, worker)}
+        replayed = replay(runs, worker, args.scheduling)
+        results |= {"cost_fit": _write_inputs(args, worker, fitted, runs), "replay": replayed}
     policy_runs = [measured.run for measured in runs]
     write_results(args.out, results, policy_runs)
     write_report(args.out, results, policy_runs, *shown)

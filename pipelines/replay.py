@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pipelines.evaluation_run import ENGINE_FIFO, MeasuredRun
 from pipelines.files import atomic_file, write_json
+from pipelines.scheduling import policy_options
 from scheduler.cost_model import CostModel
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
@@ -20,7 +21,7 @@ from scheduler.simulation import Worker, simulate
 from scheduler.workload import Workload
 
 
-def replay(runs: Sequence[MeasuredRun], worker: Worker) -> dict[str, Any]:
+def replay(runs: Sequence[MeasuredRun], worker: Worker, scheduling: Path | None = None) -> dict[str, Any]:
     """Return by policy the simulated and the measured mean latency, in seconds, and their ratio; means over seeds.
 
     `iterations_over_measured` is what the cost model says of the very iterations that were run, over what they took: as
@@ -34,7 +35,10 @@ def replay(runs: Sequence[MeasuredRun], worker: Worker) -> dict[str, Any]:
     for measured in tqdm(runs, desc="replay", unit="run"):
         if measured.run.policy != ENGINE_FIFO:
             pairs.setdefault(measured.run.policy, []).append(
-                (*_mean_latencies(measured, worker), *_iteration_seconds(measured.iterations, worker.cost_model))
+                (
+                    *_mean_latencies(measured, worker, scheduling),
+                    *_iteration_seconds(measured.iterations, worker.cost_model),
+                )
             )
     report = {}
     for name, each in pairs.items():
@@ -48,13 +52,14 @@ def replay(runs: Sequence[MeasuredRun], worker: Worker) -> dict[str, Any]:
     return report
 
 
-def _mean_latencies(measured: MeasuredRun, worker: Worker) -> tuple[float, float]:
+def _mean_latencies(measured: MeasuredRun, worker: Worker, scheduling: Path | None) -> tuple[float, float]:
     run = measured.run
+    options = policy_options(scheduling, run.policy)
     requests = [
         replace(request, arrival_time=float(time))
         for request, time in zip(run.requests, measured.entry_times, strict=True)
     ]
-    result = simulate(run.policy, Workload(requests, run.result.output_len.tolist()), worker, run.seed)
+    result = simulate(run.policy, Workload(requests, run.result.output_len.tolist()), worker, run.seed, **options)
     simulated = replace(result, arrival_time=run.result.arrival_time)
     return mean_latency(simulated, run.num_warm_up), mean_latency(run.result, run.num_warm_up)
 

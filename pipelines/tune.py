@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     setting = {name: getattr(args, name) for name in names}
     model = length_predictor.spec.choose(args.model)
     write_json(folder / FILE_NAME, {"served_model": model, **setting, "policies": policies})
-    print(f"{folder / FILE_NAME}: pass it to amin simulate --scheduling")
+    print(f"{folder / FILE_NAME}: pass it to amin simulate or amin evaluate as --scheduling")
 
 
 def _load(text: str) -> float | None:

@@ -209,6 +209,24 @@ def test_evaluate_writes_results_and_a_report(
     assert page.count("data:image/png") == 6
 
 
+def test_evaluate_takes_the_levels_that_were_tuned(
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tau and the options of a policy; a file that is not of `amin tune` is one line."""
+    file = tmp_path / "scheduling.json"
+    options = {"reserve": 0.9, "pack_level": 0.75}
+    file.write_text(json.dumps({"policies": {"amin": {"tau": 0.25}, "amin-survival": {"options": options}}}))
+    more = ["--kv-blocks", "60", "--seeds", "1", "--policies", "amin-survival", "--scheduling"]
+    for name, argument in (("tuned", [str(file)]), ("default", ["missing.json"])):
+        code = evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / name, *more, *argument)
+        assert code == (0 if name == "tuned" else 2)
+    assert "missing.json: No such file or directory; amin tune writes it" in capsys.readouterr().err
+    results = json.loads((tmp_path / "tuned" / "results.json").read_text())
+    assert results["bounds"]["tau"] == 0.25
+    assert results["policies"]["amin-survival"]["mean"]["mean_kv_utilization"] < 0.5
+    assert results["replay"]["amin-survival"]["simulated_mean_latency"] > 0
+
+
 def test_the_engine_alone_serves_the_same_tokens(chat_model: Path) -> None:
     """Under pressure the engine's own scheduler evicts too, and a request's clock runs from its arrival."""
     from pipelines.served_model import load_served_model
