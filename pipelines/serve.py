@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on; anyone who reaches it can use and steer the server")
     add("--port", type=int, default=8080, help="port; 0 takes a free one and prints it")
     add("--tau", type=float, default=0.1, help="probability allowed below the bound, where a request names none")
-    add("--deadline-ms", type=float, default=50.0, help="milliseconds until the marginal bound is the answer")
+    add("--deadline-ms", type=float, default=100.0, help="milliseconds until the marginal bound is the answer")
     add("--max-wait-ms", type=float, default=2.0, help="milliseconds that a prompt waits for others in its batch")
     add("--max-batch", type=int, default=8, help="most prompts in one inference")
     add("--max-queue", type=int, default=256, help="most prompts that wait; others get the marginal bound at once")

@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("path", metavar="SERVING", type=Path, help="folder that amin export or amin train wrote")
     parser.add_argument("--data", type=Path, required=True, help="records with num_prompt_tokens (.parquet or .jsonl)")
-    parser.add_argument("--split", default="calibration", help="whose prompts are served; not those you report on")
+    parser.add_argument(
+        "--split",
+        help="whose prompts are served, not those you report on (default: calibration where the data has splits, else "
+        "all)",
+    )
     parser.add_argument("--model", help="served model to predict for, and whose records count; default: the folder's")
     parser.add_argument("--kv-budget", type=int, required=True, help="tokens that the KV cache holds")
     parser.add_argument("--block-size", type=int, default=1, help="tokens per KV block")
@@ -139,6 +143,8 @@ def _workloads(args: argparse.Namespace, length_predictor: "LengthPredictorLike"
     spec = length_predictor.spec
     model = spec.choose(args.model)
     rows = select_rows(args.data, None, args.split)
+    if args.split is None and any(row.text("split") for row in rows):
+        rows = select_rows(args.data, None, "calibration")
     rows = [row for row in rows if row.text("model") == model] or rows
     records = records_from_rows(rows)
     prompts = [prompt_of(row, spec.chat_options).prompt for row in rows]

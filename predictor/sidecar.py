@@ -22,7 +22,7 @@ class SidecarSettings:
 
     tau: float = 0.1
     """Probability allowed below the bound where a request names none."""
-    deadline: float = 0.05
+    deadline: float = 0.1
     """Seconds after which a prompt that is not predicted gets the marginal bound, where a request names none."""
     max_wait: float = 0.002
     """Seconds that a small prompt may wait for others to share its batch."""
