@@ -274,9 +274,9 @@ def test_a_student_keeps_some_layers_and_learns_from_a_teacher(
     for share in ("0", "1"):
         out = tmp_path / share
         amin(
-            "train", "--data", records_file, "--out", out, "--init", run_folder, "--teacher", teachers,
+            "train", "--data", records_file, "--out", out, "--encoder", run_folder / "predictor", "--teacher", teachers,
             "--teacher-share", share, "--num-layers", "1", "--max-prompt-tokens", "8", "--no-baselines",
-            *QUICK[:4], *QUICK[len(SHORT):],
+            *QUICK[:4], *QUICK[len(SHORT):], "--max-length", "256", "--num-bins", "16",
         )  # fmt: skip
         assert load_spec(out)[0].max_prompt_tokens == 8
         assert not any(".layer.1." in name for name in weights(out))
