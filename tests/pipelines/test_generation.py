@@ -235,7 +235,7 @@ def test_the_engine_alone_serves_the_same_tokens(chat_model: Path) -> None:
     rng = np.random.default_rng(0)
     served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
     prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
-    requests = [Request(f"r{i}", len(prompt), CAP, 0.01 * i) for i, prompt in enumerate(prompts)]
+    requests = [Request(f"r{i}", len(prompt), CAP, 1e-6 * i) for i, prompt in enumerate(prompts)]
     engine = EngineFifo(served.model, prompts, requests, KvCache(60, 4), served.generation_config, max_batch_tokens=48)
     result = engine.run()
     engine.close()
