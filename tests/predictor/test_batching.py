@@ -104,14 +104,14 @@ def test_the_earliest_deadline_goes_first() -> None:
 
 
 def test_what_would_be_late_is_shed_at_once_and_the_queue_is_bounded() -> None:
-    """20 ms a prompt: of ten with 70 ms, a few are predicted, the rest told at once; nobody waits much longer."""
-    model = Model(0.02)
+    """0.1 s a prompt: of ten with 0.35 s, a few are predicted, the rest told at once; nobody waits much longer."""
+    model = Model(0.1)
 
     async def main() -> tuple[list[object], float, list[object]]:
         async with Batcher(model, max_batch=1, max_queue=4) as batcher:
             await batcher.predict(["warm"], 5.0)
             start = time.perf_counter()
-            answers = values(await batcher.predict(["p"] * 10, 0.07))
+            answers = values(await batcher.predict(["p"] * 10, 0.35))
             seconds = time.perf_counter() - start
             full = values(await batcher.predict(["p"] * 10, 5.0))
             return answers, seconds, full
@@ -120,7 +120,7 @@ def test_what_would_be_late_is_shed_at_once_and_the_queue_is_bounded() -> None:
     assert set(answers) <= {1, "deadline", "queue_full"}
     assert 1 in answers
     assert answers.count("deadline") + answers.count("queue_full") >= 6
-    assert seconds < 0.5
+    assert seconds < 1.0
     assert full.count("queue_full") == 6
 
 
