@@ -43,10 +43,10 @@ LEVELS: Sequence[Mapping[str, float]] = (
     {},
     {"pack_level": 0.1},
     {"pack_level": 0.5},
-    {"reserve": 0.0},
-    {"reserve": 0.02},
-    {"reserve": 0.1},
-    {"pack_level": 0.5, "reserve": 0.1},
+    {"reserve_sd": 0.0},
+    {"reserve_sd": 0.3},
+    {"reserve_sd": 1.2},
+    {"pack_level": 0.5, "reserve_sd": 1.2},
     {"ageing": 0.0},
     {"ageing": 0.02},
 )
@@ -144,7 +144,8 @@ def _workloads(args: argparse.Namespace, length_predictor: "LengthPredictorLike"
     model = spec.choose(args.model)
     rows = select_rows(args.data, None, args.split)
     if args.split is None and any(row.text("split") for row in rows):
-        rows = select_rows(args.data, None, "calibration")
+        calibration_rows = [row for row in rows if row.text("split") == "calibration"]
+        rows = calibration_rows or select_rows(args.data, None, "calibration")  # which says what splits there are
     rows = [row for row in rows if row.text("model") == model] or rows
     records = records_from_rows(rows)
     prompts = [prompt_of(row, spec.chat_options).prompt for row in rows]

@@ -1,6 +1,8 @@
 """Amin on the whole survival curve: renewed bounds, order by expected volume, least progress evicted."""
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import ceil, sqrt
 from typing import Literal
 
 import numpy as np
@@ -22,8 +24,9 @@ class AminSurvival(Policy):
        The level of first bounds follows the answers: it moves by `adaptation` times the difference between `pack_level`
        and the share that ends below (adaptive conformal inference, arXiv 2106.00170), so that forecasts that are too
        long do not leave the cache empty, nor too short ones fill it with evictions.
-    2. Reserve: an admission leaves `reserve` of the cache free in the next iteration. The running requests grow into
-       it until one ends, where they would else have to evict whom they have just let in.
+    2. Reserve: an admission leaves free, in the next iteration, `reserve_sd` standard deviations of the sum of the
+       lengths that run. The requests grow into it until one ends, where they would else have to evict whom they have
+       just let in; the more of them run, and the surer their lengths, the smaller a share of the cache it is.
     3. Order: ascending expected memory over the rest of a life, since short is not what makes room (Smallest Volume
        First, arXiv 2606.22327). A request ages: each iteration since its arrival counts like `ageing` iterations of
        the whole cache. An evicted request is ordered by what it is known to exceed.
@@ -40,7 +43,7 @@ class AminSurvival(Policy):
         resume: bool = False,
         limits: Limits = NO_LIMITS,
         pack_level: float = 0.25,
-        reserve: float = 0.05,
+        reserve_sd: float = 0.6,
         ageing: float = 0.005,
         adaptation: float = 0.01,
         renew: bool = True,
@@ -55,21 +58,22 @@ class AminSurvival(Policy):
             resume: As in `Policy`.
             limits: As in `Policy`.
             pack_level: Quantile to pack by, in (0, 1).
-            reserve: Share of the cache that an admission leaves free, in [0, 1).
+            reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
             ageing: What an iteration of waiting counts, in iterations of the whole cache, at least 0.
             adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
             renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
             by_volume: Whether expected memory over a life orders, or else the median length.
             victim: Who is evicted: the least progress, the least generated, or as in `Amin` the least bound.
         """
-        kept_free = max(limits.watermark_blocks, int(reserve * kv_cache.num_blocks))
-        super().__init__(kv_cache, rng, resume=resume, limits=Limits(limits.max_running, kept_free))
-        self._pack_level, self._ageing = pack_level, ageing
+        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        self._pack_level, self._reserve_sd, self._ageing = pack_level, reserve_sd, ageing
         self._renew, self._by_volume, self._victim = renew, by_volume, victim
         self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
         self._forecasts: dict[int, Forecast] = {}
         self._volumes: dict[int, ExpectedVolume] = {}
+        self._variances: dict[int, int] = {}
+        self._variance = 0  # of the sum of the running lengths
         self._arrivals: dict[int, int] = {}
         self._bounds: dict[int, int] = {}  # of those that have been admitted
         self._first_bounds: dict[int, int] = {}
@@ -84,6 +88,7 @@ class AminSurvival(Policy):
         self.waiting.remember(index, request)
         self._forecasts[index] = forecast = request.forecast_or_bounds()
         self._volumes[index] = ExpectedVolume(forecast, request.num_prompt_tokens, request.max_new_tokens)
+        self._variances[index] = round(forecast.variance(request.max_new_tokens))
         self._new.append(index)
 
     def schedule(self, running: RunningBatch) -> Decision:
@@ -100,7 +105,7 @@ class AminSurvival(Policy):
             preempted = evict_while_full(running, self.kv_cache.num_blocks, order)
             for index in preempted:
                 self._requeue(index, running)
-        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve)
         for index in decision.admit:
             self._start(index, running.clock - self._kept_tokens.pop(index, 0))
         return decision
@@ -136,6 +141,7 @@ class AminSurvival(Policy):
 
     def _start(self, index: int, start: int) -> None:
         self._starts[index] = start
+        self._variance += self._variances[index]
         self._bounds[index] = bound = self._estimate(index)
         self._first_bounds.setdefault(index, bound)
         heappush(self._ends, (start + bound, index, start))
@@ -143,6 +149,7 @@ class AminSurvival(Policy):
     def _requeue(self, index: int, running: RunningBatch) -> None:
         self._peak.remove(index, running.clock)
         del self._starts[index]
+        self._variance -= self._variances[index]
         generated = running.num_generated(index)
         self._bounds[index] = self._bound(index, generated)
         kept = generated if self.resume else 0
@@ -154,6 +161,12 @@ class AminSurvival(Policy):
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
         return self._bounds.get(index) or self._bound(index, 0)
+
+    def _reserve(self, index: int, admitted: Sequence[int]) -> int:
+        """Return the blocks that the admission of a request, after `admitted`, leaves free."""
+        variance = self._variance + sum(self._variances[i] for i in admitted) + self._variances[index]
+        kept_free = ceil(self._reserve_sd * sqrt(variance) / self.kv_cache.block_size)
+        return max(self.limits.watermark_blocks, kept_free)
 
     def _bound(self, index: int, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
@@ -178,6 +191,7 @@ class AminSurvival(Policy):
         self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
         super().finish(index, output_len)
         self._peak.finish(index)
-        for column in (self._forecasts, self._volumes, self._arrivals, self._bounds, self._starts):
+        self._variance -= self._variances[index]
+        for column in (self._forecasts, self._volumes, self._variances, self._arrivals, self._bounds, self._starts):
             del column[index]
         self._known.pop(index, None)

@@ -57,6 +57,15 @@ class Forecast:
         """Return E[min(length, cap)] in tokens."""
         return self._area(0.0, cap)
 
+    def variance(self, cap: float = np.inf) -> float:
+        """Return the variance of min(length, cap), in tokens squared: E[x^2] is the integral of 2 x S(x)."""
+        points = self._points(0.0, cap)
+        alive = np.interp(points, self.edges, self.survival)
+        middle = (points[1:] + points[:-1]) / 2 * (alive[1:] + alive[:-1]) / 2  # Simpson: exact for x S(x)
+        ends = points * alive
+        squares = np.diff(points) * (ends[1:] + ends[:-1] + 4 * middle) / 3
+        return max(0.0, float(squares.sum() - np.trapezoid(alive, points) ** 2))
+
     def tail_mean(self, level: float, cap: float = np.inf) -> float:
         """Return the mean of the longest 1 - `level` of min(length, cap), in tokens (CVaR)."""
         start = min(self.quantile(level), cap)
@@ -64,10 +73,14 @@ class Forecast:
 
     def _area(self, left: float, right: float) -> float:
         """Return the integral of the survival function from `left` to `right`."""
+        points = self._points(left, right)
+        return float(np.trapezoid(np.interp(points, self.edges, self.survival), points))
+
+    def _points(self, left: float, right: float) -> Floats:
+        """Return `left`, the edges between and `right`, or the last edge if that comes before."""
         right = min(right, float(self.edges[-1]))
         inner = self.edges[(self.edges > left) & (self.edges < right)]
-        points = np.concatenate([[left], inner, [right]])
-        return float(np.trapezoid(np.interp(points, self.edges, self.survival), points))
+        return np.concatenate([[left], inner, [right]])
 
 
 def through_bounds(lower: int, middle: int, upper: int, longest: int) -> Forecast:

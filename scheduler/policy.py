@@ -153,6 +153,7 @@ def admit_while_peak_fits(
     preempted: Sequence[int],
     peak: FuturePeak,
     estimate: Callable[[int], int],
+    reserve: Callable[[int, Sequence[int]], int] | None = None,
 ) -> Decision:
     """Pop waiting requests in order while the future peak stays within the cache; return the whole decision.
 
@@ -164,6 +165,8 @@ def admit_while_peak_fits(
         preempted: Requests that make room; they are in the queue again.
         peak: Profile of the other running requests; the admitted ones are added.
         estimate: Output length of a request; it is taken to end with that token, or else with the next.
+        reserve: Blocks that the admission of a request, after others in this decision, leaves free in the next
+            iteration. Default: the watermark.
     """
     waiting, clock, size = policy.waiting, running.clock, policy.kv_cache.block_size
     admitted: list[int] = []
@@ -174,13 +177,13 @@ def admit_while_peak_fits(
     for index in preempted:
         free += running.blocks(index)
     count = len(running) - len(preempted)
-    room, reserve = policy.limits.room(count), policy.limits.watermark_blocks
+    room, watermark = policy.limits.room(count), policy.limits.watermark_blocks
     while waiting:
         index, held, num_generated = waiting.head()
         remaining = max(1, estimate(index) - num_generated)
         free += -(held + 1) // size
         if count:
-            if free < reserve or room <= len(admitted):
+            if free < (reserve(index, admitted) if reserve else watermark) or room <= len(admitted):
                 break  # until a request ends
             wait = peak.try_add(index, clock, held, remaining)
             if wait:

@@ -420,7 +420,10 @@ class SlowSurvival(SlowLoop):
         limits = self.case.limits
         if limits.max_running is not None and len(together) > limits.max_running:
             return False
-        kept_free = max(limits.watermark_blocks, int(0.05 * self.kv_cache.num_blocks))
+        requests = [self.requests[i] for i in together]
+        variance = sum(round(r.forecast_or_bounds().variance(r.max_new_tokens)) for r in requests)
+        deviation = 0.6 * math.sqrt(variance) / self.kv_cache.block_size
+        kept_free = max(limits.watermark_blocks, math.ceil(deviation))
         if self.next_blocks(together) > self.kv_cache.num_blocks - kept_free:
             return False
         left = {i: max(1, self.estimate[i] - self.generated[i]) for i in together}

@@ -51,10 +51,11 @@ def test_a_conditional_quantile_is_a_ratio_of_survivals(forecast: Forecast, leve
 @PROPERTY
 @given(forecasts(), st.integers(1, 200), st.sampled_from([0.5, 0.9]))
 def test_means_are_those_of_many_draws(forecast: Forecast, cap: int, level: float) -> None:
-    """Mean and tail mean of the capped length agree with quantiles drawn on a fine grid."""
+    """Mean, variance and tail mean of the capped length agree with quantiles drawn on a fine grid."""
     grid = (np.arange(4000) + 0.5) / 4000
     lengths = np.array([min(forecast.quantile(u), cap) for u in grid])
     assert forecast.mean(cap) == pytest.approx(lengths.mean(), abs=0.02 * forecast.edges[-1])
+    assert forecast.variance(cap) == pytest.approx(lengths.var(), abs=0.005 * forecast.edges[-1] ** 2)
     worst = lengths[int(level * 4000) :].mean()
     assert forecast.tail_mean(level, cap) == pytest.approx(worst, abs=0.05 * forecast.edges[-1])
 
