@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.scheduling import tuned_tau
+from pipelines.scheduling import policy_options, tuned_tau
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict, generate under every policy, write results and report."""
+    from scheduler.policies import POLICIES
+
     names = policy_names(args.policies)
     _check(args, names)
+    options = {name: policy_options(args.scheduling, name) for name in POLICIES}
     if args.tau is None:
         args.tau = (None if args.scheduling is None else tuned_tau(args.scheduling)) or DEFAULT_TAU
 
@@ -123,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
             args.served_model, args.max_new_tokens, args.device, greedy=args.decoding == "greedy"
         )
         store = RunStore(args.out, _settings(args), resume=args.resume)
-        case = prepare(args, served, store.case)
+        case = prepare(args, served, options, store.case)
         store.require_prompts(case.texts)
         kv_cache = KvCache(args.kv_blocks or default_blocks(case, args.block_size), args.block_size)
         if served.tokenizer.chat_template is None:

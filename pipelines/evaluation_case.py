@@ -1,6 +1,7 @@
-"""What all runs of `amin evaluate` share: prompts, bounds and reference lengths."""
+"""What all runs of `amin evaluate` share: prompts, bounds, reference lengths and the options of policies."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,22 @@ class Case:
     output_lens: list[int] | None
     reference: list[list[int]] | None
     """Token ids of the unconstrained greedy run, to compare with."""
+    policy_options: Mapping[str, dict[str, Any]]
+    """By name of a policy, what it is built with."""
 
 
-def prepare(args: argparse.Namespace, served: ServedModel, kept: dict[str, Any] | None) -> Case:
+def prepare(
+    args: argparse.Namespace,
+    served: ServedModel,
+    policy_options: Mapping[str, dict[str, Any]],
+    kept: dict[str, Any] | None,
+) -> Case:
     """Return the case: prompts read and encoded, bounds predicted, reference lengths taken or made.
 
     Args:
         args: Options of `amin evaluate`.
         served: The model.
+        policy_options: By name of a policy, what it is built with.
         kept: `output_lens` and `reference` of an interrupted evaluation, or None.
 
     Raises:
@@ -45,14 +54,14 @@ def prepare(args: argparse.Namespace, served: ServedModel, kept: dict[str, Any] 
     facts = [Request(row.prompt_id, len(p), args.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
     requests = bounds.predicted(facts, texts)
     if kept is not None:
-        return Case(bounds, texts, prompts, facts, requests, kept["output_lens"], kept["reference"])
+        return Case(bounds, texts, prompts, facts, requests, kept["output_lens"], kept["reference"], policy_options)
     output_lens = _recorded_lens(args) if args.decoding == "forced" else None
     reference = None
     if output_lens is None and args.decoding != "sample":
         answers = generate(served, prompts, max_running=32, seed=args.seed, description="reference")
         output_lens = [len(answer.tokens) for answer in answers]
         reference = [answer.tokens for answer in answers] if args.decoding == "greedy" else None
-    return Case(bounds, texts, prompts, facts, requests, output_lens, reference)
+    return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options)
 
 
 def _recorded_lens(args: argparse.Namespace) -> list[int] | None:

@@ -39,7 +39,7 @@ def write_all(
         fitted = fit_cost_model(iterations)
         resume = args.eviction == "resume"
         worker = Worker(kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=args.max_batch_tokens)
-        replayed = replay(runs, worker, args.scheduling)
+        replayed = replay(runs, worker, case.policy_options)
         results |= {"cost_fit": _write_inputs(args, worker, fitted, runs), "replay": replayed}
     policy_runs = [measured.run for measured in runs]
     write_results(args.out, results, policy_runs)

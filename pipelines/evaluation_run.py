@@ -12,7 +12,6 @@ from tqdm import tqdm
 from pipelines.arrival_predictions import PredictedArrivals
 from pipelines.evaluation_case import Case
 from pipelines.results import PolicyRun
-from pipelines.scheduling import policy_options
 from pipelines.served_model import ServedModel
 from pipelines.timed_policy import TimedPolicy
 from scheduler.arrivals import arrival_times
@@ -76,7 +75,7 @@ def measure(
         run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(args, requests))
         return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
     resume = args.eviction == "resume"
-    options = policy_options(args.scheduling, name)
+    options = case.policy_options[name]
     policy = TimedPolicy(make_policy(name, kv_cache, rng, resume=resume, output_lens=lens, **options))
     executor = TransformersExecutor(
         served.model, prompts, kv_cache, served.generation_config, resume=resume, **settings

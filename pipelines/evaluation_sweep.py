@@ -19,7 +19,7 @@ from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
 from scheduler.simulation import Worker, simulate
 from scheduler.workload import Workload
 
-POLICY = "amin"
+POLICY = "amin-survival"
 BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """KV caches, in shares of that of the evaluation."""
 LOADS = (0.5, 0.7, 0.85, 1.0, 1.2)
@@ -62,7 +62,7 @@ def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Seque
 
 def _capacity(case: Case, lens: Sequence[int], worker: Worker) -> float:
     """Return the requests per second that fcfs serves of a standing queue, in the simulator."""
-    result = simulate("fcfs", Workload(case.requests, list(lens)), worker, 0)
+    result = simulate("fcfs", Workload(case.requests, list(lens)), worker, 0, **case.policy_options["fcfs"])
     return len(lens) / float(result.finish_time.max())
 
 
@@ -71,7 +71,10 @@ def _simulated(case: Case, lens: Sequence[int], worker: Worker, rate: float) -> 
     gains, waits = [], []
     for seed in range(NUM_SEEDS):
         workload = _drawn(case, lens, rate, np.random.default_rng(seed))
-        fcfs, ours = (summarize(simulate(name, workload, worker, seed), worker.kv_cache) for name in ("fcfs", POLICY))
+        fcfs, ours = (
+            summarize(simulate(name, workload, worker, seed, **case.policy_options[name]), worker.kv_cache)
+            for name in ("fcfs", POLICY)
+        )
         keys = ("mean_latency", "p99_latency")
         gains.append({key: np.divide(fcfs[key], ours[key]).item() for key in keys})
         waits.append(np.divide(fcfs["mean_queueing_delay"], fcfs["mean_latency"]).item())

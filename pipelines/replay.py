@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from pipelines.evaluation_run import ENGINE_FIFO, MeasuredRun
 from pipelines.files import atomic_file, write_json
-from pipelines.scheduling import policy_options
 from scheduler.cost_model import CostModel
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
@@ -21,22 +20,26 @@ from scheduler.simulation import Worker, simulate
 from scheduler.workload import Workload
 
 
-def replay(runs: Sequence[MeasuredRun], worker: Worker, scheduling: Path | None = None) -> dict[str, Any]:
+def replay(
+    runs: Sequence[MeasuredRun], worker: Worker, policy_options: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Return by policy the simulated and the measured mean latency, in seconds, and their ratio; means over seeds.
 
     `iterations_over_measured` is what the cost model says of the very iterations that were run, over what they took: as
     far as it explains the ratio of the latencies, the clock is off (the fit, or a machine whose speed drifted between
     the runs), and the simulator's schedule is right.
 
-    The simulator gets the arrivals, output lengths and bounds of each run, and a request when the policy got it. The
-    engine's own scheduler is none of its policies and left out.
+    The simulator gets the arrivals, output lengths and bounds of each run, and a request when the policy got it; of
+    `policy_options`, what the run's policy is built with. The engine's own scheduler is none of its policies and left
+    out.
     """
+    options = policy_options or {}
     pairs: dict[str, list[tuple[float, ...]]] = {}
     for measured in tqdm(runs, desc="replay", unit="run"):
         if measured.run.policy != ENGINE_FIFO:
             pairs.setdefault(measured.run.policy, []).append(
                 (
-                    *_mean_latencies(measured, worker, scheduling),
+                    *_mean_latencies(measured, worker, options.get(measured.run.policy, {})),
                     *_iteration_seconds(measured.iterations, worker.cost_model),
                 )
             )
@@ -52,9 +55,8 @@ def replay(runs: Sequence[MeasuredRun], worker: Worker, scheduling: Path | None 
     return report
 
 
-def _mean_latencies(measured: MeasuredRun, worker: Worker, scheduling: Path | None) -> tuple[float, float]:
+def _mean_latencies(measured: MeasuredRun, worker: Worker, options: Mapping[str, Any]) -> tuple[float, float]:
     run = measured.run
-    options = policy_options(scheduling, run.policy)
     requests = [
         replace(request, arrival_time=float(time))
         for request, time in zip(run.requests, measured.entry_times, strict=True)

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+from pipelines import evaluation_sweep
 from pipelines.cost_fit import fit_cost_model, non_negative_least_squares
+from pipelines.evaluation_case import Case
 from pipelines.evaluation_run import UNPREDICTED, MeasuredRun
 from pipelines.replay import replay, write_workload
 from pipelines.results import PolicyRun
@@ -68,6 +71,20 @@ def test_a_replay_of_what_the_model_made_is_exact(policy: str) -> None:
     replayed = replay([measured(policy)], worker)[policy]
     assert replayed["simulated_over_measured"] == pytest.approx(1)
     assert replayed["iterations_over_measured"] == pytest.approx(1)
+
+
+def test_the_map_is_of_the_policy_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its simulated cells are built with the options that the runs have."""
+    monkeypatch.setattr(evaluation_sweep, "MEASURED", ())
+    monkeypatch.setattr(evaluation_sweep, "NUM_SEEDS", 2)
+    lens = np.random.default_rng(2).integers(1, 40, 30).tolist()
+    worker = Worker(KvCache(30, 4), resume=True, cost_model=TRUE)
+    cells = []
+    for options in ({}, {"refinement": "eviction"}):
+        built_with: dict[str, dict[str, Any]] = {"fcfs": {}, "amin": options}
+        case = Case(Any, [], [], [], requests(), lens, None, built_with)
+        cells.append(evaluation_sweep.sweep(Any, Any, case, lens, worker)["cells"])
+    assert cells[0] != cells[1]
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -1,4 +1,6 @@
+import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,22 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def count_calls(
+    patch: pytest.MonkeyPatch, owner: Any, name: str, interrupt_after: float = math.inf
+) -> list[tuple[Any, ...]]:
+    """The arguments of each call of `owner.name` as they come; after so many calls the user interrupts the next."""
+    original, calls = getattr(owner, name), list[tuple[Any, ...]]()
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        if len(calls) == interrupt_after:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return original(*arguments, **more)
+
+    patch.setattr(owner, name, counted)
+    return calls
 
 
 def run_policy(
@@ -137,23 +155,16 @@ def test_an_interrupted_collect_continues(
     """Answers made before the interruption are kept as they were; a cut last line is made again."""
     import pipelines.collect
 
-    out, add, seen = tmp_path / "records.parquet", pipelines.collect.Draws.add, []
-
-    def interrupt(self: Any, *answer: Any) -> None:
-        if len(seen) == 15:
-            raise KeyboardInterrupt
-        seen.append(answer)
-        add(self, *answer)
-
-    monkeypatch.setattr(pipelines.collect.Draws, "add", interrupt)
-    assert collect(chat_model, prompts_file, out) == 130
+    out = tmp_path / "records.parquet"
+    with monkeypatch.context() as patch:
+        added = count_calls(patch, pipelines.collect.Draws, "add", interrupt_after=15)
+        assert collect(chat_model, prompts_file, out) == 130
     assert not out.exists()
-    monkeypatch.undo()
     partial = tmp_path / "records.parquet.partial.jsonl"
     partial.write_text(partial.read_text() + "[3, 1, 1")
     assert collect(chat_model, prompts_file, out) == 0
     rows = pq.read_table(out).to_pylist()
-    for prompt, draw, length, is_truncated in seen:
+    for _, prompt, draw, length, is_truncated in added:
         assert (rows[prompt]["output_lens"][draw], rows[prompt]["is_truncated"][draw]) == (length, is_truncated)
     assert not partial.exists()
 
@@ -210,17 +221,14 @@ def test_evaluate_writes_results_and_a_report(
 
 
 def test_evaluate_takes_the_levels_that_were_tuned(
-    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path
 ) -> None:
-    """A tau and the options of a policy; a file that is not of `amin tune` is one line."""
+    """A tau and the options of a policy."""
     file = tmp_path / "scheduling.json"
-    options = {"reserve": 0.9, "pack_level": 0.75}
+    options = {"reserve_sd": 100.0, "pack_level": 0.75}
     file.write_text(json.dumps({"policies": {"amin": {"tau": 0.25}, "amin-survival": {"options": options}}}))
-    more = ["--kv-blocks", "60", "--seeds", "1", "--policies", "amin-survival", "--scheduling"]
-    for name, argument in (("tuned", [str(file)]), ("default", ["missing.json"])):
-        code = evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / name, *more, *argument)
-        assert code == (0 if name == "tuned" else 2)
-    assert "missing.json: No such file or directory; amin tune writes it" in capsys.readouterr().err
+    more = ["--kv-blocks", "60", "--seeds", "1", "--policies", "amin-survival", "--scheduling", str(file)]
+    assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "tuned", *more) == 0
     results = json.loads((tmp_path / "tuned" / "results.json").read_text())
     assert results["bounds"]["tau"] == 0.25
     assert results["policies"]["amin-survival"]["mean"]["mean_kv_utilization"] < 0.5
@@ -279,38 +287,32 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     import pipelines.evaluation_run
     import pipelines.evaluation_sweep
 
-    out, measure, calls = tmp_path / "out", pipelines.evaluation_run.measure, []
-
-    def interrupt(name: str, seed: int, *rest: Any, **more: Any) -> Any:
-        if len(calls) == 3:  # warm-up, fcfs, amin
-            raise KeyboardInterrupt
-        calls.append((name, seed))
-        return measure(name, seed, *rest, **more)
-
-    monkeypatch.setattr(pipelines.evaluation_run, "measure", interrupt)
+    out = tmp_path / "out"
     monkeypatch.setattr(pipelines.evaluation_sweep, "NUM_SEEDS", 2)
     monkeypatch.setattr(pipelines.evaluation_sweep, "FEWEST_REQUESTS", 30)
     base = ["--kv-blocks", "40", "--policies", "fcfs,amin", "--seeds", "2"]
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base) == 130
+    run_evaluation = functools.partial(evaluate, chat_model, exports["fp32"], prompts_file, out, *base)
+    with monkeypatch.context() as patch:
+        count_calls(patch, pipelines.evaluation_run, "measure", interrupt_after=3)  # warm-up, fcfs, amin
+        assert run_evaluation() == 130
     results = json.loads((out / "results.json").read_text())
     assert results["partial"]
     assert results["missing_runs"] == ["amin seed 1", "fcfs seed 1"]
     assert "Partial results" in (out / "report.html").read_text()
     before = results["policies"]["amin"]["seeds"][0]
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base) == 2
+    assert run_evaluation() == 2
     assert "--resume" in capsys.readouterr().err
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--tau", "0.2", "--resume") == 2
+    assert run_evaluation("--tau", "0.2", "--resume") == 2
     assert "made with tau 0.1, now it is 0.2" in capsys.readouterr().err
     kept = prompts_file.read_text()
     prompts_file.write_text(kept.replace("night 3", "night 33"))
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume") == 2
+    assert run_evaluation("--resume") == 2
     assert "the prompts are not those" in capsys.readouterr().err
     prompts_file.write_text(kept)
 
-    calls.clear()
-    monkeypatch.setattr(pipelines.evaluation_run, "measure", lambda *a, **k: calls.append(a[:2]) or measure(*a, **k))
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume") == 0
-    assert calls == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
+    calls = count_calls(monkeypatch, pipelines.evaluation_run, "measure")
+    assert run_evaluation("--resume") == 0
+    assert [arguments[:2] for arguments in calls] == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
     results = json.loads((out / "results.json").read_text())
     assert not results["partial"]
     assert results["policies"]["amin"]["seeds"][0] == before
@@ -324,7 +326,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     assert main(argv) == 0
     assert set(results["replay"]) == {"fcfs", "amin"}
 
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *base, "--resume", "--sweep") == 0
+    assert run_evaluation("--resume", "--sweep") == 0
     cells = json.loads((out / "results.json").read_text())["sweep"]["cells"]
     assert sum("measured_gain" in cell for cell in cells) == 2
     assert all(cell["gain"]["mean_latency"] > 0 for cell in cells)
@@ -386,6 +388,10 @@ BAD = {
     "unknown served model of the predictor": (["--predictor-model", "gpt-9"], "'gpt-9' is not known"),
     "predict timeout": (["--predict-timeout", "0"], "--predict-timeout is 0.0"),
     "warm-up": (["--warm-up", "0.9"], "--warm-up is 0.9"),
+    "levels, before the model": (
+        ["--scheduling", "missing.json", "--tau", "0.2", "--served-model", "no-such-model"],
+        "missing.json: No such file or directory; amin tune writes it",
+    ),
 }
 
 
