@@ -73,6 +73,32 @@ class RunResult:
     timeline: Timeline
 
 
+class Outcomes:
+    """What a run notes of every request, by index, as `RunResult` has it; NaN and 0 for what has not happened."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        """Start with nothing noted but the arrivals."""
+        size = len(requests)
+        self.arrival_time = [request.arrival_time for request in requests]
+        self.admission_time, self.first_token_time, self.finish_time = ([math.nan] * size for _ in range(3))
+        self.output_len, self.num_evictions, self.num_recomputed_tokens = ([0] * size for _ in range(3))
+        self.entries = array("d")
+        """Of the timeline, the attributes of each one after the other."""
+
+    def result(self) -> RunResult:
+        """Return what has happened so far."""
+        return RunResult(
+            arrival_time=np.array(self.arrival_time, dtype=np.float64),
+            admission_time=np.array(self.admission_time, dtype=np.float64),
+            first_token_time=np.array(self.first_token_time, dtype=np.float64),
+            finish_time=np.array(self.finish_time, dtype=np.float64),
+            output_len=np.array(self.output_len, dtype=np.int64),
+            num_evictions=np.array(self.num_evictions, dtype=np.int64),
+            num_recomputed_tokens=np.array(self.num_recomputed_tokens, dtype=np.int64),
+            timeline=Timeline.from_entries(self.entries),
+        )
+
+
 class Loop:
     """Runs a workload to its end: arrivals -> policy decides -> executor carries out -> outcomes are recorded."""
 
@@ -108,11 +134,8 @@ class Loop:
         self._num_waiting = 0
         self._running = RunningBatch(kv_cache)
         self._kept_tokens: dict[int, int] = {}
-        size = len(requests)
-        self._admission_time, self._first_token_time, self._finish_time = ([math.nan] * size for _ in range(3))
-        self._output_len, self._num_evictions, self._num_recomputed_tokens = ([0] * size for _ in range(3))
+        self._outcomes = Outcomes(requests)
         self._without_token: list[int] = []  # running requests that have never produced one
-        self._entries = array("d")
 
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
         """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
@@ -135,16 +158,7 @@ class Loop:
 
     def result(self) -> RunResult:
         """Return what has happened so far; NaN for what has not."""
-        return RunResult(
-            arrival_time=np.array([request.arrival_time for request in self._requests], dtype=np.float64),
-            admission_time=np.array(self._admission_time, dtype=np.float64),
-            first_token_time=np.array(self._first_token_time, dtype=np.float64),
-            finish_time=np.array(self._finish_time, dtype=np.float64),
-            output_len=np.array(self._output_len, dtype=np.int64),
-            num_evictions=np.array(self._num_evictions, dtype=np.int64),
-            num_recomputed_tokens=np.array(self._num_recomputed_tokens, dtype=np.int64),
-            timeline=Timeline.from_entries(self._entries),
-        )
+        return self._outcomes.result()
 
     def _take_arrivals(self) -> None:
         taken = self._arrivals.take(self._executor.now)
@@ -158,9 +172,10 @@ class Loop:
         if len(preempted) == len(running) == 1:
             request_id = self._requests[preempted[0]].request_id
             raise InputError(f"request {request_id!r} outgrew the KV cache while it ran alone: raise the budget")
+        outcomes = self._outcomes
         for index in preempted:
-            self._num_evictions[index] += 1
-            self._num_recomputed_tokens[index] += running.num_tokens(index)
+            outcomes.num_evictions[index] += 1
+            outcomes.num_recomputed_tokens[index] += running.num_tokens(index)
             if self._resume:
                 self._kept_tokens[index] = running.num_generated(index)
             running.remove(index)
@@ -170,16 +185,16 @@ class Loop:
         self._num_waiting += len(preempted)
 
     def _admit(self, admitted: Sequence[int]) -> None:
-        now = self._executor.now
+        now, outcomes = self._executor.now, self._outcomes
         self._num_waiting -= len(admitted)
         for index in admitted:
             num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
             self._running.append(index, num_prompt_tokens, kept)
             self._executor.admit(index, num_prompt_tokens + kept, kept)
-            if not self._num_evictions[index]:
-                self._admission_time[index] = now
+            if not outcomes.num_evictions[index]:
+                outcomes.admission_time[index] = now
                 self._without_token.append(index)
-            elif math.isnan(self._first_token_time[index]):
+            elif math.isnan(outcomes.first_token_time[index]):
                 self._without_token.append(index)
 
     def _iterate(self, valid_for: float) -> Sequence[int]:
@@ -194,21 +209,21 @@ class Loop:
         if self._without_token:
             self._note_first_tokens(first_end, stalled)
         for index in finished:
-            self._finish_time[index] = now
-            self._output_len[index] = output_len = running.num_generated(index)
+            self._outcomes.finish_time[index] = now
+            self._outcomes.output_len[index] = output_len = running.num_generated(index)
             running.remove(index)
             self._policy.finish(index, output_len)
         entry = (now, now - started, num_iterations, self._num_waiting, count, first_blocks, last_blocks)
-        self._entries.extend(entry)
+        self._outcomes.entries.extend(entry)
         return finished
 
     def _note_first_tokens(self, time: float, stalled: Sequence[int]) -> None:
-        left = []
+        first_token_time, left = self._outcomes.first_token_time, []
         for index in self._without_token:
             if index in stalled:
                 left.append(index)
             else:
-                self._first_token_time[index] = time
+                first_token_time[index] = time
         self._without_token = left
 
 

@@ -6,18 +6,16 @@ safety margin. Only clocks are read from outside.
 
 import math
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from transformers import GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from scheduler.integrations.transformers_cb import check_room
 from scheduler.integrations.transformers_engine import Engine, Output
 from scheduler.kv_cache import KvCache
-from scheduler.loop import RunResult, Timeline
+from scheduler.loop import Outcomes, RunResult
 from scheduler.request import Request
 
 
@@ -48,10 +46,7 @@ class EngineFifo:
             model, kv_cache, generation_config, max_batch_tokens=max_batch_tokens, seed=seed, safety_margin=None
         )
         self._prompts, self._requests, self._kv_cache, self._forced_lens = prompts, requests, kv_cache, forced_lens
-        size = len(requests)
-        self._admission_time, self._first_token_time, self._finish_time = ([math.nan] * size for _ in range(3))
-        self._output_len, self._num_evictions, self._num_recomputed_tokens = ([0] * size for _ in range(3))
-        self._entries = array("d")
+        self._outcomes = Outcomes(requests)
         self.outputs: dict[int, Output] = {}
 
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
@@ -73,52 +68,40 @@ class EngineFifo:
             finished = self._note(batch, now, time.perf_counter() - started)
             if on_finish and finished:
                 on_finish(finished)
-        return self._result()
+        return self._outcomes.result()
 
     def _prepare(self, now: float) -> list[RequestState]:
         """Let the engine choose a batch; return all that are active, and note who came and who was evicted."""
         before = dict(self._engine.queues.active_requests)
         self._engine.prepare()
-        active = self._engine.queues.active_requests
+        active, outcomes = self._engine.queues.active_requests, self._outcomes
         for name, state in before.items():
             if active.get(name) is not state:
-                self._num_evictions[int(name)] += 1
-                self._num_recomputed_tokens[int(name)] += state.position_offset
+                outcomes.num_evictions[int(name)] += 1
+                outcomes.num_recomputed_tokens[int(name)] += state.position_offset
         for name in active:
-            if math.isnan(self._admission_time[int(name)]):
-                self._admission_time[int(name)] = now
+            if math.isnan(outcomes.admission_time[int(name)]):
+                outcomes.admission_time[int(name)] = now
         return list(active.values())
 
     def _note(self, batch: Sequence[RequestState], started: float, now: float) -> list[int]:
         """Note first tokens and ends of an iteration from `started` to `now`, and its entry in the timeline."""
-        finished = []
+        outcomes, finished = self._outcomes, []
         for state in batch:
             index = int(state.request_id)
-            if state.generated_tokens and math.isnan(self._first_token_time[index]):
-                self._first_token_time[index] = now
+            if state.generated_tokens and math.isnan(outcomes.first_token_time[index]):
+                outcomes.first_token_time[index] = now
             if state.status == RequestStatus.FINISHED:
                 finished.append(index)
-                self._finish_time[index] = now
+                outcomes.finish_time[index] = now
                 self.outputs[index] = self._engine.output(
                     state, len(self._prompts[index]), self._forced_lens is not None
                 )
-                self._output_len[index] = len(self.outputs[index].tokens)
+                outcomes.output_len[index] = len(self.outputs[index].tokens)
         blocks = sum(self._kv_cache.blocks(state.position_offset) for state in batch)
         num_waiting = len(self._engine.queues.waiting_requests)
-        self._entries.extend((now, now - started, 1, num_waiting, len(batch), blocks, blocks))
+        outcomes.entries.extend((now, now - started, 1, num_waiting, len(batch), blocks, blocks))
         return finished
-
-    def _result(self) -> RunResult:
-        return RunResult(
-            arrival_time=np.array([request.arrival_time for request in self._requests], dtype=np.float64),
-            admission_time=np.array(self._admission_time, dtype=np.float64),
-            first_token_time=np.array(self._first_token_time, dtype=np.float64),
-            finish_time=np.array(self._finish_time, dtype=np.float64),
-            output_len=np.array(self._output_len, dtype=np.int64),
-            num_evictions=np.array(self._num_evictions, dtype=np.int64),
-            num_recomputed_tokens=np.array(self._num_recomputed_tokens, dtype=np.int64),
-            timeline=Timeline.from_entries(self._entries),
-        )
 
     def close(self) -> None:
         """Free the engine's cache."""

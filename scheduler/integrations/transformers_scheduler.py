@@ -5,7 +5,6 @@ is admitted is the policy's, all else stays transformers'. Works with transforme
 interface is not public. An evicted request keeps its tokens and prefills them again.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,6 +18,7 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 from scheduler.errors import InputError
 from scheduler.integrations.at_arrival import AtArrival
 from scheduler.integrations.mirror import Mirror
+from scheduler.integrations.transformers_cb import check_room
 from scheduler.kv_cache import KvCache, Limits
 from scheduler.policy import Policy
 from scheduler.request import Request
@@ -146,14 +146,11 @@ class PolicyScheduler(Scheduler):
         if state.num_children:
             raise InputError(f"request {state.request_id}: several sequences for one prompt are not supported")
         num_prompt_tokens = len(state.initial_tokens)
-        room = self._kv_cache.num_blocks * self._kv_cache.block_size - num_prompt_tokens
-        limit = min(room, math.inf if state.max_new_tokens is None else state.max_new_tokens)
-        if limit < 1 or (state.max_new_tokens or 0) > room:
-            raise InputError(
-                f"request {state.request_id}: {num_prompt_tokens} prompt tokens and up to {state.max_new_tokens} new "
-                f"ones exceed the KV cache of {self._kv_cache.num_blocks} blocks of {self._kv_cache.block_size}"
-            )
-        return Request(state.request_id, num_prompt_tokens, int(limit), time.monotonic())
+        room = self._kv_cache.kv_budget - num_prompt_tokens
+        limit = max(1, room) if state.max_new_tokens is None else state.max_new_tokens
+        request = Request(state.request_id, num_prompt_tokens, limit, time.monotonic())
+        check_room(request, limit, self._kv_cache)
+        return request
 
 
 def generated(state: RequestState) -> int:

@@ -175,14 +175,13 @@ def test_a_cancelled_request_is_forgotten(model: Any, prompts: list[list[int]]) 
             processor._generation_step(model)
             processor.update_batch()
             if step == 3:
-                for name in [
-                    *list(processor.scheduler.active_requests)[:2],
-                    *list(processor.scheduler.waiting_requests)[:2],
-                ]:
+                active, waiting = processor.scheduler.active_requests, processor.scheduler.waiting_requests
+                cancelled = [*list(active)[:2], *list(waiting)[:2]]  # one may be active while others are predicted
+                for name in cancelled:
                     processor.scheduler.set_request_cancellation(name)
             while (output := manager.get_result(timeout=0)) is not None:
                 done.add(output.request_id)
-    assert len(done) == len(prompts) - 4
+    assert done == {f"r{i}" for i in range(len(prompts))} - {*cancelled}
     assert not len(processor.scheduler.mirror)
     manager.destroy()
 
