@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-wait-ms", type=float, default=2.0, help="milliseconds that a prompt waits for others in its batch")
     add("--max-batch", type=int, default=8, help="most prompts in one inference")
     add("--max-queue", type=int, default=256, help="most prompts that wait; others get the marginal bound at once")
-    add("--threads", type=int, default=1, help="threads of onnxruntime; 0: its own choice")
+    add("--workers", type=int, default=2, help="inferences at the same time, each on a core of its own")
+    add("--threads", type=int, default=1, help="threads of onnxruntime in an inference; 0: its own choice")
     add("--max-body-bytes", type=int, default=1 << 20, help="largest request body")
     add("--max-prompts", type=int, default=256, help="most prompts in one request")
     add("--max-prompt-chars", type=int, default=20_000, help="longer prompts get the marginal bound at once")
@@ -79,7 +80,8 @@ def settings_of(args: argparse.Namespace) -> "SidecarSettings":
     from predictor.online import MAX_LOOP_GAIN
     from predictor.sidecar import SidecarSettings
 
-    for name in ("max_batch", "max_queue", "max_body_bytes", "max_prompts", "max_prompt_chars", "max_connections"):
+    at_least_one = ("max_batch", "max_queue", "workers", "max_body_bytes", "max_prompts", "max_prompt_chars")
+    for name in (*at_least_one, "max_connections"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {getattr(args, name)}")
     for name, low in (("deadline_ms", 1.0), ("max_wait_ms", 0.0)):
@@ -97,6 +99,7 @@ def settings_of(args: argparse.Namespace) -> "SidecarSettings":
         max_wait=args.max_wait_ms / 1000,
         max_batch=args.max_batch,
         max_queue=args.max_queue,
+        num_workers=args.workers,
         max_prompts=args.max_prompts,
         max_prompt_chars=args.max_prompt_chars,
         max_body_bytes=args.max_body_bytes,

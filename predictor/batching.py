@@ -30,11 +30,11 @@ class _Waiting:
 
 
 class Batcher:
-    """Predicts prompts in batches on one worker thread, earliest deadline first; for use inside one event loop.
+    """Predicts prompts in batches on worker threads, earliest deadline first; for use inside one event loop.
 
     The work of a batch is its largest prompt's size times its prompts, since all are padded to that size. On a CPU work
     is time, so a batch pays only among small prompts of similar size: prompts join the most urgent one while the work
-    stays below `max_work` and little of it is padding. A batch starts when the worker is free and the next is full, or
+    stays below `max_work` and little of it is padding. A batch starts when a worker is free and the next is full, or
     its oldest prompt has waited `max_wait` seconds.
 
     A prompt is shed, with the reason instead of a prediction, when `max_queue` prompts wait, when its turn would come
@@ -51,22 +51,26 @@ class Batcher:
         max_batch: int = 8,
         max_work: int = 8,
         max_queue: int = 256,
+        num_workers: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         """`predict` maps N prompts to an array [N, ...]; `size` is what a prompt costs apart, at least 1.
 
-        `on_batch` is told the prompts and the seconds of each batch.
+        With `num_workers` above 1, `predict` is called from several threads at once. `on_batch` is told the prompts and
+        the seconds of each batch.
         """
-        if max_batch < 1 or max_queue < 1:
-            raise ValueError(f"max_batch and max_queue: must be at least 1, not {max_batch} and {max_queue}")
+        if min(max_batch, max_queue, num_workers) < 1:
+            given = f"{max_batch}, {max_queue} and {num_workers}"
+            raise ValueError(f"max_batch, max_queue and num_workers: must be at least 1, not {given}")
         self._predict, self._size, self._on_batch = predict, size, on_batch
         self._max_wait, self._max_batch, self._max_work, self._max_queue = max_wait, max_batch, max_work, max_queue
         self._waiting: list[_Waiting] = []
         self._changed = asyncio.Event()
         self._stopping = False
-        self._is_busy, self._free_at = False, 0.0
+        self._num_workers = num_workers
+        self._expected_ends: dict[asyncio.Task[None], float] = {}  # of the batches on the workers
         self._seconds_per_work = 0.0
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="predict")
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -74,12 +78,12 @@ class Batcher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Answer what waits, then end the worker."""
+        """Answer what waits, then end the workers."""
         self._stopping = True
         self._changed.set()
         if self._task is not None:
             await self._task
-        self._worker.shutdown()
+        self._workers.shutdown()
 
     @property
     def is_running(self) -> bool:
@@ -119,22 +123,23 @@ class Batcher:
             return "stopped"
         if len(self._waiting) >= self._max_queue:
             return "queue_full"
-        if not self._waiting and not self._is_busy:
+        if not self._waiting and len(self._expected_ends) < self._num_workers:
             return None
         before = sum(item.size for item in self._waiting if item.deadline <= deadline)
-        expected = max(self._free_at, now) + (before + size) * self._seconds_per_work
+        free_at = min(self._expected_ends.values()) if len(self._expected_ends) == self._num_workers else now
+        expected = max(free_at, now) + (before / self._num_workers + size) * self._seconds_per_work
         return "deadline" if expected > deadline else None
 
     async def _run(self) -> None:
-        while not self._stopping or self._waiting:
-            self._changed.clear()
-            if not self._waiting:
-                if not self._stopping:
+        async with asyncio.TaskGroup() as batches:
+            while not self._stopping or self._waiting:
+                self._changed.clear()
+                if len(self._expected_ends) == self._num_workers or not self._waiting:
                     await self._changed.wait()
-                continue
-            await self._fill()
-            if batch := self._take():
-                await self._predict_batch(batch)
+                    continue
+                await self._fill()
+                if batch := self._take():
+                    self._start(batches, batch)
 
     async def _fill(self) -> None:
         """Wait until a batch is full or its oldest prompt has waited long enough."""
@@ -165,23 +170,30 @@ class Batcher:
         self._waiting = [item for item in self._waiting if item not in taken]
         return batch
 
-    async def _predict_batch(self, batch: Sequence[_Waiting]) -> None:
+    def _start(self, batches: asyncio.TaskGroup, batch: Sequence[_Waiting]) -> None:
+        work = len(batch) * max(item.size for item in batch)
+        task = batches.create_task(self._predict_batch(batch, work))
+        self._expected_ends[task] = asyncio.get_running_loop().time() + work * self._seconds_per_work
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._expected_ends[task]
+        self._changed.set()
+
+    async def _predict_batch(self, batch: Sequence[_Waiting], work: int) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        work = len(batch) * max(item.size for item in batch)
-        self._is_busy, self._free_at = True, start + work * self._seconds_per_work
-        predictions = await loop.run_in_executor(self._worker, self._predict_each, [item.prompt for item in batch])
+        predictions = await loop.run_in_executor(self._workers, self._predict_each, [item.prompt for item in batch])
         for item, prediction in zip(batch, predictions, strict=True):
             if not item.answer.done():
                 item.answer.set_result(prediction)
         seconds = loop.time() - start
-        self._is_busy = False
         weight = _NEWEST if self._seconds_per_work else 1.0
         self._seconds_per_work += weight * (seconds / work - self._seconds_per_work)
         self._on_batch(len(batch), seconds)
 
     def _predict_each(self, prompts: Sequence[str]) -> list[FloatArray | Shed]:
-        """Return a prediction per prompt, on the worker thread; one that cannot be predicted fails alone."""
+        """Return a prediction per prompt, on a worker thread; one that cannot be predicted fails alone."""
         try:
             rows: list[FloatArray | Shed] = list(self._predict(prompts))
             if len(rows) != len(prompts):

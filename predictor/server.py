@@ -39,7 +39,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings | None = None) -> FastAPI:
-    """Return the application that serves `length_predictor`; its worker thread lives as long as its lifespan."""
+    """Return the application that serves `length_predictor`; its worker threads live as long as its lifespan."""
     options = settings or SidecarSettings()
     metrics = ServerMetrics()
     max_tokens = length_predictor.spec.max_prompt_tokens
@@ -53,6 +53,7 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
             max_wait=options.max_wait,
             max_batch=options.max_batch,
             max_queue=options.max_queue,
+            num_workers=options.num_workers,
             on_batch=metrics.add_batch,
         )
         app.state.sidecar = Sidecar(length_predictor.spec, batcher, options, metrics.add_answers)

@@ -30,6 +30,8 @@ class SidecarSettings:
     """Most prompts in one inference."""
     max_queue: int = 256
     """Most prompts that wait; further ones get the marginal bound at once."""
+    num_workers: int = 1
+    """Inferences at the same time, each on a thread of its own."""
     max_prompts: int = 256
     """Most prompts in one request."""
     max_prompt_chars: int = 20_000

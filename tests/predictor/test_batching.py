@@ -159,6 +159,24 @@ def test_after_a_slow_batch_an_idle_worker_takes_prompts_again() -> None:
     assert asyncio.run(main()) == [1] * 40
 
 
+def test_two_workers_predict_at_the_same_time() -> None:
+    """Both are stuck at once, a third prompt waits for either; leaving answers all three."""
+    model = Model()
+
+    async def main() -> tuple[int, list[object]]:
+        async with Batcher(model, max_batch=1, max_wait=0, num_workers=2) as batcher:
+            model.gate.clear()
+            tasks = [asyncio.create_task(batcher.predict(["p"], 5.0)) for _ in range(3)]
+            await until(lambda: batcher.num_waiting == 1)
+            await asyncio.sleep(0.02)
+            left = batcher.num_waiting
+            model.gate.set()
+        return left, [value for task in tasks for value in values(await task)]
+
+    assert asyncio.run(main()) == (1, [1, 1, 1])
+    assert len(model.threads) == 2
+
+
 def test_a_prompt_that_cannot_be_predicted_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     """Its neighbours in the batch are predicted, and so is what comes later."""
 
@@ -189,3 +207,5 @@ def test_bad_options_are_refused() -> None:
     """A batch of none would never end."""
     with pytest.raises(ValueError, match="max_batch"):
         Batcher(Model(), max_batch=0)
+    with pytest.raises(ValueError, match="num_workers: must be at least 1, not 8, 256 and 0"):
+        Batcher(Model(), num_workers=0)
