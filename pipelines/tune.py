@@ -45,8 +45,8 @@ LEVELS: Sequence[Mapping[str, float]] = (
     {"pack_level": 0.5},
     {"reserve_sd": 0.0},
     {"reserve_sd": 0.3},
-    {"reserve_sd": 1.2},
-    {"pack_level": 0.5, "reserve_sd": 1.2},
+    {"reserve_sd": 1.2, "max_reserve": 0.15},
+    {"pack_level": 0.5, "reserve_sd": 1.2, "max_reserve": 0.15},
     {"ageing": 0.0},
     {"ageing": 0.02},
 )

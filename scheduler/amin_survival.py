@@ -26,7 +26,8 @@ class AminSurvival(Policy):
        long do not leave the cache empty, nor too short ones fill it with evictions.
     2. Reserve: an admission leaves free, in the next iteration, `reserve_sd` standard deviations of the sum of the
        lengths that run. The requests grow into it until one ends, where they would else have to evict whom they have
-       just let in; the more of them run, and the surer their lengths, the smaller a share of the cache it is.
+       just let in; the more of them run, and the surer their lengths, the smaller a share of the cache it is. It is
+       never more than `max_reserve` of the cache, since a forecast that knows little has wide deviations.
     3. Order: ascending expected memory over the rest of a life, since short is not what makes room (Smallest Volume
        First, arXiv 2606.22327). A request ages: each iteration since its arrival counts like `ageing` iterations of
        the whole cache. An evicted request is ordered by what it is known to exceed.
@@ -44,6 +45,7 @@ class AminSurvival(Policy):
         limits: Limits = NO_LIMITS,
         pack_level: float = 0.25,
         reserve_sd: float = 0.6,
+        max_reserve: float = 0.075,
         ageing: float = 0.005,
         adaptation: float = 0.01,
         renew: bool = True,
@@ -59,6 +61,7 @@ class AminSurvival(Policy):
             limits: As in `Policy`.
             pack_level: Quantile to pack by, in (0, 1).
             reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
+            max_reserve: Share of the cache that an admission leaves free at most, in [0, 1).
             ageing: What an iteration of waiting counts, in iterations of the whole cache, at least 0.
             adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
             renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
@@ -66,7 +69,8 @@ class AminSurvival(Policy):
             victim: Who is evicted: the least progress, the least generated, or as in `Amin` the least bound.
         """
         super().__init__(kv_cache, rng, resume=resume, limits=limits)
-        self._pack_level, self._reserve_sd, self._ageing = pack_level, reserve_sd, ageing
+        self._pack_level, self._ageing = pack_level, ageing
+        self._reserve_sd, self._max_reserve = reserve_sd, int(max_reserve * kv_cache.num_blocks)
         self._renew, self._by_volume, self._victim = renew, by_volume, victim
         self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
@@ -165,8 +169,8 @@ class AminSurvival(Policy):
     def _reserve(self, index: int, admitted: Sequence[int]) -> int:
         """Return the blocks that the admission of a request, after `admitted`, leaves free."""
         variance = self._variance + sum(self._variances[i] for i in admitted) + self._variances[index]
-        kept_free = ceil(self._reserve_sd * sqrt(variance) / self.kv_cache.block_size)
-        return max(self.limits.watermark_blocks, kept_free)
+        deviations = ceil(self._reserve_sd * sqrt(variance) / self.kv_cache.block_size)
+        return max(self.limits.watermark_blocks, min(deviations, self._max_reserve))
 
     def _bound(self, index: int, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""

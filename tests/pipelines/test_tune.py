@@ -70,7 +70,7 @@ def test_tuning_writes_what_simulation_reads(
     out = ["--policies", "amin-survival", "--seeds", "1", "--out", str(tmp_path / "out"), "--predictions", "noise:0.4"]
     simulated = ["simulate", "lmsys-shaped:50", "--kv-budget", "4000", *out]
     assert main([*simulated, "--scheduling", str(folder)]) == 0
-    levels = {"policies": {"amin-survival": {"options": {"reserve_sd": 2.4, "pack_level": 0.9}}}}
+    levels = {"policies": {"amin-survival": {"options": {"max_reserve": 0.0, "pack_level": 0.9}}}}
     (folder / "scheduling.json").write_text(json.dumps(levels))
     assert policy_options(folder, "amin-survival") == levels["policies"]["amin-survival"]["options"]
     latencies = []

@@ -423,7 +423,7 @@ class SlowSurvival(SlowLoop):
         requests = [self.requests[i] for i in together]
         variance = sum(round(r.forecast_or_bounds().variance(r.max_new_tokens)) for r in requests)
         deviation = 0.6 * math.sqrt(variance) / self.kv_cache.block_size
-        kept_free = max(limits.watermark_blocks, math.ceil(deviation))
+        kept_free = max(limits.watermark_blocks, min(math.ceil(deviation), int(0.075 * self.kv_cache.num_blocks)))
         if self.next_blocks(together) > self.kv_cache.num_blocks - kept_free:
             return False
         left = {i: max(1, self.estimate[i] - self.generated[i]) for i in together}
