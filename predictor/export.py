@@ -1,7 +1,6 @@
 """Export to ONNX: the graph, its own calibration, and a folder that `predictor.serving` reads."""
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictor.export_folder import MANIFEST, MODEL, TOKENIZER, sha256
 from predictor.model_card import model_card
 from predictor.prompt_tokens import INPUT_NAMES
 from predictor.spec import PredictorSpec
@@ -49,10 +49,10 @@ def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precisio
             verbose=False,
         )
         assert program is not None
-        program.save(str(folder / "model.onnx"), external_data=False)
+        program.save(str(folder / MODEL), external_data=False)
         if precision == "int8":
             _quantize(folder)
-    length_predictor.tokenizer.save(str(folder / "tokenizer.json"))
+    length_predictor.tokenizer.save(str(folder / TOKENIZER))
 
 
 def _quantize(folder: Path) -> None:
@@ -64,7 +64,7 @@ def _quantize(folder: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    exact, small = folder / "model.onnx", folder / "int8.onnx"
+    exact, small = folder / MODEL, folder / "int8.onnx"
     graph = onnx.load(exact).graph
     matrices = {weight.name for weight in graph.initializer if len(weight.dims) == 2}
     others = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in matrices]
@@ -92,15 +92,9 @@ def write_manifest(
         **spec.to_dict(),
         "precision": precision,
         "measured": measured,
-        "sha256": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json", "README.md")},
+        "sha256": {name: sha256(folder / name) for name in (MODEL, TOKENIZER, "README.md")},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest) + "\n")
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest) + "\n")
 
 
 @contextlib.contextmanager

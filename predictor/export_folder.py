@@ -38,7 +38,7 @@ def read_export(folder: Path) -> PredictorSpec:
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: no such file; write the export again with `amin export`")
-        if hashes.get(name) != _sha256(file):
+        if hashes.get(name) != sha256(file):
             raise InputError(f"{file}: not the file that {MANIFEST} describes; write the export again")
     return spec
 
@@ -47,6 +47,12 @@ def not_whole(file: Path, problem: object) -> InputError:
     """Return the error for a file with a `problem`, in one line."""
     line = " ".join(str(problem).split())[:200]
     return InputError(f"{file}: not whole: {line}; write the export again with `amin export`")
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_spec(spec: PredictorSpec) -> None:
@@ -89,8 +95,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise not_whole(file, f"a JSON {type(value).__name__}")
     return value
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
