@@ -12,7 +12,7 @@ from predictor.bins import LengthBins
 from predictor.distribution import FloatArray, survival_from_hazard_logits
 from predictor.heads import JointHead, mean_of_heads
 from predictor.prompt_tokens import PromptInputs, batches_by_length, encode_prompts
-from predictor.spec import MaxNewTokens, Predictions, PredictorSpec
+from predictor.spec import LengthPredictorLike, PredictorSpec
 from predictor.text_features import NAMES
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
     return max(stacks, key=len, default=nn.ModuleList())
 
 
-class TorchLengthPredictor:
+class TorchLengthPredictor(LengthPredictorLike):
     """A length predictor that runs its network in torch, as training leaves it."""
 
     def __init__(
@@ -146,34 +146,11 @@ class TorchLengthPredictor:
         self._batch_size = batch_size
         self._terms = np.asarray(spec.terms, dtype=np.int64)
 
-    @property
-    def bins(self) -> LengthBins:
-        """The length bins of the survival arrays."""
-        return self.spec.bins
-
     def survivals(self, prompts: Sequence[str]) -> FloatArray:
         """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
         spec = self.spec
         inputs = encode_prompts(self.tokenizer, prompts, spec.max_prompt_tokens, self._terms)
         return network_survivals(self.network, inputs, spec.pad_token_id, spec.bins.num_bins, self._batch_size)
-
-    def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
-        """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
-        return self.spec.survival_of(self.survivals(prompts), model)
-
-    def predict(
-        self,
-        prompts: Sequence[str],
-        tau: float = 0.1,
-        max_new_tokens: MaxNewTokens = None,
-        model: str | None = None,
-    ) -> Predictions:
-        """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
-
-        Raises:
-            InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
-        """
-        return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
 
 
 def network_survivals(

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from predictor.bins import LengthBins
 from predictor.distribution import BoolArray, FloatArray, survival_from_hazard_logits
 from predictor.export_folder import MODEL, TOKENIZER, not_whole, read_export
 from predictor.prompt_tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
-from predictor.spec import MaxNewTokens, Predictions
+from predictor.spec import LengthPredictorLike, MaxNewTokens, Predictions
 
 # Of two lengths: padding is tried as well.
 _TRIAL_PROMPTS = ("Why is the sky blue?", "Hello")
@@ -21,7 +20,7 @@ _SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _TIMED_BATCH_SIZE = 8
 
 
-class LengthPredictor:
+class LengthPredictor(LengthPredictorLike):
     """A length predictor read from a folder that `amin export` wrote; safe to share between threads."""
 
     def __init__(self, path: str | Path, *, batch_size: int = 32, num_threads: int = 0) -> None:
@@ -50,18 +49,9 @@ class LengthPredictor:
         except Exception as error:
             raise not_whole(folder / MODEL, error) from None
 
-    @property
-    def bins(self) -> LengthBins:
-        """The length bins of the survival arrays."""
-        return self.spec.bins
-
     def survivals(self, prompts: Sequence[str]) -> FloatArray:
         """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
         return self._survivals(prompts, None)
-
-    def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
-        """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
-        return self.spec.survival_of(self.survivals(prompts), model)
 
     def predict(
         self,
@@ -83,7 +73,7 @@ class LengthPredictor:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         if timeout is None:
-            return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
+            return super().predict(prompts, tau, max_new_tokens, model)
         survivals, is_fallback = self._survivals_within(prompts, timeout)
         survival = self.spec.survival_of(survivals, model)
         return self.spec.predictions(survival, tau, max_new_tokens, model, is_fallback=is_fallback)

@@ -1,5 +1,6 @@
 """What a saved predictor states about itself beside its weights, and the predictions that follow from it."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -170,21 +171,22 @@ class PredictorSpec:
 
 
 class LengthPredictorLike(Protocol):
-    """What a trained and an exported predictor have in common."""
+    """What a trained and an exported predictor have in common; all follows from `spec` and `survivals`."""
 
-    @property
-    def spec(self) -> PredictorSpec:
-        """Bins, calibration and the rest."""
+    spec: PredictorSpec
 
     @property
     def bins(self) -> LengthBins:
         """The length bins of the survival arrays."""
+        return self.spec.bins
 
+    @abstractmethod
     def survivals(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, M, K+1] for every served model."""
+        """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
 
     def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
-        """Return the predicted survival [N, K+1] for one served model."""
+        """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
+        return self.spec.survival_of(self.survivals(prompts), model)
 
     def predict(
         self,
@@ -193,7 +195,15 @@ class LengthPredictorLike(Protocol):
         max_new_tokens: MaxNewTokens = None,
         model: str | None = None,
     ) -> Predictions:
-        """Return the predictions of N prompts."""
+        """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
+
+        `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
+        `spec` names.
+
+        Raises:
+            InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
+        """
+        return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
 
 
 def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:
