@@ -1,10 +1,10 @@
 """`scheduling.json`: what `amin tune` chose for a policy, beside the predictor that it was chosen with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from scheduler.errors import InputError
+from scheduler.json_file import read_json
 
 FILE_NAME = "scheduling.json"
 
@@ -30,12 +30,7 @@ def tuned_tau(path: Path) -> float | None:
 
 def _entry(path: Path, name: str) -> dict[str, Any]:
     file = path / FILE_NAME if path.is_dir() else path
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; amin tune writes it") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
+    value = read_json(file, "amin tune writes it")
     policies = value.get("policies") if isinstance(value, dict) else None
     if not isinstance(policies, dict) or not all(isinstance(entry, dict) for entry in policies.values()):
         raise InputError(f"{file}: must be an object with policies, as amin tune writes it")

@@ -1,7 +1,6 @@
 """The workload of `amin simulate`: read or made up, then given arrivals and predictions by seed."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from pipelines.traces import read_requests
 from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.errors import InputError
+from scheduler.json_file import read_json
 from scheduler.synthesis import lmsys_shaped, synthesize
 from scheduler.workload import Workload, workload_from_columns
 
@@ -32,12 +32,7 @@ def read_base(args: argparse.Namespace) -> Workload:
 def _edges(path: Path | None) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
     if path is None:
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    values = read_json(path)
     whole = isinstance(values, list) and len(values) > 1 and all(type(value) is int for value in values)
     if not whole or values[0] != 0 or sorted(set(values)) != values:
         raise InputError(f"{path}: must be a list of ascending whole numbers of tokens from 0 on")

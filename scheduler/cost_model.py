@@ -1,11 +1,11 @@
 """How long an iteration takes."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from scheduler.errors import InputError
+from scheduler.json_file import read_json
 
 TICKS_PER_SECOND = 10**15
 
@@ -47,12 +47,7 @@ class CostModel:
         Raises:
             InputError: The file is missing, not JSON, or a field is unknown, missing or out of its range.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error})") from error
+        values = read_json(path)
         names = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or "seconds_per_iteration" not in values:
             raise InputError(f"{path}: must be an object with seconds_per_iteration and, if needed, {names[1:]}")
