@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 BOUNDS = ("output_len_lower_bound", "output_len_prediction", "output_len_upper_bound")
 """Keys of a request's extra arguments: tokens, all optional; `scheduler.request.Request` says what they mean."""
 PREDICTION_SETTINGS = ("predictor", "tokenizer", "model", "tau", "timeout")
-"""Keys under "amin" that are not options of the policy."""
+"""Keys under "amin" that are not options of the policy but of what predicts at arrival."""
+PREDICTING = "pipelines.vllm_scheduler.PredictingScheduler"
 QUEUED = frozenset(
     {RequestStatus.WAITING, RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR}
 )
@@ -55,8 +56,9 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         """Build vLLM's scheduler, then the policy on the same blocks.
 
         Raises:
-            InputError: No policy has that name, it is a clairvoyant one, or the engine is set up for what the mirror
-                cannot follow: speculative decoding, KV connectors, or a model that does not generate token by token.
+            InputError: No policy has that name, it is a clairvoyant one, a setting is for predictions that this class
+                does not make, or the engine is set up for what the mirror cannot follow: speculative decoding, KV
+                connectors, or a model that does not generate token by token.
         """
         super().__init__(*args, **kwargs)
         cannot_follow = {
@@ -81,7 +83,16 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         """Return what predicts for requests that come without a bound; here nothing does.
 
         `settings` are those under "amin" of vLLM's additional configuration.
+
+        Raises:
+            InputError: One of `PREDICTION_SETTINGS` is among them.
         """
+        for key in PREDICTION_SETTINGS:
+            if key in settings:
+                raise InputError(
+                    f"additional_config: amin: {key}: AminScheduler does not predict; leave it out or use "
+                    f"--scheduler-cls {PREDICTING}"
+                )
         return None
 
     def add_request(self, request: Any) -> None:

@@ -27,12 +27,14 @@ with warnings.catch_warnings():
     import torch
     from vllm import SamplingParams
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.import_utils import resolve_obj_by_qualname
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request, RequestStatus
     from vllm.v1.structured_output import StructuredOutputManager
 
-    from scheduler.integrations.vllm import AminScheduler, read_bounds
+    from pipelines.vllm_scheduler import PredictingScheduler
+    from scheduler.integrations.vllm import PREDICTING, PREDICTION_SETTINGS, AminScheduler, read_bounds
 
 ROOT = Path(__file__).parents[2]
 BLOCK_SIZE, MAX_MODEL_LEN, STOP = 16, 160, 2
@@ -276,6 +278,25 @@ def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
     assert seen == {"r0": 30, "r1": 20, "r2": 10}
     assert engine.scheduler.at_arrival.num_fallbacks == 0
     engine.check_tokens({"r0", "r1", "r2", "brought"})
+
+
+def test_settings_of_predictions_are_refused_where_none_are_made(vllm_config: Any) -> None:
+    """One line names the key and the class that takes it; that class takes all but a predictor that is not there."""
+    assert resolve_obj_by_qualname(PREDICTING) is PredictingScheduler
+    for key in PREDICTION_SETTINGS:
+        with pytest.raises(InputError) as refused:
+            make_scheduler(vllm_config, 10, **{key: "x"})
+        assert str(refused.value) == (
+            f"additional_config: amin: {key}: AminScheduler does not predict; leave it out or use "
+            "--scheduler-cls pipelines.vllm_scheduler.PredictingScheduler"
+        )
+    settings = {"model": "average", "tau": 0.2, "timeout": 30.0, "tokenizer": str(ROOT / "checkpoints/tiny-chat")}
+    with pytest.raises(InputError, match="predictor: missing"):
+        make_scheduler(vllm_config, 10, PredictingScheduler, **settings)
+    predicting = make_scheduler(
+        vllm_config, 10, PredictingScheduler, predictor=ROOT / "checkpoints/length-predictor", **settings
+    )
+    assert predicting.at_arrival is not None
 
 
 def test_shorter_bounds_go_first(vllm_config: Any) -> None:
