@@ -1,6 +1,8 @@
-"""One small finished run and its exports, shared by the tests of all stages."""
+"""One small finished run and its exports, and a random served model, shared by the tests of all stages."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,26 @@ def exports(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for precision, folder in folders.items():
         assert main(["export", str(run_folder), "--out", str(folder), "--precision", precision, "--no-progress"]) == 0
     return folders
+
+
+@pytest.fixture(scope="session")
+def random_llama() -> Callable[..., Any]:
+    """A function that makes a random two-layer Llama, the same each time, with further settings as given."""
+
+    def make(vocab_size: int, **settings: Any) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            **settings,
+        )
+        return LlamaForCausalLM(config).eval()
+
+    return make

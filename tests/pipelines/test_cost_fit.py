@@ -80,8 +80,8 @@ def test_the_map_is_of_the_policy_as_it_was_measured(monkeypatch: pytest.MonkeyP
     lens = np.random.default_rng(2).integers(1, 40, 30).tolist()
     worker = Worker(KvCache(30, 4), resume=True, cost_model=TRUE)
     cells = []
-    for options in ({}, {"refinement": "eviction"}):
-        built_with: dict[str, dict[str, Any]] = {"fcfs": {}, "amin": options}
+    for options in ({}, {"pack_level": 0.9}):
+        built_with: dict[str, dict[str, Any]] = {"fcfs": {}, evaluation_sweep.POLICY: options}
         case = Case(Any, [], [], [], requests(), lens, None, built_with)
         cells.append(evaluation_sweep.sweep(Any, Any, case, lens, worker)["cells"])
     assert cells[0] != cells[1]

@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,14 @@ CAP = 40
 
 
 @pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(random_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama and a byte-level tokenizer with a chat template."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from pipelines.tiny_chat import Recipe, save, train_tokenizer
 
     folder = tmp_path_factory.mktemp("served") / "random-chat"
     tokenizer = train_tokenizer(iter(["write a poem about rivers and night"] * 9), 300)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    save(LlamaForCausalLM(config), tokenizer, folder, Recipe())
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    save(random_llama(len(tokenizer), max_position_embeddings=256, **ids), tokenizer, folder, Recipe())
     return folder
 
 
@@ -225,7 +211,7 @@ def test_evaluate_takes_the_levels_that_were_tuned(
 ) -> None:
     """A tau and the options of a policy."""
     file = tmp_path / "scheduling.json"
-    options = {"reserve_sd": 100.0, "pack_level": 0.75}
+    options = {"reserve_sd": 100.0, "max_reserve": 0.9}
     file.write_text(json.dumps({"policies": {"amin": {"tau": 0.25}, "amin-survival": {"options": options}}}))
     more = ["--kv-blocks", "60", "--seeds", "1", "--policies", "amin-survival", "--scheduling", str(file)]
     assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "tuned", *more) == 0

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.packing import Example, packed_batches, packed_loss
 from pipelines.tiny_chat import answer_loss
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(random_llama: Callable[..., Any]) -> Any:
     """A random two-layer Llama."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return random_llama(50, tie_word_embeddings=True)
 
 
 def examples(count: int) -> list[Example]:

@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,10 @@ class Words:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(random_llama: Callable[..., Any]) -> Any:
     """A random two-layer Llama."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=200,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        eos_token_id=3,
-        pad_token_id=0,
-        attn_implementation="sdpa",
-    )
-    return LlamaForCausalLM(config).eval()
+    ids = {"eos_token_id": 3, "pad_token_id": 0}
+    return random_llama(200, max_position_embeddings=256, attn_implementation="sdpa", **ids)
 
 
 @pytest.fixture(scope="module")
