@@ -17,9 +17,18 @@ def policy_options(path: Path | None, name: str) -> dict[str, Any]:
         name: A key of `scheduler.policies.POLICIES`.
 
     Raises:
-        InputError: The file is missing or malformed.
+        InputError: The file is missing or malformed, or names an option that the policy does not have.
     """
-    return {} if path is None else dict(_entry(path, name).get("options", {}))
+    from scheduler.policies import check_options
+
+    if path is None:
+        return {}
+    options = dict(_entry(path, name).get("options", {}))
+    try:
+        check_options(name, options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return options
 
 
 def tuned_tau(path: Path) -> float | None:

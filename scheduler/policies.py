@@ -1,7 +1,8 @@
 """The table of policies by name; to add one, write its file and add its line here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,21 @@ def make_policy(
         options: Further arguments of the policy, such as the levels of `AminSurvival`.
 
     Raises:
-        InputError: No policy has that name, or it needs true lengths and there are none.
+        InputError: No policy has that name or one of the options, or it needs true lengths and there are none.
     """
-    if name not in POLICIES:
-        raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    check_options(name, options)
     if name in CLAIRVOYANT:
         if output_lens is None:
             raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
         options["output_lens"] = output_lens
     return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, **options)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise InputError unless there is a policy of that name, and it has all of the options."""
+    if name not in POLICIES:
+        raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    known = set(signature(POLICIES[name]).parameters) - {"kv_cache", "rng", "resume", "limits", "output_lens"}
+    for option in options:
+        if option not in known:
+            raise InputError(f"policy {name!r} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")

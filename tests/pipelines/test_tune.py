@@ -116,3 +116,8 @@ def test_what_the_user_can_mend(
     broken.write_text("[1]")
     with pytest.raises(InputError, match="as amin tune writes it"):
         policy_options(broken, "amin")
+    broken.write_text('{"policies": {"amin-survival": {"options": {"reserve": 0.05}}}}')
+    with pytest.raises(
+        InputError, match=r"scheduling.json: policy 'amin-survival' has no option 'reserve'; it has .*reserve_sd"
+    ):
+        policy_options(broken, "amin-survival")
