@@ -42,6 +42,14 @@ class Predicted:
         table = prompt_table(records, length_predictor.spec.models)
         return cls(length_predictor.spec, table, length_predictor.survivals(table.prompts))
 
+    def of_split(self, is_test: bool) -> "Predicted":
+        """Return what it says of the prompts of the test split, or of the others; all records of a prompt have one."""
+        splits = np.asarray(self.table.records.splits)[self.table.places.max(axis=1)]
+        rows = np.flatnonzero((splits == "test") == is_test)
+        prompts = tuple(self.table.prompts[row] for row in rows)
+        table = replace(self.table, prompts=prompts, places=self.table.places[rows])
+        return Predicted(self.spec, table, self.survivals[rows])
+
     def measured(self, model: str) -> MeasuredBounds:
         """Return the bounds for one served model, with its draws."""
         return bounds_by_model(self.spec, self.survivals, self.table, TAU)[model]
@@ -109,15 +117,12 @@ def unseen_data(runs: Sequence[Path], names: Sequence[str], full: Path, records:
     datasets, splits = np.asarray(records.datasets), np.asarray(records.splits)
     rows = []
     for run, name in zip(runs, names, strict=True):
-        test = records.select(np.flatnonzero((datasets == name) & (splits == "test")))
-        others = records.select(np.flatnonzero((datasets == name) & (splits != "test")))
-        left_out, calibration, trained = Predicted.of(run, test), Predicted.of(run, others), Predicted.of(full, test)
         every = Predicted.of(run, records.select(np.flatnonzero(datasets == name)))
+        left_out, others = every.of_split(True), every.of_split(False)
+        trained = Predicted.of(full, records.select(np.flatnonzero((datasets == name) & (splits == "test"))))
         rng = np.random.default_rng(0)
         for model in models:
-            again = [
-                left_out.recalibrated(model, calibration, calibration.some(model, rng)) for _ in range(NUM_CHOICES)
-            ]
+            again = [left_out.recalibrated(model, others, others.some(model, rng)) for _ in range(NUM_CHOICES)]
             anywhere = [
                 every.recalibrated(model, every, every.some(model, rng)).quality(TAU, MAX_LENGTH).coverage
                 for _ in range(NUM_CHOICES)

@@ -4,7 +4,8 @@
 
 Every request arrives at once, so that there is a standing queue; decoding is greedy in single precision, so that the
 tokens must be the same whoever schedules. The reference is vLLM with room for everything. The bounds are made up from
-the reference lengths, as a predictor of middling quality would give them; `no bounds` sends none.
+the reference lengths, as a predictor of middling quality would give them; `no bounds` sends none, nor does `predicted`,
+where the scheduler predicts at arrival with `--predictor`.
 """
 
 import argparse
@@ -35,6 +36,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PLUGIN = "scheduler.integrations.vllm.AminScheduler"
+PREDICTING_PLUGIN = "pipelines.vllm_scheduler.PredictingScheduler"
+PREDICTION_TIMEOUT = 60.0
+"""Seconds; everyone arrives at once, and the answers must be those of predictions."""
 ROOT = Path(__file__).parents[1]
 SAMPLING = {"temperature": 0.0, "repetition_penalty": 1.15}
 """Greedy; the penalty keeps the tiny model from repeating itself up to the limit."""
@@ -66,7 +70,9 @@ class Workload:
     extra_args: list[dict[str, int]]
 
 
-def engine_options(args: argparse.Namespace, num_blocks: int, policy: str | None) -> dict[str, Any]:
+def engine_options(
+    args: argparse.Namespace, num_blocks: int, policy: str | None, *, predicts: bool = False
+) -> dict[str, Any]:
     """Return vLLM's engine options; `policy` None leaves vLLM its own scheduler."""
     options: dict[str, Any] = {
         "model": str(args.model),
@@ -79,7 +85,9 @@ def engine_options(args: argparse.Namespace, num_blocks: int, policy: str | None
         "max_num_seqs": args.max_num_seqs,
     }
     if policy:
-        options |= {"scheduler_cls": PLUGIN, "additional_config": {"amin": {"policy": policy}}}
+        predictor = {"predictor": str(args.predictor), "timeout": PREDICTION_TIMEOUT} if predicts else {}
+        options["scheduler_cls"] = PREDICTING_PLUGIN if predicts else PLUGIN
+        options["additional_config"] = {"amin": {"policy": policy, **predictor}}
     return options
 
 
@@ -213,24 +221,27 @@ def compare(args: argparse.Namespace) -> bool:
     reference = run_offline(engine_options(args, num_blocks_for_all, None), plain).tokens
     lens = [len(tokens) for tokens in reference]
     bounded = Workload(prompts, args.max_new_tokens, made_up_bounds(lens, np.random.default_rng(0)))
-    runs: list[tuple[str, str | None, Workload]] = [("vLLM's own", None, plain), ("amin, no bounds", "amin", plain)]
-    runs += [(policy, policy, bounded) for policy in args.policies]
+    own, unbounded = ("vLLM's own", None, plain, False), ("amin, no bounds", "amin", plain, False)
+    runs: list[tuple[str, str | None, Workload, bool]] = [own, unbounded]
+    runs += [(policy, policy, bounded, False) for policy in args.policies]
+    if args.predictor:
+        runs += [(f"{policy}, predicted", policy, plain, True) for policy in args.policies]
     print(
         f"{len(prompts)} requests at once, {sum(lens)} tokens (mean {np.mean(lens):.0f}, longest {max(lens)}), "
         f"{args.num_blocks - 1} blocks of {args.block_size}"
     )
-    print(f"{'through':9} {'scheduler':18} same tokens  preemptions  mean s   p99 s   all s  mean iterations")
+    print(f"{'through':9} {'scheduler':24} same tokens  preemptions  mean s   p99 s   all s  mean iterations")
     all_same = True
     ways = {"LLM": run_offline, "HTTP": run_http}
     for through in args.through:
-        for name, policy, workload in runs:
-            outcome = ways[through](engine_options(args, args.num_blocks, policy), workload)
+        for name, policy, workload, predicts in runs:
+            outcome = ways[through](engine_options(args, args.num_blocks, policy, predicts=predicts), workload)
             same = sum(ours == theirs for ours, theirs in zip(outcome.tokens, reference, strict=True))
             all_same &= same == len(prompts)
             mean, p99, last = np.mean(outcome.latencies), np.quantile(outcome.latencies, 0.99), max(outcome.latencies)
             iterations = "-" if outcome.mean_iterations is None else f"{outcome.mean_iterations:.0f}"
             counts = f"{same:5}/{len(prompts):<5} {outcome.num_preemptions:12}"
-            print(f"{through:9} {name:18} {counts} {mean:8.2f} {p99:7.2f} {last:7.2f}  {iterations:>15}", flush=True)
+            print(f"{through:9} {name:24} {counts} {mean:8.2f} {p99:7.2f} {last:7.2f}  {iterations:>15}", flush=True)
     return all_same
 
 
@@ -244,6 +255,7 @@ def main() -> int:
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--num-blocks", type=int, default=33, help="vLLM keeps one of them for itself")
     parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--predictor", type=Path, help="export that predicts at arrival, in rows of its own")
     parser.add_argument("--policies", nargs="+", default=["amin", "amin-survival"])
     parser.add_argument("--through", nargs="+", choices=["LLM", "HTTP"], default=["LLM", "HTTP"])
     os.environ.update(ENVIRONMENT)

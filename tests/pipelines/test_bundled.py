@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.cli import main
 from predictor.records import read_prompts
@@ -20,18 +21,20 @@ def test_the_prompts_are_many_and_no_two_nearly_the_same() -> None:
 
 
 def test_the_weights_are_small_and_not_pickled() -> None:
-    """At most 25 MB for the served model, 50 MB for the predictor."""
+    """At most 25 MB for the served model and the predictor to serve, 50 MB for the one to train from."""
     assert (BUNDLED / "tiny-chat" / "model.safetensors").stat().st_size <= 25e6
     assert (BUNDLED / "length-predictor" / "model.safetensors").stat().st_size <= 50e6
+    assert (BUNDLED / "length-predictor-small" / "model.onnx").stat().st_size <= 25e6
     assert not [path for path in BUNDLED.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
 
 
-def test_the_bundled_predictor_bounds_prompts_offline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["length-predictor", "length-predictor-small"])
+def test_a_bundled_predictor_bounds_prompts_offline(name: str, tmp_path: Path) -> None:
     """Bounds lie between 1 and the median, and differ between prompts."""
     data, out = tmp_path / "prompts.jsonl", tmp_path / "bounds.jsonl"
     rows = [{"prompt": "Write a Python class for a thread-safe LRU cache with tests."}, {"prompt": "Name a prime."}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["predict", str(BUNDLED / "length-predictor"), "--data", str(data), "--out", str(out)]) == 0
+    assert main(["predict", str(BUNDLED / name), "--data", str(data), "--out", str(out)]) == 0
     code, prime = (json.loads(line) for line in out.read_text().splitlines())
     for bound in (code, prime):
         assert 1 <= bound["output_len_lower_bound"] <= bound["output_len_median"]
