@@ -166,6 +166,7 @@ def show(measured: Sequence[Measured]) -> None:
 def write_plot(measured: Sequence[Measured], file: Path) -> None:
     """Draw pinball loss, as a ratio to the first predictor's, against time: p50, and a line to p99."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -173,12 +174,21 @@ def write_plot(measured: Sequence[Measured], file: Path) -> None:
     axes.axvline(GOAL_P50, color="#868e96", linewidth=1, linestyle="--")
     axes.axvline(GOAL_P99, color="#868e96", linewidth=1, linestyle=":")
     axes.axhline(GOAL_PINBALL, color="#868e96", linewidth=1, linestyle="--")
-    for each in measured:
+    for place, each in enumerate(measured):
         ratio = each.quality["pinball_loss"] / loss
         axes.plot([each.p50_ms, each.p99_ms], [ratio, ratio], color="#4c6ef5", alpha=0.4, linewidth=1)
         axes.plot(each.p50_ms, ratio, "o", color="#4c6ef5")
-        axes.annotate(each.name, (each.p50_ms, ratio), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set(xscale="log", xlabel="time of a prediction: p50, and a line to p99 (ms)", ylabel="pinball loss / first's")
+        offset = 5 + 11 * (place % 2)  # neighbours must not write over each other
+        axes.annotate(each.name, (each.p50_ms, ratio), textcoords="offset points", xytext=(4, offset), fontsize=8)
+    axes.set(
+        xscale="log",
+        xlabel="a prediction: p50 (dot) to p99, ms; dashed, dotted: goals",
+        ylabel="pinball loss / first's",
+    )
+    axes.margins(x=0.2, y=0.1)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     with atomic_file(file) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
