@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipelines.evaluation_case import Case
 from pipelines.evaluation_run import measure
 from pipelines.evaluation_store import RunStore
-from pipelines.replay import mean_latency
+from pipelines.replay import replay
 from pipelines.served_model import ServedModel
 from scheduler.arrivals import poisson_arrivals
 from scheduler.kv_cache import KvCache
@@ -54,7 +54,7 @@ def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Seque
                 kv_cache = KvCache(blocks, worker.kv_cache.block_size)
                 cell = _simulated(case, lens, replace(worker, kv_cache=kv_cache), rate)
                 if (blocks, rate) in measured:
-                    cell["measured_gain"] = _measured(args, served, case, kv_cache, rate)
+                    cell |= _measured(args, served, case, replace(worker, kv_cache=kv_cache), rate)
                 cells.append({"rate": rate, "kv_blocks": blocks, **cell})
                 bar.update()
     return {"policy": POLICY, "block_size": worker.kv_cache.block_size, "num_seeds": NUM_SEEDS, "cells": cells}
@@ -97,14 +97,23 @@ def _drawn(case: Case, lens: Sequence[int], rate: float, rng: np.random.Generato
     return Workload(requests, [int(lens[i]) for i in chosen])
 
 
-def _measured(args: argparse.Namespace, served: ServedModel, case: Case, kv_cache: KvCache, rate: float) -> float:
-    """Return the gain over fcfs of real runs with the first seed; they are kept like those of the evaluation."""
+def _measured(args: argparse.Namespace, served: ServedModel, case: Case, worker: Worker, rate: float) -> dict[str, float]:
+    """Return the gain over fcfs of real runs with the first seed, and of the same runs replayed in the simulator.
+
+    The runs have the prompts once, the simulated cells `FEWEST_REQUESTS` at least: a longer stream gains more, so only
+    the replay is comparable. The runs are kept like those of the evaluation.
+    """
+    kv_cache = worker.kv_cache
     options = argparse.Namespace(**vars(args) | {"arrivals": f"poisson:{rate}"})
     settings = {"arrivals": options.arrivals, "kv_blocks": kv_cache.num_blocks, "seed": args.seed}
     store = RunStore(args.out / "cells" / f"{kv_cache.num_blocks}-{rate}", settings, resume=args.resume)
-    latencies = []
+    runs = []
     for name in ("fcfs", POLICY):
         found = store.load(name, args.seed, case.facts) or measure(name, args.seed, options, served, case, kv_cache)
         store.keep(found, {})
-        latencies.append(mean_latency(found.run.result, found.run.num_warm_up))
-    return latencies[0] / latencies[1]
+        runs.append(found)
+    fcfs, ours = replay(runs, worker, case.policy_options).values()
+    return {
+        "measured_gain": fcfs["measured_mean_latency"] / ours["measured_mean_latency"],
+        "replayed_gain": fcfs["simulated_mean_latency"] / ours["simulated_mean_latency"],
+    }

@@ -147,16 +147,10 @@ def gain_map(cells: Sequence[Mapping[str, Any]], policy: str) -> bytes:
 
 def sweep_map(sweep: Mapping[str, Any]) -> bytes:
     """Return the gain over fcfs by arrival rate and KV cache, with the cells that were measured."""
-    cells = sweep["cells"]
-    figure, axes = _map(cells, "rate", "kv_blocks")
-    columns = len({cell["kv_blocks"] for cell in cells})
-    for index, cell in enumerate(cells):
-        if "measured_gain" in cell:
-            row, column = divmod(index, columns)
-            axes.text(column, row - 0.3, f"measured {cell['measured_gain']:.2f}x", ha="center", va="center", fontsize=7)
+    figure, axes = _map(sweep["cells"], "rate", "kv_blocks")
     axes.set(xlabel=f"KV cache (blocks of {sweep['block_size']} tokens)", ylabel="requests per second")
     title = f"mean latency: fcfs over {sweep['policy']}; simulated with the fitted cost model (hatched: no difference)"
-    axes.set_title(title, fontsize=8)
+    axes.set_title(f"{title}\nruns: the engine, each prompt once; replayed: the same runs simulated", fontsize=8)
     return _png(figure)
 
 
@@ -174,9 +168,12 @@ def _map(cells: Sequence[Mapping[str, Any]], down: str, across: str) -> tuple[An
         row, column = divmod(index, len(columns))
         if is_nil(cell):
             axes.add_patch(_hatched(column - 0.5, row - 0.5))
-        dark = abs(np.log(gains[row, column])) > 0.6 * most
-        text = f"{gains[row, column]:.2f}x"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        colour = "white" if abs(np.log(gains[row, column])) > 0.6 * most else "black"
+        text, size = f"{gains[row, column]:.2f}x", 9
+        if "measured_gain" in cell:
+            text += f"\nruns {cell['measured_gain']:.2f}x\nreplayed {cell['replayed_gain']:.2f}x"
+            size = 7
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
     return figure, axes
