@@ -1,6 +1,7 @@
 """The command `amin`: one sub-command per stage, each imported only when it is called."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,8 @@ def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log is not a screen: a line of progress now and then
     arguments = sys.argv[1:] if argv is None else list(argv)
     named = arguments[0] if arguments else ""
     args = build_parser([named] if named in STAGES else STAGES).parse_args(arguments)

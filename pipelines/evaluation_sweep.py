@@ -97,7 +97,9 @@ def _drawn(case: Case, lens: Sequence[int], rate: float, rng: np.random.Generato
     return Workload(requests, [int(lens[i]) for i in chosen])
 
 
-def _measured(args: argparse.Namespace, served: ServedModel, case: Case, worker: Worker, rate: float) -> dict[str, float]:
+def _measured(
+    args: argparse.Namespace, served: ServedModel, case: Case, worker: Worker, rate: float
+) -> dict[str, float]:
     """Return the gain over fcfs of real runs with the first seed, and of the same runs replayed in the simulator.
 
     The runs have the prompts once, the simulated cells `FEWEST_REQUESTS` at least: a longer stream gains more, so only

@@ -17,11 +17,12 @@ def taught_by(
     """Return `train` with targets from the teachers as well, asked once.
 
     Raises:
-        InputError: one is no predictor, or cannot teach one of `spec`.
+        InputError: one is no predictor, cannot teach one of `spec`, or predicts what is not a number.
     """
     from pipelines.predict import survivals_with_progress
     from predictor.checkpoint import resolve_predictor
     from predictor.distillation import taught, teacher_columns
+    from predictor.errors import InputError
 
     names = str(config.teacher).split(",")
     teachers = [resolve_predictor(name) for name in names]
@@ -33,4 +34,9 @@ def taught_by(
         survivals_with_progress(teacher, prompts, "ask teacher", shown=config.progress)[:, places]
         for teacher, places in zip(teachers, columns, strict=True)
     ]
+    for name, predicted in zip(names, survivals, strict=True):
+        if failed := int((~np.isfinite(predicted).all(axis=(1, 2))).sum()):
+            raise InputError(
+                f"teacher: {name}: no number for {failed} of {len(prompts)} prompts; train or export it again"
+            )
     return taught(train, np.mean(survivals, axis=0), config.teacher_share)

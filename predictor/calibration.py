@@ -1,5 +1,6 @@
 """One-sided split conformal calibration on the predicted CDF value (PIT) of held-out draws."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -61,7 +62,7 @@ class ConformalTable:
                 f"tau: {tau} needs at least {needed} calibration prompts, there are {self.num_prompts}; "
                 "give more data or a larger tau"
             )
-        first = int(np.searchsorted(np.asarray(self.cumulated), allowed + 1e-7, side="right"))
+        first = bisect_right(self.cumulated, allowed + 1e-7)
         return self.scores[min(first, len(self.scores) - 1)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ MaxNewTokens = int | Sequence[int | None] | None
 class Predictions:
     """Predictions of N prompts in tokens: `lower_bounds` [N], `medians` [N], `survival` [N, K+1] on the length bins.
 
-    `is_fallback` [N]: whether a row is marginal, made without looking at its prompt for want of time.
+    `is_fallback` [N]: whether a row is marginal, made without looking at its prompt, for want of time or because the
+    network's answer was not a number.
     """
 
     lower_bounds: IntArray
@@ -99,19 +100,23 @@ class PredictorSpec:
     ) -> Predictions:
         """Return the predictions for `model` that follow from its survival [N, K+1].
 
-        `max_new_tokens` is one limit or one a prompt. Rows in `is_fallback` [N] get the marginal predictions.
+        `max_new_tokens` is one limit or one a prompt. Rows in `is_fallback` [N], and those whose survival is not a
+        number, get the marginal predictions.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         limits = _limits(max_new_tokens, len(survival))
         calibration = self.calibration(model)
+        marginal: BoolArray = np.any(~np.isfinite(survival), axis=1)
+        if is_fallback is not None:
+            marginal = marginal | is_fallback
+        if marginal.any():
+            survival = np.where(marginal[:, None], calibration.marginal_survival(self.bins), survival)
         bounds, medians = lower_bound(self.bins, survival, calibration.level(tau)), median(self.bins, survival)
-        marginal = np.zeros(len(survival), dtype=np.bool_) if is_fallback is None else is_fallback
         if marginal.any():
             bounds = np.where(marginal, calibration.marginal_bound(tau), bounds)
             medians = np.where(marginal, calibration.marginal_median(), medians)
-            survival = np.where(marginal[:, None], calibration.marginal_survival(self.bins), survival)
         return Predictions(np.minimum(bounds, limits), np.minimum(medians, limits), survival, marginal)
 
     def recalibrated(self, survivals: FloatArray, table: PromptTable) -> "PredictorSpec":

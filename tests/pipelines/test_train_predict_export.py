@@ -12,6 +12,7 @@ import pytest
 from predictor.checkpoint import load_predictor, resolve_predictor
 from predictor.errors import InputError
 from predictor.lightning_module import LengthModule
+from predictor.network import TorchLengthPredictor
 from predictor.prompt_tokens import encode_prompts, load_tokenizer
 from predictor.records import read_records
 from predictor.serving import LengthPredictor
@@ -287,8 +288,8 @@ def test_a_student_keeps_some_layers_and_learns_from_a_teacher(
     assert LengthPredictor(tmp_path / "serving").spec.max_prompt_tokens == 8
 
 
-def test_a_teacher_must_know_the_bins_and_the_served_models(
-    run_folder: Path, records_file: Path, tmp_path: Path
+def test_a_teacher_must_know_the_bins_and_the_served_models_and_predict_numbers(
+    run_folder: Path, records_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is trained."""
     other = tmp_path / "other.jsonl"
@@ -300,6 +301,10 @@ def test_a_teacher_must_know_the_bins_and_the_served_models(
     encoder = ("--encoder", run_folder / "predictor", "--num-bins", "8")
     with pytest.raises(InputError, match=r"teacher: .* has other length bins"):
         amin("train", "--data", records_file, "--out", tmp_path / "b", *encoder, *base[2:])
+    predict = TorchLengthPredictor.survivals
+    monkeypatch.setattr(TorchLengthPredictor, "survivals", lambda self, asked: predict(self, asked) * np.nan)
+    with pytest.raises(InputError, match=r"teacher: .*: no number for \d+ of \d+ prompts"):
+        amin("train", "--data", records_file, "--out", tmp_path / "c", *base)
 
 
 def test_another_format_version_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:

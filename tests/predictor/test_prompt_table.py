@@ -67,6 +67,21 @@ def test_each_served_model_is_calibrated_and_measured_on_its_own_records() -> No
     assert np.mean([np.mean(lengths >= bound) for lengths, bound in draws]) >= 0.79
 
 
+def test_a_prediction_that_is_not_a_number_becomes_the_marginal_one() -> None:
+    """And says so; the other rows stay as they are."""
+    records = make_records([f"p{i}" for i in range(20)], ["a"] * 20)
+    survivals = np.linspace(1, 0, BINS.num_bins + 1) ** np.linspace(0.5, 2.0, 20)[:, None, None]
+    spec = make_spec(("a",), "a").recalibrated(survivals, prompt_table(records, ("a",)))
+    survival = survivals[:2, 0].copy()
+    survival[0, 3:] = np.nan
+    predictions, calibration = spec.predictions(survival, 0.2), spec.calibration()
+    assert predictions.is_fallback.tolist() == [True, False]
+    assert predictions.lower_bounds[0] == calibration.marginal_bound(0.2)
+    assert predictions.medians[0] == calibration.marginal_median()
+    assert predictions.lower_bounds[1] == spec.predictions(survivals[1:2, 0], 0.2).lower_bounds[0]
+    assert np.isfinite(predictions.survival).all()
+
+
 def test_a_served_model_that_is_not_known_is_refused_with_those_that_are() -> None:
     """The default stands in for none."""
     survivals = np.random.default_rng(0).random((2, 2, BINS.num_bins + 1))
