@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from predictor.batching import Batcher, Shed
-from predictor.distribution import FloatArray, lower_bound, median
+from predictor.distribution import FloatArray, bound_and_median
 from predictor.feedback import FeedbackLedger, TrackKey
 from predictor.online import level_at, marginal_bound_at
 from predictor.spec import NO_LIMIT, PredictorSpec
@@ -143,8 +143,7 @@ class Sidecar:
             survival, reason = None, row
         else:
             level = level_at(calibration, value)
-            bound = int(lower_bound(self.spec.bins, row[None], level)[0])
-            middle = int(median(self.spec.bins, row[None])[0])
+            bound, middle = (int(value[0]) for value in bound_and_median(self.spec.bins, row[None], level))
             survival, reason = row, None
         limit = ask.max_new_tokens or NO_LIMIT
         return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason)

@@ -10,7 +10,7 @@ import numpy as np
 from predictor.bins import IntArray, LengthBins
 from predictor.calibration import PitCalibration
 from predictor.chat_turns import ChatOptions
-from predictor.distribution import BoolArray, FloatArray, lower_bound, median
+from predictor.distribution import BoolArray, FloatArray, bound_and_median
 from predictor.errors import InputError
 from predictor.prompt_table import PromptTable
 
@@ -113,7 +113,7 @@ class PredictorSpec:
             marginal = marginal | is_fallback
         if marginal.any():
             survival = np.where(marginal[:, None], calibration.marginal_survival(self.bins), survival)
-        bounds, medians = lower_bound(self.bins, survival, calibration.level(tau)), median(self.bins, survival)
+        bounds, medians = bound_and_median(self.bins, survival, calibration.level(tau))
         if marginal.any():
             bounds = np.where(marginal, calibration.marginal_bound(tau), bounds)
             medians = np.where(marginal, calibration.marginal_median(), medians)

@@ -6,7 +6,7 @@ nor the middle of a long prompt.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log1p
 
 import numpy as np
@@ -39,8 +39,7 @@ _NUMBER_WORDS = "|".join(sorted(NUMBER_WORDS.keys() - {"zero"}, key=lambda word:
 _AMOUNTS = [re.compile(rf"(?:{amount})(?=[\s-])") for amount in (r"\d\d{0,4}(?:,\d{3})?", _NUMBER_WORDS)]
 _SIZES = {unit: (re.compile(rf"[\s-]+{between}{noun}\b"), texts) for unit, (between, noun, texts) in SIZE_UNITS.items()}
 _MARKS = [(re.compile(mark, re.MULTILINE), texts) for mark, texts in MARKS.items()]
-_ACTS = {group: frozenset(group.split("|")) for group in ACTS.split()}
-_SUBJECTS = {group: frozenset(group.split("|")) for group in SUBJECTS.split()}
+_ACTS, _SUBJECTS = ACTS.split(), SUBJECTS.split()
 
 _COUNTS = (
     "characters", "tokens", "words", "lines", "sentences", "numbers", "capitalised_words", "indented_lines",
@@ -83,12 +82,33 @@ def _features(prompt: str, num_tokens: int) -> list[float]:
         *_sizes(folded[:MAX_SIZE_CHARACTERS]),
         *(log1p(text.count(piece)) for piece in PIECES),
         *(float(_any_in(texts, folded) and mark.search(folded) is not None) for mark, texts in _MARKS),
-        *(float(not group.isdisjoint(all_words)) for group in _ACTS.values()),
-        *(float(not group.isdisjoint(first_words)) for group in _ACTS.values()),
-        *(float(not group.isdisjoint(all_words)) for group in _SUBJECTS.values()),
+        *_groups(all_words, _ACT_PLACES, len(_ACTS)),
+        *_groups(first_words, _ACT_PLACES, len(_ACTS)),
+        *_groups(all_words, _SUBJECT_PLACES, len(_SUBJECTS)),
         *(float(stripped.endswith(mark)) for mark in "?.:"),
         float(stripped[:1].isupper()),
     ]
+
+
+def _places(groups: Sequence[str]) -> dict[str, list[int]]:
+    """Return, for each word, the places of the groups that it stands in."""
+    places: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        for word in group.split("|"):
+            places.setdefault(word, []).append(place)
+    return places
+
+
+_ACT_PLACES, _SUBJECT_PLACES = _places(_ACTS), _places(_SUBJECTS)
+
+
+def _groups(words: Iterable[str], places: Mapping[str, Sequence[int]], num_groups: int) -> list[float]:
+    """Return 1 for each group that has one of `words`, else 0."""
+    found = [0.0] * num_groups
+    for word in words:
+        for place in places.get(word, ()):
+            found[place] = 1.0
+    return found
 
 
 def _any_in(texts: Sequence[str], folded: str) -> bool:

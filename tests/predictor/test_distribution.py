@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from predictor.bins import LengthBins
 from predictor.distribution import (
+    bound_and_median,
     cdf,
     conditional_quantile,
     lower_bound,
-    median,
     quantile,
     survival_from_hazard_logits,
 )
@@ -92,7 +92,9 @@ def test_bounds_stay_between_one_and_the_request_limit() -> None:
     limits = np.array([1, 2, 3, 4, 5, 6, 7, 8])
     bounds = lower_bound(BINS, survivals(3), 0.9, limits)
     assert np.all((bounds >= 1) & (bounds <= limits))
-    assert np.all(median(BINS, survivals(3)) >= 1)
+    both = bound_and_median(BINS, survivals(3), 0.9)
+    assert np.array_equal(both[0], lower_bound(BINS, survivals(3), 0.9))
+    assert np.array_equal(both[1], np.maximum(np.rint(quantile(BINS, survivals(3), 0.5)), 1))
 
 
 @given(st.integers(0, 50), st.integers(0, 120), st.floats(0.01, 0.99))
