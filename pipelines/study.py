@@ -24,7 +24,7 @@ OBJECTIVES = ("ordinal", "pinball", "ranking")
 NUM_PROMPTS = (100, 300, 1000, 3000)
 # Of the prompts that a new served model has, how many serve what.
 SHARES = {"train": 0.55, "validation": 0.15, "calibration": 0.3}
-EXPERIMENTS = ("seeds", "objectives", "unseen-data", "new-model")
+EXPERIMENTS = ("seeds", "resplits", "objectives", "unseen-data", "new-model")
 
 
 def main() -> None:
@@ -62,9 +62,9 @@ class Study:
         from pipelines import study_tables as tables
 
         match experiment:
-            case "seeds":
+            case "seeds" | "resplits":
                 runs = [self._train(f"seed{seed}", ["--seed", str(seed)]) for seed in SEEDS]
-                table = tables.seeds(runs, self._records, MODELS)
+                table = (tables.seeds if experiment == "seeds" else tables.resplits)(runs, self._records, MODELS)
             case "objectives":
                 runs = [self._train("seed0", ["--seed", "0"])]
                 runs += [self._train(f"objective-{name}", ["--objective", name]) for name in OBJECTIVES]

@@ -23,6 +23,7 @@ NUM_RESAMPLES = 1000
 # On a kind of prompt never trained on: prompts to calibrate on, and random choices of them.
 NUM_IN_DOMAIN = 200
 NUM_CHOICES = 20
+NUM_RESPLITS = 40
 MEASURES = ("coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau")
 TITLES = ("coverage", "worst data set", "pinball", "tightness", "tau-b")
 
@@ -100,6 +101,33 @@ def seeds(runs: Sequence[Path], records: Records, models: Sequence[str]) -> str:
         ceiling = qualities[0]["kendall_tau_ceiling"]
         rows.append([model, "ceiling: a draw against the mean of the others", "", "", "", "", f"{ceiling:.3f}"])
     return markdown(["served model", "", *TITLES], rows)
+
+
+def resplits(runs: Sequence[Path], records: Records, models: Sequence[str]) -> str:
+    """Return how coverage varies with the prompts that calibrate: calibration and test divided anew, at random.
+
+    As many calibrate as in the published split; all runs meet the same divisions.
+    """
+    splits = np.asarray(records.splits)
+    held_out = records.select(np.flatnonzero((splits == "calibration") | (splits == "test")))
+    share = float(np.mean(np.asarray(held_out.splits) == "calibration"))
+    found: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
+    for run in runs:
+        every, rng = Predicted.of(run, held_out), np.random.default_rng(0)
+        for _ in range(NUM_RESPLITS):
+            size = len(every.table.prompts)
+            rows = rng.choice(size, round(share * size), replace=False)
+            for model in models:
+                quality = every.recalibrated(model, every, rows).quality(TAU, MAX_LENGTH)
+                found[model].append((quality.coverage, quality.worst_group_coverage or np.nan))
+    rows_of_table = []
+    for model, pairs in found.items():
+        coverage, worst = np.array(pairs).T
+        near, kept = np.mean(np.abs(coverage - 1 + TAU) <= 0.015), np.mean(worst >= 0.85)
+        cells = [f"{coverage.mean():.3f} ± {coverage.std():.3f}", f"{near:.0%}"]
+        rows_of_table.append([model, *cells, f"{worst.mean():.3f} ± {worst.std():.3f}", f"{kept:.0%}"])
+    header = ["served model", "coverage", "within .015 of .90", "worst data set", "at least .85"]
+    return markdown(header, rows_of_table)
 
 
 def objectives(runs: Sequence[Path], names: Sequence[str], models: Sequence[str]) -> str:
