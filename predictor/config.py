@@ -46,7 +46,7 @@ class TrainConfig:
     """Prompts in a batch, on each device."""
     max_prompts: int | None = None
     """Training prompts kept, drawn at random; for quick runs."""
-    max_prompt_tokens: int = 128
+    max_prompt_tokens: int = 64
     """Tokens of a prompt that the encoder reads: its first half and its last."""
     num_layers: int | None = None
     """Encoder layers kept, evenly chosen, the first and the last among them; all of them by default."""
