@@ -1,15 +1,20 @@
 """The command `amin`: one sub-command per stage, each imported only when it is called."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
+from pipelines.files import check_output
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
 STAGES = ("demo", "collect", "train", "predict", "export", "serve", "simulate", "map", "tune", "evaluate", "paper")
+FILE_STAGES = ("collect", "predict")
+"""Those whose --out is a file; that of the others is a folder."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -44,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = arguments[0] if arguments else ""
     args = build_parser([named] if named in STAGES else STAGES).parse_args(arguments)
     try:
+        if getattr(args, "out", None) is not None:
+            inputs = [vars(args)[name] for name in ("prompts", "data") if isinstance(vars(args).get(name), Path)]
+            check_output(args.out, "--out", is_folder=args.stage not in FILE_STAGES, inputs=inputs)
         args.run(args)
     except (PredictorInputError, SchedulerInputError) as error:
         print(f"amin {args.stage}: error: {error}", file=sys.stderr)
@@ -52,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name in ("predictor", "scheduler", "pipelines"):
             raise
         print(f"amin {args.stage}: error: {error.name} is not installed: pip install -e '.[train]'", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output has gone
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        place = "the output" if error.filename is None else error.filename
+        print(f"amin {args.stage}: error: {place}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"amin {args.stage}: interrupted; finished work is kept", file=sys.stderr)

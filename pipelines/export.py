@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.scheduling import FILE_NAME
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ def run(args: argparse.Namespace) -> None:
     from predictor.export import write_graph, write_manifest
 
     folder = predictor_folder(args.run_folder)
+    check_replaceable(args.out)
     splits = folder.resolve().parent
-    changed = "--max-prompt-tokens" if args.max_prompt_tokens else "int8" if args.precision == "int8" else None
+    changed = (
+        "--max-prompt-tokens" if args.max_prompt_tokens is not None else "int8" if args.precision == "int8" else None
+    )
     if changed and not (splits / "calibration.parquet").is_file():
         raise InputError(
             f"{splits / 'calibration.parquet'}: no such file; {changed} shifts the quantiles, which must be calibrated "
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         )
     length_predictor = load_predictor(folder)
     trained = length_predictor.spec.max_prompt_tokens
-    max_tokens = args.max_prompt_tokens or trained
+    max_tokens = args.max_prompt_tokens if is_cut else trained
     if not 4 <= max_tokens <= trained:
         raise InputError(f"--max-prompt-tokens: must lie between 4 and {trained}, not {max_tokens}")
     spec = replace(length_predictor.spec, versions=versions(), max_prompt_tokens=max_tokens)
@@ -68,6 +72,20 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.precision}, {size:.1f} MiB")
     if measured is not None:
         print(f"coverage {measured['coverage']:.3f} (target {1 - args.tau:.2f}), tightness {measured['tightness']:.3f}")
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise InputError unless `out` is missing, empty or an earlier export, which a new one replaces whole."""
+    from predictor.export_folder import MANIFEST, MODEL, TOKENIZER
+
+    there = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if MANIFEST in there and FILE_NAME in there:
+        raise InputError(
+            f"--out: {out / FILE_NAME} was tuned for the export that is there; use another --out, or remove it and "
+            "run amin tune again"
+        )
+    if other := there - {MANIFEST, MODEL, TOKENIZER, "README.md"}:
+        raise InputError(f"--out: {out} holds {min(other)}, which no export wrote; give a new folder")
 
 
 def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool) -> "PredictorSpec":

@@ -3,10 +3,36 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from predictor.errors import InputError
+
+
+def check_output(path: Path, option: str, *, is_folder: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise InputError, before the work, where nothing can be written to `path`, or where it is one of the inputs.
+
+    Args:
+        path: What `option` gives.
+        option: Its name, for the error.
+        is_folder: Whether it is to be a folder or a file.
+        inputs: Files that must stay.
+    """
+    if any(path.resolve() == each.resolve() for each in inputs):
+        raise InputError(f"{option}: {path} is read, too; give another name")
+    if path.exists() and path.is_dir() != is_folder:
+        there, wanted = ("file", "folder") if is_folder else ("folder", "file")
+        raise InputError(f"{option}: {path} is a {there}, where a {wanted} is to be written; give another name")
+    closest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if closest != path.absolute() and not closest.is_dir():
+        raise InputError(f"{option}: {closest} is a file, so that {path} cannot be made; give another name")
+    try:
+        tempfile.TemporaryFile(dir=closest if closest.is_dir() else closest.parent).close()
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written ({error.strerror}); give another name") from None
 
 
 def _aside(path: Path) -> Path:

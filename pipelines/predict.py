@@ -47,11 +47,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: a file, row or option that the user can mend.
     """
-    from pipelines.files import atomic_file
+    from pipelines.files import atomic_file, check_output
     from predictor.checkpoint import resolve_predictor
     from predictor.measured import MeasuredBounds
     from predictor.records import has_lengths, prompt_of, records_from_rows, select_rows
 
+    if args.workload is not None:
+        check_output(args.workload, "--workload", is_folder=False, inputs=[args.data, args.out])
     length_predictor = resolve_predictor(args.path)
     spec = length_predictor.spec
     rows = select_rows(args.data, None, args.split)
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
         rows = [row for row in rows if row.text("model") == args.model] or rows
     prompts = [prompt_of(row, spec.chat_options) for row in rows]
     records = records_from_rows(rows) if has_lengths(rows) else None
+    if args.workload is not None:
+        _check_servable(args.data, rows, records)
     choices = [args.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
     for choice in set(choices):
         spec.calibration(choice).level(args.tau)
@@ -72,13 +76,19 @@ def run(args: argparse.Namespace) -> None:
             line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
             lines.write(json.dumps(line) + "\n")
     print(f"{len(rows)} bounds at tau {args.tau}: {args.out}")
-    if args.workload is not None:
-        if records is None:
-            raise InputError(f"--workload: {args.data} has no lengths to serve")
+    if args.workload is not None and records is not None:
         survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
         write_workload(args.workload, rows, records, (bounds, medians), survival, spec.bins)
     if records is not None:
         print_quality(MeasuredBounds(records, bounds, medians), args.tau, spec.bins.max_length)
+
+
+def _check_servable(data: Path, rows: Sequence["Row"], records: "Records | None") -> None:
+    if records is None:
+        raise InputError(f"--workload: {data} has no lengths to serve")
+    for row in rows:
+        if not isinstance(row.fields.get("num_prompt_tokens"), int):
+            row.fail("num_prompt_tokens", "must be a whole number for --workload")
 
 
 def write_workload(
@@ -108,8 +118,6 @@ def write_workload(
                 "output_len_prediction": min(int(middle[i]), limit),
                 "survival": survival[i].round(6).tolist(),
             }
-            if not isinstance(facts["num_prompt_tokens"], int):
-                row.fail("num_prompt_tokens", "must be a whole number for --workload")
             for k, length in enumerate(records.output_lens[i].tolist()):
                 line = {"request_id": f"{records.prompt_ids[i]}.{k}", "output_len": min(length, limit), **facts}
                 lines.write(json.dumps(line) + "\n")
