@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.files import atomic_file
+from pipelines.options import require_at_least
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
-    from pipelines.served_model import ServedModel
+    from collections.abc import Mapping
+
+    from pipelines.served_model import ServedModel, Snapshot
     from scheduler.integrations.transformers_engine import Output
 
 HELP = "generate answers with the served model and record their lengths"
@@ -36,9 +39,8 @@ def run(args: argparse.Namespace) -> None:
     """Collect the draws that are missing and write the records when all are there."""
     from predictor.records import read_prompts
 
-    for name in ("draws", "max_new_tokens", "max_running"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, must be >= 1")
+    require_at_least(args, 1, "draws", "max_new_tokens", "max_running", "limit")
+    require_at_least(args, 0, "seed")
     rows = read_prompts(args.prompts, split=args.split)[: args.limit]
     if not rows:
         raise InputError(f"{args.prompts}: --limit {args.limit} leaves no prompt")
@@ -47,69 +49,82 @@ def run(args: argparse.Namespace) -> None:
 
     served = load_served_model(args.served_model, args.max_new_tokens, args.device)
     prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
-    partial = Draws(args.out.with_name(args.out.name + ".partial.jsonl"), _settings(args, [row.prompt for row in rows]))
-    with partial:
-        _collect_missing(args, served, prompts, partial)
+    partial = Draws(args.out.with_name(args.out.name + ".partial.json"), _settings(args, [row.prompt for row in rows]))
+    _collect_missing(args, served, prompts, partial)
     _write(args, rows, [len(p) for p in prompts], served.name, partial)
-    partial.path.unlink()
+    partial.path.unlink(missing_ok=True)
 
 
 def _collect_missing(
     args: argparse.Namespace, served: "ServedModel", prompts: list[list[int]], partial: "Draws"
 ) -> None:
-    from pipelines.served_model import generate
+    from pipelines.served_model import device_memory, generate
 
-    todo = [(i, d) for d in range(args.draws) for i in range(len(prompts)) if (i, d) not in partial.done]
-    if partial.done:
-        print(f"continuing: {len(partial.done)} of {len(prompts) * args.draws} answers are there")
+    todo = [(i, d) for d in range(args.draws) for i in range(len(prompts)) if (i, d) not in partial.ended]
+    begun = [partial.begun.get(key, []) for key in todo]
+    before = dict(partial.ended)
+    if partial.ended or partial.begun:
+        print(f"continuing: {len(before)} of {len(prompts) * args.draws} answers are there, {len(partial.begun)} begun")
 
-    def keep(position: int, output: "Output") -> None:
-        partial.add(*todo[position], len(output.tokens), output.is_truncated)
+    def ended(outputs: "Mapping[int, Output]") -> dict[tuple[int, int], tuple[int, bool]]:
+        new = {todo[k]: (len(begun[k]) + len(out.tokens), out.is_truncated) for k, out in outputs.items()}
+        return {**before, **new}
+
+    def keep(snapshot: "Snapshot") -> None:
+        partial.keep(ended(snapshot.ended), {todo[k]: [*begun[k], *new] for k, new in snapshot.begun.items()})
 
     if todo:
-        generate(
-            served,
-            [prompts[i] for i, _ in todo],
-            max_running=args.max_running,
-            seed=args.seed + len(partial.done),  # a continued run must not repeat the draws it has
-            description="collect",
-            on_output=keep,
-        )
+        with device_memory("lower --max-running or --max-new-tokens"):
+            outputs = generate(
+                served,
+                [prompts[i] for i, _ in todo],
+                max_running=args.max_running,
+                seed=args.seed + partial.num_tokens,  # a continued run must not repeat the draws it has
+                description="collect",
+                begun=begun,
+                on_snapshot=keep,
+            )
+        partial.keep(ended(dict(enumerate(outputs))), {})
 
 
 class Draws:
-    """The answers so far, in a file that survives an interruption."""
+    """The answers so far, ended and begun, in a file that survives an interruption."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Read what is there; InputError where it was made with other settings."""
-        self.path = path
-        self.done: dict[tuple[int, int], tuple[int, bool]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[0]) != settings:
-            raise InputError(f"{path}: holds answers made with other settings; remove it or use another --out")
-        complete = []
-        for line in lines[1:]:
-            if not line.endswith("]"):
-                break  # the write that an interruption cut off
-            prompt, draw, length, is_truncated = json.loads(line)
-            self.done[prompt, draw] = (length, is_truncated)
-            complete.append(line)
-        with atomic_file(path) as aside:
-            aside.write_text("".join(line + "\n" for line in [json.dumps(settings), *complete]))
-        self._file = path.open("a")
+        """Read what is there; InputError where it was made with other settings or is damaged."""
+        self.path, self._settings = path, settings
+        self.ended: dict[tuple[int, int], tuple[int, bool]] = {}
+        """Length in tokens and whether it was cut, by prompt and draw."""
+        self.begun: dict[tuple[int, int], list[int]] = {}
+        """Tokens so far, by prompt and draw."""
+        if not path.exists():
+            return
+        remedy = "remove it or use another --out"
+        try:
+            there = json.loads(path.read_bytes())
+            self.ended = {(i, d): (int(length), bool(is_cut)) for i, d, length, is_cut in there["ended"]}
+            self.begun = {(i, d): list(map(int, tokens)) for i, d, tokens in there["begun"]}
+            is_same = there["settings"] == settings
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}") from None
+        if not is_same:
+            raise InputError(f"{path}: holds answers made with other settings; {remedy}")
 
-    def __enter__(self) -> "Draws":
-        return self
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are."""
+        return sum(length for length, _ in self.ended.values()) + sum(map(len, self.begun.values()))
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, prompt: int, draw: int, length: int, is_truncated: bool) -> None:
-        """Keep one answer."""
-        self.done[prompt, draw] = (length, is_truncated)
-        self._file.write(json.dumps([prompt, draw, length, is_truncated]) + "\n")
-        self._file.flush()
+    def keep(self, ended: dict[tuple[int, int], tuple[int, bool]], begun: dict[tuple[int, int], list[int]]) -> None:
+        """Take what there is at one moment in place of what there was."""
+        self.ended, self.begun = ended, begun
+        value = {
+            "settings": self._settings,
+            "ended": [[*key, *answer] for key, answer in ended.items()],
+            "begun": [[*key, tokens] for key, tokens in begun.items()],
+        }
+        with atomic_file(self.path) as aside:
+            aside.write_text(json.dumps(value))
 
 
 def _settings(args: argparse.Namespace, prompts: list[str]) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def _write(args: argparse.Namespace, rows: list[Any], num_prompt_tokens: list[in
 
     from predictor.metrics import between_prompt_share
 
-    kept = [[draws.done[i, d] for d in range(args.draws)] for i in range(len(rows))]
+    kept = [[draws.ended[i, d] for d in range(args.draws)] for i in range(len(rows))]
     columns: dict[str, Any] = {
         "prompt_id": [row.prompt_id for row in rows],
         "dataset": [row.dataset for row in rows],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.options import require_at_least
 from pipelines.scheduling import policy_options, tuned_tau
 from predictor.errors import InputError
 
@@ -121,11 +122,11 @@ def run(args: argparse.Namespace) -> None:
     from scheduler.kv_cache import KvCache
 
     torch.manual_seed(args.seed)
+    store = RunStore(args.out, _settings(args), resume=args.resume)
     with device_memory("lower --kv-blocks, --max-batch-tokens or --max-new-tokens"):
         served = load_served_model(
             args.served_model, args.max_new_tokens, args.device, greedy=args.decoding == "greedy"
         )
-        store = RunStore(args.out, _settings(args), resume=args.resume)
         case = prepare(args, served, options, store.case)
         store.require_prompts(case.texts)
         kv_cache = KvCache(args.kv_blocks or default_blocks(case, args.block_size), args.block_size)
@@ -185,11 +186,8 @@ def policy_names(text: str) -> Sequence[str]:
 def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
     from scheduler.policies import CLAIRVOYANT
 
-    for name in ("seeds", "block_size", "max_new_tokens", "max_batch_tokens"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, must be >= 1")
-    if args.kv_blocks is not None and args.kv_blocks < 1:
-        raise InputError(f"--kv-blocks is {args.kv_blocks}, must be >= 1")
+    require_at_least(args, 1, "seeds", "block_size", "max_new_tokens", "max_batch_tokens", "kv_blocks", "limit")
+    require_at_least(args, 0, "seed")
     if not args.predict_timeout > 0:
         raise InputError(f"--predict-timeout is {args.predict_timeout}, must be above 0 milliseconds")
     if not 0 <= args.warm_up <= 0.5:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ class RunStore:
         """Look at what is there; nothing is written before the first `keep`.
 
         Raises:
-            InputError: What is there is unfinished and not to be continued, or was made with other settings.
+            InputError: Runs are there that are not to be continued, or were made with other settings.
         """
         self._folder, self._settings, self._resume = out / "runs", dict(settings), resume
-        if not resume and _is_partial(out):
-            raise InputError(f"{out} holds an unfinished evaluation: continue it with --resume, or use another --out")
+        if not resume and any(self._folder.glob("*.npz")):
+            raise InputError(f"{out} holds runs already: add to them with --resume, or use another --out")
         there = self._read("settings.json") if resume else None
         for name, value in (there or {}).items():
             if self._settings.get(name) != value:
@@ -53,10 +53,8 @@ class RunStore:
             raise InputError("--resume: the prompts are not those of the runs that are there; use another --out")
 
     def keep(self, measured: MeasuredRun, case: Mapping[str, Any]) -> None:
-        """Write a finished run; the first one clears what an earlier evaluation left, if it is not continued."""
-        if not self._resume:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._resume = True
+        """Write a finished run; before the first one what all have in common."""
+        self._resume = True
         if not (self._folder / "settings.json").exists():
             write_json(self._folder / "settings.json", self._settings)
             write_json(self._folder / "case.json", dict(case))
@@ -69,8 +67,11 @@ class RunStore:
         path = self._path(policy, seed)
         if not self._resume or not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as columns:
-            return _measured(policy, seed, facts, dict(columns))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
+                return _measured(policy, seed, facts, dict(columns))
+        except (BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise damaged(path, error, "remove it, and --resume makes that run again") from None
 
     def _path(self, policy: str, seed: int) -> Path:
         return self._folder / f"{policy}-{seed}.npz"
@@ -79,18 +80,21 @@ class RunStore:
         path = self._folder / name
         if not path.exists():
             return None
-        value: dict[str, Any] = json.loads(path.read_text())
+        try:
+            value: dict[str, Any] = dict(json.loads(path.read_bytes()))
+        except (TypeError, ValueError) as error:
+            raise damaged(path, error, "use another --out") from None
         return value
+
+
+def damaged(path: Path, error: Exception, remedy: str) -> InputError:
+    """Return the error for a file of an earlier run that cannot be read."""
+    return InputError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}")
 
 
 def digest(prompts: Sequence[str]) -> str:
     """Return a short name of prompts, to compare them by."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-
-
-def _is_partial(out: Path) -> bool:
-    path = out / "results.json"
-    return path.exists() and bool(json.loads(path.read_text()).get("partial"))
 
 
 def _columns(measured: MeasuredRun) -> dict[str, Any]:

@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> None:
     folder = predictor_folder(args.run_folder)
     check_replaceable(args.out)
     splits = folder.resolve().parent
-    changed = (
-        "--max-prompt-tokens" if args.max_prompt_tokens is not None else "int8" if args.precision == "int8" else None
-    )
+    is_cut = args.max_prompt_tokens is not None
+    changed = "--max-prompt-tokens" if is_cut else "int8" if args.precision == "int8" else None
     if changed and not (splits / "calibration.parquet").is_file():
         raise InputError(
             f"{splits / 'calibration.parquet'}: no such file; {changed} shifts the quantiles, which must be calibrated "

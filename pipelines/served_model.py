@@ -1,7 +1,7 @@
 """The served model: loading it, its chat template, and answers from it."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.memory import keep_freed_memory
 from predictor.errors import InputError
+from scheduler.batch import RunningBatch
+from scheduler.executor import Progress
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_engine import Output, end_tokens
 from scheduler.kv_cache import KvCache
@@ -25,6 +27,9 @@ from scheduler.request import Request
 
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 """Single precision on a CPU keeps greedy tokens independent of what else is in the batch."""
+SECONDS_BETWEEN_SNAPSHOTS = 2.0
+"""At least so many, and more where writing one takes longer than its share of the time."""
+MAX_SHARE_OF_SNAPSHOTS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
     disable_progress_bar()  # of loading weights: seconds at most
     huggingface_hub.utils.logging.set_verbosity_error()  # its retries; the last error is shown
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device here; leave the option out")
     if (Path(name).exists() or name.count("/") != 1) and not (Path(name) / "config.json").exists():
         raise InputError(f"served model {name!r}: no folder with a config.json, and not a hub name (OWNER/MODEL)")
     try:
@@ -117,6 +124,37 @@ def encode_prompts(served: ServedModel, prompts: Sequence[str], source: Path) ->
     return ids
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there is at one moment of `generate`, by index: all that the answers to come depend on.
+
+    To go on from one after an interruption leaves the lengths distributed as without it. To keep the answers that had
+    ended, and draw the others afresh, does not: those are the long ones.
+
+    Attributes:
+        ended: The answers.
+        begun: The tokens so far of those that were being generated.
+    """
+
+    ended: Mapping[int, Output]
+    begun: Mapping[int, Sequence[int]]
+
+
+class _Recorded(TransformersExecutor):
+    """Hands out a snapshot now and then."""
+
+    on_snapshot: Callable[[Snapshot], None] | None = None
+    _last_snapshot, _seconds_of_one = 0.0, 0.0
+
+    def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
+        progress = super().iterate(running, most, next_arrival)
+        wait = max(SECONDS_BETWEEN_SNAPSHOTS, self._seconds_of_one / MAX_SHARE_OF_SNAPSHOTS)
+        if self.on_snapshot and (started := self.now) >= self._last_snapshot + wait:
+            self.on_snapshot(Snapshot(self.outputs, self.running_tokens))
+            self._last_snapshot, self._seconds_of_one = self.now, self.now - started
+        return progress
+
+
 def generate(
     served: ServedModel,
     prompts: Sequence[list[int]],
@@ -124,7 +162,8 @@ def generate(
     max_running: int,
     seed: int,
     description: str,
-    on_output: Callable[[int, Output], None] | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> list[Output]:
     """Return the answers to all prompts, made without memory pressure: nothing is ever evicted.
 
@@ -134,28 +173,30 @@ def generate(
         max_running: About how many answers are generated at a time.
         seed: Of the sampling.
         description: Label of the progress bar.
-        on_output: Called with index and answer as each ends.
+        begun: Tokens that each answer has already and goes on from; the outputs have those that follow.
+        on_snapshot: Called every few seconds.
     """
-    cap = int(served.generation_config.max_new_tokens)
-    longest = max(len(prompt) for prompt in prompts)
-    mean = sum(len(prompt) for prompt in prompts) // len(prompts)
+    begun = begun or [()] * len(prompts)
+    caps = [int(served.generation_config.max_new_tokens) - len(tokens) for tokens in begun]
+    prompts = [[*prompt, *tokens] for prompt, tokens in zip(prompts, begun, strict=True)]
+    sizes = [len(prompt) + cap for prompt, cap in zip(prompts, caps, strict=True)]
     block_size = 16
-    kv_cache = KvCache.from_budget(max(longest + cap, max_running * (mean + cap)) + block_size, block_size)
-    requests = [Request(str(i), len(prompt), cap) for i, prompt in enumerate(prompts)]
-    executor = TransformersExecutor(
-        served.model, prompts, kv_cache, served.generation_config, max_batch_tokens=max(512, 2 * max_running), seed=seed
+    kv_cache = KvCache.from_budget(max(*sizes, max_running * sum(sizes) // len(sizes)) + block_size, block_size)
+    requests = [Request(str(i), len(prompt), cap) for i, (prompt, cap) in enumerate(zip(prompts, caps, strict=True))]
+    executor = _Recorded(
+        served.model,
+        prompts,
+        kv_cache,
+        served.generation_config,
+        max_batch_tokens=max(512, 2 * max_running),
+        max_new_tokens=caps,
+        seed=seed,
     )
+    executor.on_snapshot = on_snapshot
     policy = make_policy("fcfs-reserve", kv_cache, np.random.default_rng(seed), resume=False, output_lens=None)
     with tqdm(total=len(prompts), desc=description, unit="answer") as bar:
-
-        def on_finish(indices: Sequence[int]) -> None:
-            bar.update(len(indices))
-            for index in indices:
-                if on_output:
-                    on_output(index, executor.outputs[index])
-
         try:
-            Loop(policy, executor, requests, kv_cache).run(on_finish)
+            Loop(policy, executor, requests, kv_cache).run(lambda finished: bar.update(len(finished)) and None)
         finally:
             executor.close()
     return [executor.outputs[i] for i in range(len(prompts))]

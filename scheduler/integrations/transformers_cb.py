@@ -37,6 +37,7 @@ class TransformersExecutor(Executor):
         *,
         max_batch_tokens: int,
         forced_lens: Sequence[int] | None = None,
+        max_new_tokens: Sequence[int] | None = None,
         resume: bool = False,
         seed: int = 0,
     ) -> None:
@@ -50,6 +51,7 @@ class TransformersExecutor(Executor):
             max_batch_tokens: Most tokens of one iteration.
             forced_lens: If given, request i generates exactly forced_lens[i] tokens, whatever the model says, so
                 that policies can be compared on the same work.
+            max_new_tokens: Cap of each request's answer, in tokens; by default that of `generation_config` for all.
             resume: Whether evicted requests keep their generated tokens.
             seed: Of the engine's sampling.
 
@@ -61,11 +63,12 @@ class TransformersExecutor(Executor):
             kv_cache,
             generation_config,
             max_batch_tokens=max_batch_tokens,
+            is_forced=forced_lens is not None,
             seed=seed,
             safety_margin=0.0,  # memory is the policy's business
         )
         self._prompts, self._resume, self._kv_cache = prompts, resume, kv_cache
-        self._generation_config, self._forced_lens = generation_config, forced_lens
+        self._limits = forced_lens or max_new_tokens or [int(generation_config.max_new_tokens)] * len(prompts)
         self._states: dict[int, RequestState] = {}
         self._evicted: dict[int, RequestState] = {}
         self.outputs: dict[int, Output] = {}
@@ -82,12 +85,15 @@ class TransformersExecutor(Executor):
 
     def check(self, index: int, request: Request) -> None:
         """Raise InputError for a prompt that leaves no room for `max_new_tokens` in the cache."""
-        check_room(request, self._limit(index), self._kv_cache)
+        check_room(request, self._limits[index], self._kv_cache)
 
-    def _limit(self, index: int) -> int:
-        return int(
-            self._forced_lens[index] if self._forced_lens is not None else self._generation_config.max_new_tokens
-        )
+    @property
+    def running_tokens(self) -> dict[int, list[int]]:
+        """What the requests that run have generated so far."""
+        return {
+            index: [*state.initial_tokens, *state.generated_tokens][len(self._prompts[index]) :]
+            for index, state in self._states.items()
+        }
 
     def wait_until(self, time: float) -> None:
         """Sleep until the clock reaches `time`."""
@@ -107,8 +113,9 @@ class TransformersExecutor(Executor):
 
     def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:
         """Hand a request to the engine, which prefills it in the next iteration; what it kept is known here."""
-        forced = None if self._forced_lens is None else int(self._forced_lens[index])
-        state = self._evicted.pop(index, None) or self._engine.state(index, self._prompts[index], forced)
+        state = self._evicted.pop(index, None)
+        if state is None:
+            state = self._engine.state(index, self._prompts[index], self._limits[index])
         self._states[index] = state
         self._engine.queues.add_waiting_request(state)
 
@@ -135,7 +142,7 @@ class TransformersExecutor(Executor):
         return Progress(now, finished, stalled)
 
     def _collect(self, index: int, state: RequestState) -> None:
-        self.outputs[index] = self._engine.output(state, len(self._prompts[index]), self._forced_lens is not None)
+        self.outputs[index] = self._engine.output(state, len(self._prompts[index]))
 
     def close(self) -> None:
         """Free the engine's cache."""

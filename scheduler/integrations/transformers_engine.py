@@ -35,6 +35,7 @@ class Engine:
         generation_config: GenerationConfig,
         *,
         max_batch_tokens: int,
+        is_forced: bool,
         seed: int,
         safety_margin: float | None,
     ) -> None:
@@ -45,6 +46,7 @@ class Engine:
             kv_cache: The memory; `block_size` is the engine's page size.
             generation_config: Sampling settings, `max_new_tokens` and `eos_token_id` included.
             max_batch_tokens: Most tokens of one iteration; longer prefills are split.
+            is_forced: Whether each request generates exactly as many tokens as it may, whatever the model says.
             seed: Of the engine's sampling; reproducible only for an identical schedule.
             safety_margin: Share of free blocks below which the engine admits nothing; None for its own default.
 
@@ -64,7 +66,7 @@ class Engine:
         known = {field.name for field in fields(ContinuousBatchingConfig)}
         if "page_size" not in known:
             settings["block_size"] = settings.pop("page_size")
-        self._model, self._generation_config = model, generation_config
+        self._model, self._generation_config, self._is_forced = model, generation_config, is_forced
         self._manager = model.init_continuous_batching(
             generation_config=generation_config, continuous_batching_config=ContinuousBatchingConfig(**settings)
         )
@@ -79,14 +81,13 @@ class Engine:
         """The engine's scheduler: `waiting_requests`, `active_requests`."""
         return self._processor.scheduler
 
-    def state(self, index: int, prompt: list[int], forced_len: int | None) -> RequestState:
-        """Return a new request to the engine; with `forced_len` it generates exactly so many tokens."""
-        config = self._generation_config
+    def state(self, index: int, prompt: list[int], max_new_tokens: int) -> RequestState:
+        """Return a new request to the engine."""
         return RequestState(
             request_id=str(index),
             initial_tokens=list(prompt),
-            max_new_tokens=int(config.max_new_tokens) if forced_len is None else forced_len,
-            eos_token_id=config.eos_token_id if forced_len is None else -1,
+            max_new_tokens=int(max_new_tokens),
+            eos_token_id=-1 if self._is_forced else self._generation_config.eos_token_id,
         )
 
     def free(self, state: RequestState) -> None:
@@ -111,10 +112,10 @@ class Engine:
             self._processor._generation_step(self._model)
             self._processor.update_batch()
 
-    def output(self, state: RequestState, num_prompt_tokens: int, is_forced: bool) -> Output:
+    def output(self, state: RequestState, num_prompt_tokens: int) -> Output:
         """Return the answer of a finished request."""
         tokens = [*state.initial_tokens, *state.generated_tokens][num_prompt_tokens:]
-        ended = is_forced or tokens[-1] in end_tokens(self._generation_config)
+        ended = self._is_forced or tokens[-1] in end_tokens(self._generation_config)
         return Output(tokens, is_truncated=not ended)
 
     def close(self) -> None:

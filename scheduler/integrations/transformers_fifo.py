@@ -39,13 +39,19 @@ class EngineFifo:
         Raises:
             InputError: The engine could not make the cache, or a request can never fit.
         """
-        limits = forced_lens if forced_lens is not None else [int(generation_config.max_new_tokens)] * len(requests)
-        for request, limit in zip(requests, limits, strict=True):
+        self._limits = forced_lens or [int(generation_config.max_new_tokens)] * len(requests)
+        for request, limit in zip(requests, self._limits, strict=True):
             check_room(request, limit, kv_cache)
         self._engine = Engine(
-            model, kv_cache, generation_config, max_batch_tokens=max_batch_tokens, seed=seed, safety_margin=None
+            model,
+            kv_cache,
+            generation_config,
+            max_batch_tokens=max_batch_tokens,
+            is_forced=forced_lens is not None,
+            seed=seed,
+            safety_margin=None,
         )
-        self._prompts, self._requests, self._kv_cache, self._forced_lens = prompts, requests, kv_cache, forced_lens
+        self._prompts, self._requests, self._kv_cache = prompts, requests, kv_cache
         self._outcomes = Outcomes(requests)
         self.outputs: dict[int, Output] = {}
 
@@ -58,8 +64,7 @@ class EngineFifo:
             now = time.perf_counter() - started
             while left and requests[left[-1]].arrival_time <= now:
                 index = left.pop()
-                forced = None if self._forced_lens is None else int(self._forced_lens[index])
-                queues.add_waiting_request(self._engine.state(index, self._prompts[index], forced))
+                queues.add_waiting_request(self._engine.state(index, self._prompts[index], self._limits[index]))
             if not queues.active_requests and not queues.waiting_requests:
                 time.sleep(max(0.0, requests[left[-1]].arrival_time - now))
                 continue
@@ -94,9 +99,7 @@ class EngineFifo:
             if state.status == RequestStatus.FINISHED:
                 finished.append(index)
                 outcomes.finish_time[index] = now
-                self.outputs[index] = self._engine.output(
-                    state, len(self._prompts[index]), self._forced_lens is not None
-                )
+                self.outputs[index] = self._engine.output(state, len(self._prompts[index]))
                 outcomes.output_len[index] = len(self.outputs[index].tokens)
         blocks = sum(self._kv_cache.blocks(state.position_offset) for state in batch)
         num_waiting = len(self._engine.queues.waiting_requests)

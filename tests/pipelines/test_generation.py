@@ -135,35 +135,70 @@ def test_collect_records_every_draw(chat_model: Path, prompts_file: Path, tmp_pa
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_an_interrupted_collect_continues(
+def snapshot_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `amin collect` keep all there is after each iteration."""
+    monkeypatch.setattr("pipelines.served_model.SECONDS_BETWEEN_SNAPSHOTS", 0.0)
+    monkeypatch.setattr("pipelines.served_model.MAX_SHARE_OF_SNAPSHOTS", math.inf)
+
+
+def test_an_interrupted_collect_goes_on_where_it_was(
     chat_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers made before the interruption are kept as they were; a cut last line is made again."""
+    """Answers that had ended are kept, those that had begun are continued: what is redrawn depends on no length."""
     import pipelines.collect
 
-    out = tmp_path / "records.parquet"
-    with monkeypatch.context() as patch:
-        added = count_calls(patch, pipelines.collect.Draws, "add", interrupt_after=15)
-        assert collect(chat_model, prompts_file, out) == 130
-    assert not out.exists()
-    partial = tmp_path / "records.parquet.partial.jsonl"
-    partial.write_text(partial.read_text() + "[3, 1, 1")
-    assert collect(chat_model, prompts_file, out) == 0
+    snapshot_each_iteration(monkeypatch)
+    out, partial = tmp_path / "records.parquet", tmp_path / "records.parquet.partial.json"
+    kept: list[dict[str, Any]] = []
+    while not out.exists():
+        with monkeypatch.context() as patch:
+            count_calls(patch, pipelines.collect.Draws, "keep", interrupt_after=5)
+            assert collect(chat_model, prompts_file, out) in (0, 130)
+        if partial.exists():
+            kept.append(json.loads(partial.read_text()))
     rows = pq.read_table(out).to_pylist()
-    for _, prompt, draw, length, is_truncated in added:
-        assert (rows[prompt]["output_lens"][draw], rows[prompt]["is_truncated"][draw]) == (length, is_truncated)
+    assert len(kept) > 3
+    for before in kept:
+        assert before["begun"]
+        for prompt, draw, length, is_truncated in before["ended"]:
+            assert (rows[prompt]["output_lens"][draw], rows[prompt]["is_truncated"][draw]) == (length, is_truncated)
+        for prompt, draw, tokens in before["begun"]:
+            assert rows[prompt]["output_lens"][draw] >= len(tokens)
     assert not partial.exists()
+
+
+def test_interruptions_do_not_change_the_lengths(
+    chat_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redrawing what had not ended would leave too few long answers: the mean of 400 tells."""
+    import pipelines.collect
+
+    snapshot_each_iteration(monkeypatch)
+    settings, lengths = ("--draws", "20", "--max-running", "100"), []
+    for name, interrupt_after in (("whole", 10**6), ("interrupted", 7)):
+        out = tmp_path / f"{name}.parquet"
+        while not out.exists():
+            with monkeypatch.context() as patch:
+                count_calls(patch, pipelines.collect.Draws, "keep", interrupt_after=interrupt_after)
+                assert collect(chat_model, prompts_file, out, *settings) in (0, 130)
+        lengths.append(np.array([row["output_lens"] for row in pq.read_table(out).to_pylist()]).ravel())
+    difference = lengths[1].mean() - lengths[0].mean()
+    assert lengths[0].std() > 1.0
+    assert abs(difference) < 3.5 * np.sqrt(sum(each.var() / each.size for each in lengths))
 
 
 def test_collect_refuses_to_mix_settings(
     chat_model: Path, prompts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Answers of another seed are not continued."""
-    out = tmp_path / "records.parquet"
-    settings = {"served_model": str(chat_model), "prompts": "other", "max_new_tokens": 12, "seed": 0}
-    (tmp_path / "records.parquet.partial.jsonl").write_text(json.dumps(settings) + "\n")
+    """Answers of another seed are not continued, and a damaged file is said to be one."""
+    out, partial = tmp_path / "records.parquet", tmp_path / "records.parquet.partial.json"
+    partial.write_text(json.dumps({"settings": {"seed": 7}, "ended": [], "begun": []}))
     assert collect(chat_model, prompts_file, out) == 2
     assert "other settings" in capsys.readouterr().err
+    for damaged in ("{", "[]", '{"settings": 1, "ended": [[1]], "begun": []}'):
+        partial.write_text(damaged)
+        assert collect(chat_model, prompts_file, out) == 2
+        assert "damaged" in capsys.readouterr().err
 
 
 def evaluate(chat_model: Path, export: Path, prompts: Path, out: Path, *more: str) -> int:
@@ -311,6 +346,16 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     argv += ["--kv-budget", "160", "--block-size", "4", "--policies", "amin", "--out", str(tmp_path / "simulated")]
     assert main(argv) == 0
     assert set(results["replay"]) == {"fcfs", "amin"}
+
+    assert run_evaluation() == 2  # nothing that is there is lost
+    assert "holds runs already: add to them with --resume" in capsys.readouterr().err
+    run = out / "runs" / "amin-1.npz"
+    whole = run.read_bytes()
+    for damaged in (b"", whole[:2000], b"PK"):
+        run.write_bytes(damaged)
+        assert run_evaluation("--resume") == 2
+        assert "amin-1.npz: damaged" in capsys.readouterr().err
+    run.write_bytes(whole)
 
     assert run_evaluation("--resume", "--sweep") == 0
     cells = json.loads((out / "results.json").read_text())["sweep"]["cells"]
