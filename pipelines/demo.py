@@ -5,7 +5,10 @@ import shlex
 import time
 from pathlib import Path
 
+from pipelines.files import write_json
+from pipelines.options import require_at_least
 from predictor.errors import InputError
+from scheduler.json_file import read_json
 
 HELP = "run the whole chain on the bundled model and prompts (about ten minutes on two cores, no network)"
 
@@ -32,13 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the stages one after the other, each as its own command would."""
+    """Run the stages one after the other, each as its own command would; one that is done is not done again."""
+    require_at_least(args, 1, "draws", "limit", "kv_blocks", "seeds")
     for path in (SERVED_MODEL, ENCODER, PROMPTS):
         if not path.exists():
             raise InputError(f"{path} is missing: run the demo from a checkout of the repository")
     out, started = args.out, time.monotonic()
     device = ["--device", args.device] if args.device else []
     records, trained, serving = out / "records.parquet", out / "run", out / "serving"
+    _require_same_records(args, out / "demo.json")
     if not records.exists():
         run_stage(
             "collect", "--served-model", args.served_model, "--prompts", args.prompts, "--draws", args.draws,
@@ -56,6 +61,19 @@ def run(args: argparse.Namespace) -> None:
         "--seeds", args.seeds, "--out", out / "evaluation", *again, *device,
     )  # fmt: skip
     _conclude(out / "evaluation" / "results.json", time.monotonic() - started)
+
+
+def _require_same_records(args: argparse.Namespace, path: Path) -> None:
+    """Note what the records are made with, or raise InputError where those in the folder were made otherwise."""
+    made = {name: str(vars(args)[name]) for name in ("served_model", "prompts", "draws", "limit")}
+    there = read_json(path) if path.exists() else made
+    for name, value in made.items():
+        if there.get(name) != value:
+            raise InputError(
+                f"--out: {args.out} holds a demo made with --{name.replace('_', '-')} {there.get(name)}, now it is "
+                f"{value}; use another --out or remove that folder"
+            )
+    write_json(path, made)
 
 
 def run_stage(name: str, *arguments: object) -> None:

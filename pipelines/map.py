@@ -38,11 +38,13 @@ def run(args: argparse.Namespace) -> None:
     from pipelines.files import atomic_file, write_json
     from pipelines.plots import gain_map
     from pipelines.results import print_table
-    from pipelines.simulate import make_worker, policy_names
+    from pipelines.simulate import make_worker
     from pipelines.workloads import read_base
+    from scheduler.policies import POLICIES
 
-    policy_names(args.policy)
-    loads, noises = _numbers("--loads", args.loads), _numbers("--noise", args.noise)
+    if args.policy not in POLICIES:
+        raise InputError(f"--policy: unknown policy {args.policy!r}; choose from {', '.join(POLICIES)}")
+    loads, noises = _numbers("--loads", args.loads, 1e-3), _numbers("--noise", args.noise, 0.0)
     if args.seeds < 2:
         raise InputError(f"--seeds is {args.seeds}, must be >= 2: a gain needs an interval")
     worker, base = make_worker(args), read_base(args)
@@ -109,9 +111,11 @@ def _text(cell: Mapping[str, Any]) -> str:
     return f"~{text}" if is_nil(cell) else text
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def _numbers(option: str, text: str, least: float) -> list[float]:
     try:
         values = [float(word) for word in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} is {text!r}, must be numbers separated by commas") from error
+    if not all(least <= value <= 100 for value in values) or len(set(values)) < len(values):
+        raise InputError(f"{option} is {text!r}, must be different numbers from {least:g} to 100")
     return values

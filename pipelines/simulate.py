@@ -68,7 +68,12 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         default="restart",
         help="whether evicted requests keep their tokens",
     )
-    parser.add_argument("--bins", type=Path, help="JSON list of length-bin edges that the field survival is on")
+    parser.add_argument(
+        "--bins",
+        type=Path,
+        help="JSON list of length-bin edges that the field survival is on; default: "
+        "WORKLOAD.bins.json where there is one",
+    )
     parser.add_argument("--max-running", type=int, help="most requests that run at once (vLLM's max_num_seqs)")
     parser.add_argument(
         "--max-batch-tokens", type=int, help="most tokens of one iteration; longer prefills are split (chunked prefill)"

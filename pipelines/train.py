@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> None:
         counts = f"{len(set(records.prompts))} prompts, {sum(map(len, records.output_lens))} draws"
         print(f"{name}: {counts}, {len(set(records.models))} served models")
     quiet_libraries()
+    if not is_launched():
+        from predictor.lightning_module import check_devices
+
+        check_devices(config)
     length_predictor = new_predictor(config, chat_options, splits["train"])
     if not is_launched():
         out.mkdir(parents=True, exist_ok=True)

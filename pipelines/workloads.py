@@ -26,7 +26,9 @@ def read_base(args: argparse.Namespace) -> Workload:
         prompts, lens = lmsys_shaped(int(text), np.random.default_rng(0))
         places = [f"r{i}" for i in range(len(lens))]
         return workload_from_columns(places, prompts, lens, np.zeros(len(lens)), args.max_new_tokens)
-    return read_requests(Path(args.workload), args.max_new_tokens, _edges(args.bins))
+    beside = Path(f"{args.workload}.bins.json")  # as amin predict and amin evaluate write it
+    bins = beside if args.bins is None and beside.is_file() else args.bins
+    return read_requests(Path(args.workload), args.max_new_tokens, _edges(bins))
 
 
 def _edges(path: Path | None) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

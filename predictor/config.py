@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -13,6 +14,16 @@ from predictor.errors import InputError
 
 HEADS = ("hazard", "mixture")
 OBJECTIVES = ("likelihood", "ordinal", "pinball", "ranking")
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch_size", "max_prompts", "num_bins", "max_length", "hidden_size"), (1, inf)),
+    **dict.fromkeys(("num_components", "num_layers", "devices"), (1, inf)),
+    **dict.fromkeys(("epochs", "unfrozen_layers", "head_epochs", "num_terms", "patience"), (0, inf)),
+    **dict.fromkeys(("encoder_lr", "head_lr", "weight_decay", "warmup", "teacher_share"), (0.0, 1.0)),
+    **dict.fromkeys(("dropout", "average_decay"), (0.0, 0.9999)),
+    "seed": (0, 2**32 - 1),
+    "max_prompt_tokens": (4, inf),
+}
+"""The least and the largest value of the settings that are numbers; tau lies strictly between 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +159,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{file}: no such file; --config takes a YAML file")
     try:
-        value = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(value, dict):
         raise InputError(f"{file}: must be a mapping of settings, not {type(value).__name__}")
@@ -167,27 +178,11 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"heads: {unknown[0]!r} is not one of {', '.join(HEADS)}")
     if config.objective not in OBJECTIVES:
         raise InputError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
-    for name in (
-        "batch_size",
-        "max_prompts",
-        "num_bins",
-        "max_length",
-        "hidden_size",
-        "num_components",
-        "num_layers",
-        "devices",
-    ):
+    for name, (least, most) in RANGES.items():
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name}: must be at least 1, not {value}")
-    if not 0.0 <= config.teacher_share <= 1.0:
-        raise InputError(f"teacher_share: must lie between 0 and 1, not {config.teacher_share}")
-    if config.max_prompt_tokens < 4:
-        raise InputError(f"max_prompt_tokens: must be at least 4, not {config.max_prompt_tokens}")
-    for name in ("epochs", "unfrozen_layers", "head_epochs", "num_terms"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise InputError(f"{name}: must be at least 0, not {value}")
+        if value is not None and not least <= value <= most:
+            limits = f"be at least {least}" if most == inf else f"lie between {least} and {most}"
+            raise InputError(f"{name}: must {limits}, not {value}")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from predictor.errors import InputError
 from predictor.spec import PredictorSpec
 
 MANIFEST, MODEL, TOKENIZER = "manifest.json", "model.onnx", "tokenizer.json"
+PRECISIONS = ("fp32", "int8")
 MAX_PROMPT_TOKENS = 1 << 20
 
 
@@ -29,6 +30,8 @@ def read_export(folder: Path) -> PredictorSpec:
     try:
         spec = PredictorSpec.from_dict(value, str(manifest))
         check_spec(spec)
+        _require(value["max_length"] == spec.bins.max_length, "max_length", value["max_length"])
+        _require(value["precision"] in PRECISIONS, "precision", value["precision"])
         hashes = dict(value["sha256"])
     except InputError:
         raise
@@ -78,6 +81,8 @@ def _check_table(table: ConformalTable, field: str, highest: float) -> None:
         numbers = all(type(value) in (int, float) for value in values)
         _require(numbers, f"{field}: {name}", "one that is not a number")
         array = np.asarray(values, dtype=np.float64)
+        if name == "cumulated":
+            _require(abs(values[-1] - table.num_prompts) < 1e-3, f"{field}: num_prompts", table.num_prompts)
         is_sorted = bool((np.diff(array) >= 0).all()) and array[0] >= 0 and array[-1] <= top
         _require(is_sorted, f"{field}: {name}", f"not increasing from 0 to {top:g} at most")
 

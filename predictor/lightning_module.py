@@ -1,6 +1,7 @@
 """Training with Lightning: the module, the trainer and its callbacks, and resuming."""
 
 import math
+import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
@@ -17,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from predictor.bins import LengthBins
 from predictor.config import TrainConfig
 from predictor.data import TARGET_NAMES, Batch, LengthDataModule
+from predictor.errors import InputError
 from predictor.losses import censored_hazard_nll, mean_pinball_loss
 from predictor.network import HazardNetwork
 from predictor.objectives import objective
@@ -142,6 +146,27 @@ def train_network(
     network.cpu().load_state_dict(start)
     network.requires_grad_(True)
     return min(loss, start_loss)
+
+
+def check_devices(config: TrainConfig) -> None:
+    """Raise InputError where there is no such accelerator, strategy or number of devices on this machine."""
+    asked = f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            trainer = lightning.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                strategy=config.strategy,
+                precision="bf16-mixed" if config.bf16 else "32-true",
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+            )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise InputError(f"{asked}: {' '.join(str(error).split())[:200]}") from None
+    if isinstance(trainer.accelerator, CPUAccelerator) and config.devices > max(2, os.cpu_count() or 1):
+        raise InputError(f"{asked}: that many processes on {os.cpu_count()} CPU cores; lower --devices")
 
 
 def make_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> lightning.Trainer:

@@ -73,7 +73,12 @@ def encode_prompts(
     """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms.
 
     `terms` are the known ones, in increasing order; an array of them saves the time of making one.
+
+    Raises:
+        InputError: `prompts` are not a sequence of strings.
     """
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts: must be a sequence of strings")
     full = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
     known = np.asarray(terms, dtype=np.int64)
     return PromptInputs(

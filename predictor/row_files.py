@@ -100,7 +100,7 @@ def _line_items(file: Path) -> Iterator[Item]:
 def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{file}: row {number}: not JSON ({error}); one object a line") from None
     return _checked_object(file, number, value)
 

@@ -57,8 +57,9 @@ class Row:
 
     def as_length(self, field: str, value: Any) -> int:
         """Return `value` as a length in tokens; InputError unless it is a whole number of at least 1."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
-            self.fail(field, f"{value!r} is not a whole number of tokens")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 53
+        if not is_number or not float(value).is_integer():
+            self.fail(field, f"{repr(value)[:40]} is not a whole number of tokens")
         if value < 1:
             self.fail(field, f"{value} is not positive; a length counts the end token, so it is at least 1")
         return int(value)

@@ -72,8 +72,13 @@ class PredictorSpec:
         return (*self.models, AVERAGE) if len(self.models) > 1 else self.models
 
     def choose(self, model: str | None = None) -> str:
-        """Return the served model meant by `model`, the default where it is None; InputError where it is unknown."""
+        """Return the served model meant by `model`, the default where it is None; InputError where it is unknown.
+
+        `average` of one served model is that one.
+        """
         name = self.served_model if model is None else model
+        if name == AVERAGE and len(self.models) == 1:
+            return self.models[0]
         if name not in self.choices:
             raise InputError(f"model: {name!r} is not known to this predictor; it knows {', '.join(self.choices)}")
         return name

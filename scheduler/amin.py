@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from scheduler.batch import RunningBatch
+from scheduler.errors import InputError
 from scheduler.future_peak import FuturePeak
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.least_bound import LeastBoundFirst
@@ -35,6 +36,8 @@ class Amin(Policy):
     ) -> None:
         """Start with nothing waiting; arguments as in `Policy`."""
         super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        if refinement not in ("token", "eviction"):
+            raise InputError(f"refinement is {refinement!r}, must be token or eviction")
         self._bounds: dict[int, int] = {}
         self._kept_tokens: dict[int, int] = {}
         self._peak = FuturePeak(kv_cache)

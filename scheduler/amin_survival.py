@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from math import ceil, sqrt
-from typing import Literal
+from math import ceil, inf, sqrt
+from typing import Literal, get_args
 
 import numpy as np
 
 from scheduler.batch import RunningBatch
+from scheduler.errors import InputError
 from scheduler.expected_volume import ExpectedVolume
 from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
 from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
 from scheduler.request import Request
+
+Victim = Literal["least-progress", "least-work", "least-bound"]
 
 
 class AminSurvival(Policy):
@@ -50,7 +53,7 @@ class AminSurvival(Policy):
         adaptation: float = 0.01,
         renew: bool = True,
         by_volume: bool = True,
-        victim: Literal["least-progress", "least-work", "least-bound"] = "least-progress",
+        victim: Victim = "least-progress",
     ) -> None:
         """Start with nothing waiting; arguments as in `Policy`, and each change by itself.
 
@@ -67,8 +70,20 @@ class AminSurvival(Policy):
             renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
             by_volume: Whether expected memory over a life orders, or else the median length.
             victim: Who is evicted: the least progress, the least generated, or as in `Amin` the least bound.
+
+        Raises:
+            InputError: One of these is out of its range.
         """
         super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        _check("pack_level", pack_level, 1.0)
+        _check("reserve_sd", reserve_sd, inf)
+        _check("max_reserve", max_reserve, 1.0)
+        _check("ageing", ageing, inf)
+        _check("adaptation", adaptation, 1.0)
+        if not pack_level:
+            raise InputError("pack_level is 0, must be above 0")
+        if victim not in get_args(Victim):
+            raise InputError(f"victim is {victim!r}, must be one of {', '.join(get_args(Victim))}")
         self._pack_level, self._ageing = pack_level, ageing
         self._reserve_sd, self._max_reserve = reserve_sd, int(max_reserve * kv_cache.num_blocks)
         self._renew, self._by_volume, self._victim = renew, by_volume, victim
@@ -199,3 +214,8 @@ class AminSurvival(Policy):
         for column in (self._forecasts, self._volumes, self._variances, self._arrivals, self._bounds, self._starts):
             del column[index]
         self._known.pop(index, None)
+
+
+def _check(name: str, value: float, below: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
+        raise InputError(f"{name} is {value!r}, must be a number from 0 to below {below:g}")

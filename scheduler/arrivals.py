@@ -35,7 +35,7 @@ def arrival_times(arrivals: str, count: int, rng: np.random.Generator) -> Floats
 
     Args:
         arrivals: "all-at-once", "poisson:RATE" or "gamma:RATE:CV" (RATE requests per unit of time, gaps of the
-            coefficient of variation CV), or a file with a time a line.
+            coefficient of variation CV), or a file with a time a line, of which the first are taken and sorted.
         count: Number of requests.
         rng: For random arrivals.
 
@@ -141,6 +141,6 @@ def _times_of_file(arrivals: str, count: int, forms: str) -> Floats:
         raise InputError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path}: {error}; every line must be a time") from error
-    if len(times) < count or not ((times >= 0) & np.isfinite(times)).all():
+    if len(times) < count or not ((times >= 0) & (times < 1e300)).all():
         raise InputError(f"{path}: {len(times)} times for {count} requests; give one each, finite and not negative")
     return np.sort(times[:count])

@@ -1,6 +1,5 @@
 """How long an iteration takes."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from scheduler.errors import InputError
 from scheduler.json_file import read_json
 
 TICKS_PER_SECOND = 10**15
+MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class CostModel:
             InputError: A field is negative or not a number, or an iteration would take no time.
         """
         for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise InputError(f"{name} is {value!r}, must be a number of seconds >= 0")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
+                raise InputError(f"{name} is {value!r}, must be a number of seconds from 0 to {MOST_SECONDS:g}")
         if self.seconds_per_iteration * TICKS_PER_SECOND < 1:
             raise InputError(f"seconds_per_iteration is {self.seconds_per_iteration}, must be above 0")
 

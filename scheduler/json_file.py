@@ -18,5 +18,5 @@ def read_json(path: Path, hint: str = "") -> Any:
     except OSError as error:
         reason = f"{path}: {error.strerror}"
         raise InputError(f"{reason}; {hint}" if hint else reason) from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error

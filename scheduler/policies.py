@@ -61,7 +61,7 @@ def make_policy(
     Raises:
         InputError: No policy has that name or one of the options, or it needs true lengths and there are none.
     """
-    check_options(name, options)
+    _check_options(name, options)
     if name in CLAIRVOYANT:
         if output_lens is None:
             raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
@@ -69,7 +69,7 @@ def make_policy(
     return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, **options)
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
+def _check_options(name: str, options: Iterable[str]) -> None:
     """Raise InputError unless there is a policy of that name, and it has all of the options."""
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")

@@ -114,8 +114,9 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from error
+        except (RecursionError, ValueError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+            raise InputError(f"{where}: not JSON ({reason})") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: must be an object with request_id, num_prompt_tokens and output_len")
         yield where, row
@@ -139,9 +140,14 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
     if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not -1e300 < arrival < 1e300:
         raise InputError(f"{where}: arrival_time is {arrival!r}, must be a number")
     lower = _integer(row, "output_len_lower_bound", where) if row.get("output_len_lower_bound") is not None else 1
+    if optional.get("output_len_prediction", 1) < 1:
+        raise InputError(f"{where}: output_len_prediction is {optional['output_len_prediction']}, must be >= 1")
+    if not isinstance(row.get("request_id", ""), str | int | None):
+        raise InputError(f"{where}: request_id is {row['request_id']!r}, must be a text")
     upper = optional.get("output_len_upper_bound", lower)
     if upper < lower:
         raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
+    forecast = _forecast(row, where, edges)
     try:
         return Request(
             request_id=where if row.get("request_id") is None else str(row["request_id"]),
@@ -149,7 +155,7 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
             max_new_tokens=cap,
             arrival_time=float(arrival),
             output_len_lower_bound=min(lower, cap),
-            forecast=_forecast(row, where, edges),
+            forecast=forecast,
             **optional,
         )
     except InputError as error:

@@ -1,5 +1,6 @@
 """Where results go: nothing that is there is lost, and what cannot be written is refused before the work."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,14 @@ def test_an_export_replaces_nothing_but_an_export(
     assert {file.name for file in mine.iterdir()} == {file.name for file in exports["fp32"].iterdir()}
     (mine / "scheduling.json").write_text("{}")
     assert "was tuned for the export" in refused(["export", run_folder, "--out", mine], capsys)
+
+
+def test_a_demo_does_not_go_on_from_records_made_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it start with a number that no stage takes."""
+    assert "--limit is 0" in refused(["demo", "--out", tmp_path / "demo", "--limit", 0], capsys)
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    made = {"served_model": "m", "prompts": "p.jsonl", "draws": "1", "limit": "5"}
+    (folder / "demo.json").write_text(json.dumps(made))
+    argv = ["demo", "--out", folder, "--served-model", "m", "--prompts", "p.jsonl", "--limit", 200]
+    assert "made with --limit 5, now it is 200" in refused(argv, capsys)

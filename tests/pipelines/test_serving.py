@@ -134,7 +134,9 @@ def test_a_missing_file_is_named(name: str, export: Path, tmp_path: Path) -> Non
         ("format_version", 1, "format_version: 1 is not 2"),
         ("bins", [0, 5, 5], "edges: must increase"),
         ("bins", "many", "edges: must be a list"),
-        ("bins", [0, 1, 2], "predicts an array"),
+        ("bins", [0, 1, 256], "predicts an array"),
+        ("max_length", 40, "max_length: 40"),
+        ("precision", "intX", "precision: intX"),
         ("max_prompt_tokens", -4, "max_prompt_tokens: -4"),
         ("max_prompt_tokens", "many", "many"),
         ("pad_token_id", 10**9, "model.onnx"),
@@ -156,6 +158,15 @@ def test_a_manifest_with_a_wrong_value_is_refused(
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, field: value}))
     assert says in refusal(folder)
+
+
+def test_a_calibration_cannot_claim_more_prompts(export: Path, tmp_path: Path) -> None:
+    """A finer tau than the prompts support would be served."""
+    folder = copy_of(export, tmp_path / "x")
+    value = json.loads((folder / "manifest.json").read_text())
+    next(iter(value["calibrations"].values()))["pit"]["num_prompts"] *= 1000
+    (folder / "manifest.json").write_text(json.dumps(value))
+    assert "pit: num_prompts" in refusal(folder)
 
 
 @pytest.mark.parametrize(

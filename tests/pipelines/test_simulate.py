@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ("{", "not JSON"),
         ("[]", "must be an object with seconds_per_iteration"),
         ('{"seconds_per_iteration": 0}', "seconds_per_iteration is 0, must be above 0"),
-        ('{"seconds_per_iteration": "1"}', "seconds_per_iteration is '1', must be a number of seconds >= 0"),
+        ('{"seconds_per_iteration": "1"}', "seconds_per_iteration is '1', must be a number of seconds from 0 to 1e+06"),
         ('{"seconds_per_iteration": 1, "seconds_per_kv_token": -1}', "seconds_per_kv_token is -1"),
         ('{"seconds_per_iteration": 1, "speed": 2}', "unknown field 'speed'"),
     ],
@@ -201,5 +201,9 @@ def test_the_map_shows_where_a_policy_pays(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "out" / "map.png").stat().st_size > 1000
     assert "~1.0" in capsys.readouterr().out
     assert main([*argv[:-2], "--seeds", "1", "--out", str(tmp_path / "bad")]) == 2
-    assert main([*argv, "--loads", "high", "--out", str(tmp_path / "bad")]) == 2
+    wrong = (("--loads", "high"), ("--loads", ".9,.90"), ("--loads", "0"), ("--noise", "-1"), ("--policy", "fifo"))
+    for option, value in wrong:
+        capsys.readouterr()
+        assert main([*argv, option, value, "--out", str(tmp_path / "bad")]) == 2
+        assert capsys.readouterr().err.startswith(f"amin map: error: {option}")
     assert not (tmp_path / "bad").exists()

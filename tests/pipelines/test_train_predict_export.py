@@ -235,6 +235,8 @@ def test_bad_input_is_refused_in_one_line(
     odd.write_text("epoch: 3\n")
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("epochs: many\n")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"epochs: \xff\n")
     out = tmp_path / "out"
     base = ("--data", records_file, "--out", out, "--encoder", tiny_encoder, *QUICK)
     cases: list[tuple[str, tuple[Any, ...]]] = [
@@ -254,6 +256,14 @@ def test_bad_input_is_refused_in_one_line(
         ("'other' is not known", ("train", *base, "--default-model", "other")),
         ("num_layers: the encoder has 2, not 3", ("train", *base, "--num-layers", "3")),
         ("teacher_share: must lie between", ("train", *base, "--teacher-share", "1.5")),
+        ("seed: must lie between 0 and 4294967295, not -1", ("train", *base, "--seed", "-1")),
+        ("head_lr: must lie between 0.0 and 1.0, not nan", ("train", *base, "--head-lr", "nan")),
+        ("dropout: must lie between 0.0 and 0.9999, not 1.5", ("train", *base, "--dropout", "1.5")),
+        ("patience: must be at least 0, not -1", ("train", *base, "--patience", "-1")),
+        ("accelerator abacus, devices 1", ("train", *base, "--accelerator", "abacus")),
+        ("strategy hope", ("train", *base, "--strategy", "hope")),
+        ("devices 9999.*: that many processes", ("train", *base, "--accelerator", "cpu", "--devices", "9999")),
+        ("not YAML", ("train", *base, "--config", binary)),
     ]
     for message, arguments in cases:
         with pytest.raises(InputError, match=message) as caught:

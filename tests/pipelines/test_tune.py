@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,25 @@ def test_what_the_user_can_mend(
         InputError, match=r"scheduling.json: policy 'amin-survival' has no option 'reserve'; it has .*reserve_sd"
     ):
         policy_options(broken, "amin-survival")
+    for options, message in (
+        ({"pack_level": "high"}, "pack_level is 'high'"),
+        ({"pack_level": 0}, "pack_level is 0"),
+        ({"pack_level": 1}, "pack_level is 1"),
+        ({"reserve_sd": -1}, "reserve_sd is -1"),
+        ({"max_reserve": True}, "max_reserve is True"),
+        ({"victim": "nobody"}, "victim is 'nobody'"),
+        ([1], "must be an object"),
+    ):
+        broken.write_text(json.dumps({"policies": {"amin-survival": {"options": options}}}))
+        with pytest.raises(InputError, match=rf"scheduling.json: .*{re.escape(message)}"):
+            policy_options(broken, "amin-survival")
+    broken.write_text('{"policies": {"amin": {"options": {"refinement": "often"}}}}')
+    with pytest.raises(InputError, match="refinement is 'often'"):
+        policy_options(broken, "amin")
+    broken.write_text('{"policies": {"fifo": {}}}')
+    with pytest.raises(InputError, match="unknown policy 'fifo'"):
+        policy_options(broken, "amin")
+    for tau in ("x", 7, 0, True):
+        broken.write_text(json.dumps({"policies": {"amin": {"tau": tau}}}))
+        with pytest.raises(InputError, match=r"scheduling.json: tau of amin is"):
+            tuned_tau(broken)

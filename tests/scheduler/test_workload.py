@@ -75,6 +75,10 @@ def test_the_limit_can_be_given_and_clips_lower_bounds(tmp_path: Path) -> None:
     [
         ("{not json", "not JSON"),
         ("[1, 2]", "must be an object"),
+        ('{"output_len": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (GOOD | {"output_len_prediction": -1}, "output_len_prediction is -1"),
+        (GOOD | {"request_id": [1]}, "request_id is [1]"),
         ('"text"', "must be an object"),
         ({"num_prompt_tokens": 3}, "output_len is None"),
         ({"output_len": 3}, "num_prompt_tokens is None"),
