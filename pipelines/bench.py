@@ -98,9 +98,9 @@ class Timed(Policy):
         """Pass it on."""
         self._policy.add(index, request)
 
-    def finish(self, index: int, output_len: int) -> None:
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
         """Pass it on."""
-        self._policy.finish(index, output_len)
+        self._policy.finish(index, output_len, is_running=is_running)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Pass it on and take the time."""

@@ -30,8 +30,8 @@ class TimedPolicy(Policy):
         self.seconds += perf_counter() - started
         return decision
 
-    def finish(self, index: int, output_len: int) -> None:
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
         """Pass on an end."""
         started = perf_counter()
-        self._policy.finish(index, output_len)
+        self._policy.finish(index, output_len, is_running=is_running)
         self.seconds += perf_counter() - started

@@ -70,9 +70,11 @@ class Amin(Policy):
             self._kept_tokens[index] = num_generated
         self.waiting.requeue(bound, index, self._kept_tokens.get(index, 0))
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget the request."""
-        super().finish(index, output_len)
-        self._peak.finish(index)
-        self._victims.remove(index)
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
+        if is_running:
+            self._peak.finish(index)
+            self._victims.remove(index)
         del self._bounds[index]
+        self._kept_tokens.pop(index, None)

@@ -113,8 +113,9 @@ class AminSurvival(Policy):
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
         for index in self._new:
-            self._arrivals[index] = running.clock
-            self.waiting.requeue(self._key(index, 0), index, 0)
+            if index in self._forecasts:
+                self._arrivals[index] = running.clock
+                self.waiting.requeue(self._key(index, 0), index, 0)
         self._new.clear()
         self._follow(running)
         preempted: list[int] = []
@@ -204,16 +205,23 @@ class AminSurvival(Policy):
             return self._forecasts[index].conditional_quantile(self._known.get(index, 0), 0.5) - kept
         return self._to_come(index, kept) + self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget the request; learn from whether it ended below its first bound."""
-        error = self._pack_level - (output_len < self._first_bounds.pop(index))
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
+        """Learn from whether the request ended below its first bound, and forget it."""
+        error = self._pack_level - (output_len < self._first_bounds[index])
         self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
-        super().finish(index, output_len)
-        self._peak.finish(index)
-        self._variance -= self._variances[index]
-        for column in (self._forecasts, self._volumes, self._variances, self._arrivals, self._bounds, self._starts):
+        super().finish(index, output_len, is_running=is_running)
+
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
+        if is_running:
+            self._peak.finish(index)
+            self._variance -= self._variances[index]
+        for column in (self._forecasts, self._volumes, self._variances):
             del column[index]
-        self._known.pop(index, None)
+        of_some = (self._arrivals, self._bounds, self._first_bounds, self._starts, self._known, self._kept_tokens)
+        for optional in of_some:
+            optional.pop(index, None)
 
 
 def _check(name: str, value: float, below: float) -> None:

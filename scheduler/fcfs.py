@@ -76,7 +76,7 @@ class FcfsReserve(Policy):
             admitted.append(self.waiting.pop())
         return Decision((), admitted, math.inf)
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Give the reservation back."""
-        super().finish(index, output_len)
-        self._free += self._reserved.pop(index)
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits; give its reservation back."""
+        super().forget(index, is_running=is_running)
+        self._free += self._reserved.pop(index, 0)

@@ -51,10 +51,11 @@ class PackByEstimate(Policy):
             self.waiting.requeue(key, index, running.num_generated(index) if self.resume else 0)
         return admit_while_peak_fits(self, running, preempted, self._peak, self._estimates.__getitem__)
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget the request."""
-        super().finish(index, output_len)
-        self._peak.finish(index)
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
+        if is_running:
+            self._peak.finish(index)
         del self._estimates[index]
 
 

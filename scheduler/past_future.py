@@ -82,10 +82,14 @@ class PastFuture(Fcfs):
         lengths: Ints = np.rint(low + (place - left) * (high - low)).astype(np.int64)
         return lengths
 
-    def finish(self, index: int, output_len: int) -> None:
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
         """Remember how long the answer was."""
-        super().finish(index, output_len)
+        super().finish(index, output_len, is_running=is_running)
         self._history.append(output_len)
+
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
         del self._max_new_tokens[index]
 
 

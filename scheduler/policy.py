@@ -32,10 +32,10 @@ class Decision(NamedTuple):  # made by the million: a frozen dataclass takes thr
 class Policy(ABC):
     """Decides which requests run. It keeps its own waiting queue and never touches an engine.
 
-    The caller tells it of every arrival (`add`) and every end (`finish`), asks it before an iteration (`schedule`) and
-    carries the decision out in full. A decision must leave a batch whose next iteration fits, and an idle worker must
-    admit something. A request is named by its index, a small integer given at submission; ties that are not random go
-    by arrival, then index.
+    The caller tells it of every arrival (`add`) and every end (`finish`, or `forget` where there is no answer), asks it
+    before an iteration (`schedule`) and carries the decision out in full. A decision must leave a batch whose next
+    iteration fits, and an idle worker must admit something. A request is named by its index, a small integer given at
+    submission; ties that are not random go by arrival, then index.
     """
 
     def __init__(
@@ -63,8 +63,12 @@ class Policy(ABC):
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the decision for the next iteration. The policy counts it as carried out."""
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget a request that has generated its last token, the `output_len`-th."""
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
+        """Learn from a request that has generated its last token, the `output_len`-th, and forget it."""
+        self.forget(index, is_running=is_running)
+
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits; one that was cancelled ends so, being no answer to learn from."""
         self.waiting.forget(index)
 
 
@@ -76,16 +80,17 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, int, int]] = []
+        self._queued: set[int] = set()  # the others in the heap are forgotten
         self._requests: dict[int, tuple[int, Request]] = {}
         self._num_added = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._queued)
 
     def add(self, key: float, index: int, request: Request) -> None:
         """Queue a new request."""
         self.remember(index, request)
-        heappush(self._heap, (key, self._num_added, index, request.num_prompt_tokens, 0))
+        self.requeue(key, index, 0)
 
     def remember(self, index: int, request: Request) -> None:
         """Take in the facts of a request that `requeue` will queue."""
@@ -96,22 +101,30 @@ class WaitingQueue:
         """Queue a known request (again); it keeps `num_generated` tokens (0 unless it was evicted and resumes)."""
         place, request = self._requests[index]
         heappush(self._heap, (key, place, index, request.num_prompt_tokens + num_generated, num_generated))
+        self._queued.add(index)
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will be prefilled with, and how many it generated."""
-        return self._heap[0][2:]
+        heap, queued = self._heap, self._queued
+        while heap[0][2] not in queued:
+            heappop(heap)
+        return heap[0][2:]
 
     def pop(self) -> int:
         """Remove the first request and return its index."""
-        return heappop(self._heap)[2]
+        index = self.head()[0]
+        heappop(self._heap)
+        self._queued.remove(index)
+        return index
 
     def request(self, index: int) -> Request:
         """Return the facts of a request that has not finished."""
         return self._requests[index][1]
 
     def forget(self, index: int) -> None:
-        """Drop the facts of a finished request."""
+        """Drop the facts of a request, queued or not."""
         del self._requests[index]
+        self._queued.discard(index)
 
 
 def evict_while_full(running: RunningBatch, num_blocks: int, order: Iterable[int]) -> list[int]:

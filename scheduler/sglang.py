@@ -114,8 +114,9 @@ class SglangRatio(Policy):
         self._is_full = False
         return retracted
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget the request; there is room to try again."""
-        self._count(index, -1)
-        super().finish(index, output_len)
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits; there is room to try again."""
+        if is_running:
+            self._count(index, -1)
+        super().forget(index, is_running=is_running)
         self._is_full = False

@@ -38,7 +38,7 @@ class Tie(Fcfs):
         """Return the score that it had at arrival."""
         return self._scores[index]
 
-    def finish(self, index: int, output_len: int) -> None:
-        """Forget the request."""
-        super().finish(index, output_len)
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
         del self._scores[index]

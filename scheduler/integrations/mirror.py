@@ -1,6 +1,6 @@
 """A policy beside an engine that carries its decisions out in its own time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from scheduler.batch import RunningBatch
 from scheduler.policy import Policy
@@ -17,14 +17,13 @@ class Mirror:
         self._indices: dict[str, int] = {}
         self._requests: dict[int, Request] = {}
         self._kept_tokens: dict[int, int] = {}
-        self._gone: dict[int, int] = {}  # output length of what ended while the policy has it waiting
         self._num_added = 0
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._indices
 
     def __len__(self) -> int:
-        """Return how many requests the policy still keeps anything of."""
+        """Return how many requests the policy knows."""
         return len(self._requests)
 
     def request_ids(self) -> Iterator[str]:
@@ -49,46 +48,30 @@ class Mirror:
 
     def decide(self) -> list[str]:
         """Ask the policy, take its decision as carried out, and return whom to evict, in order."""
-        evicted, is_settled = list[str](), False
-        while self._requests and not is_settled:
-            decision = self.policy.schedule(self.running)
-            for index in decision.preempt:
-                self._kept_tokens[index] = self.running.num_generated(index)
-                self.running.remove(index)
-                evicted.append(self._requests[index].request_id)
-            is_settled = self._admit(decision.admit)
-            self.running.stalled = ()
-        self.num_evictions += len(evicted)
-        return evicted
+        if not self._requests:
+            return []
+        decision = self.policy.schedule(self.running)
+        for index in decision.preempt:
+            self._kept_tokens[index] = self.running.num_generated(index)
+            self.running.remove(index)
+        for index in decision.admit:
+            self.running.append(index, self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0))
+        self.running.stalled = ()
+        self.num_evictions += len(decision.preempt)
+        return [self._requests[index].request_id for index in decision.preempt]
 
-    def _admit(self, admitted: Iterable[int]) -> bool:
-        """Show admitted requests as running, but let go of those that have ended; return whether there were none."""
-        num_gone = len(self._gone)
-        for index in admitted:
-            if index in self._gone:
-                self._finish(index, self._gone.pop(index))
-            else:
-                tokens = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
-                self.running.append(index, *tokens)
-        return len(self._gone) == num_gone
+    def remove(self, request_id: str, output_len: int | None) -> None:
+        """Let go of a request that ended with so many tokens, or that was cancelled: None.
 
-    def remove(self, request_id: str, output_len: int) -> None:
-        """Let go of a request that ended or was aborted.
-
-        A policy cannot give up a waiting request. So one that ends there (an abort, or a token still in flight at the
-        eviction that was the last) stays in its queue, and ends the moment it is admitted; when nothing else is left,
-        at once.
+        One that the policy has waiting can have ended too: its last token was in flight when it was evicted.
         """
         index = self._indices.pop(request_id)
-        if index in self.running:
+        is_running = index in self.running
+        if is_running:
             self.running.remove(index)
-            self._finish(index, output_len)
-        else:
-            self._gone[index] = output_len
-        if len(self._gone) == len(self._requests):
-            self.decide()
-
-    def _finish(self, index: int, output_len: int) -> None:
         del self._requests[index]
         self._kept_tokens.pop(index, None)
-        self.policy.finish(index, output_len)
+        if output_len is None:
+            self.policy.forget(index, is_running=is_running)
+        else:
+            self.policy.finish(index, output_len, is_running=is_running)

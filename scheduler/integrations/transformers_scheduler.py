@@ -116,12 +116,12 @@ class PolicyScheduler(Scheduler):
         state = self.active_requests.get(request_id)
         super().finish_request(request_id)
         if request_id in self.mirror:
-            self.mirror.remove(request_id, max(1, generated(state)) if state else 1)
+            self.mirror.remove(request_id, generated(state) if state and generated(state) else None)
 
     def _let_go(self) -> None:
         """Forget what the engine has dropped: cancelled and failed requests."""
         for request_id in [i for i in self.mirror.request_ids() if not self._has(i)]:
-            self.mirror.remove(request_id, 1)
+            self.mirror.remove(request_id, None)
         for request_id in [i for i in self.at_arrival.request_ids() if not self._has(i)]:
             self.at_arrival.discard(request_id)
 

@@ -45,6 +45,8 @@ PREDICTING = "pipelines.vllm_scheduler.PredictingScheduler"
 QUEUED = frozenset(
     {RequestStatus.WAITING, RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR}
 )
+ANSWERED = frozenset({RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED})
+"""Ends with an answer whose length a policy may learn from; the others were aborted, refused or failed."""
 
 
 class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not installed where types are checked
@@ -171,7 +173,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         """Free a request that ended or was aborted, and tell the policy."""
         result = super()._free_request(request, *args, **kwargs)
         if request.request_id in self.mirror:
-            self.mirror.remove(request.request_id, request.num_output_tokens)
+            self.mirror.remove(request.request_id, request.num_output_tokens if request.status in ANSWERED else None)
         if self.at_arrival is not None and request.request_id in self.at_arrival:
             self.at_arrival.discard(request.request_id)
         return result

@@ -66,9 +66,9 @@ class Recorder(Policy):
         assert len(self.steps) <= self.max_steps, "the policy makes no progress"
         return decision
 
-    def finish(self, index: int, output_len: int) -> None:
+    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
         """Pass it on."""
-        self.policy.finish(index, output_len)
+        self.policy.finish(index, output_len, is_running=is_running)
 
 
 class GuardedExecutor(SimulatedExecutor):
