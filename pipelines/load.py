@@ -104,7 +104,7 @@ def summarize(outcome: Outcome, num_requests: int, concurrency: int, seconds: fl
         "requests": num_requests,
         "concurrency": concurrency,
         "seconds": seconds,
-        "requests_per_second": num_requests / seconds,
+        "requests_per_second": len(outcome.latencies) / seconds,
         "latency_ms": {**quantiles, "max": float(ms.max()) if len(ms) else None},
         "errors": dict(outcome.errors),
         "predicted": outcome.answers["model"],

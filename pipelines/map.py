@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from pipelines.plots import gain_map
     from pipelines.results import print_table
     from pipelines.simulate import make_worker
-    from pipelines.workloads import read_base
+    from pipelines.workloads import iteration_time, read_base
     from scheduler.policies import POLICIES
 
     if args.policy not in POLICIES:
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> None:
     if args.seeds < 2:
         raise InputError(f"--seeds is {args.seeds}, must be >= 2: a gain needs an interval")
     worker, base = make_worker(args), read_base(args)
-    cells = []
+    iteration, cells = iteration_time(worker, base, loads[0]), []
     with tqdm(total=len(loads) * (len(noises) + 1) * args.seeds, desc="map", unit="run") as bar:
         for load in loads:
-            cells += _row(args, base, worker, load, noises, bar)
+            cells += _row(args, base, worker, iteration, load, noises, bar)
     results = {"policy": args.policy, "workload": Path(args.workload).name, "kv_budget": args.kv_budget, "cells": cells}
     with atomic_file(args.out / "map.png") as aside:
         aside.write_bytes(gain_map(cells, args.policy))
@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
     print_table(header, rows)
 
 
-def _row(args: argparse.Namespace, base: Any, worker: Any, load: float, noises: Sequence[float], bar: Any) -> list[Any]:
+def _row(
+    args: argparse.Namespace, base: Any, worker: Any, iteration: float, load: float, noises: Sequence[float], bar: Any
+) -> list[Any]:
     """Return the cells of one load."""
     from pipelines.workloads import with_arrivals_and_predictions
     from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
@@ -79,7 +81,7 @@ def _row(args: argparse.Namespace, base: Any, worker: Any, load: float, noises: 
         reference = None
         for noise in noises:
             cell = argparse.Namespace(**vars(args) | {"load": load, "predictions": f"noise:{noise}"})
-            workload = with_arrivals_and_predictions(base, cell, seed)
+            workload = with_arrivals_and_predictions(base, cell, seed, iteration)
             if reference is None:
                 reference = summarize(simulate("fcfs", workload, worker, seed), worker.kv_cache)
                 waits.append(reference["mean_queueing_delay"] / reference["mean_latency"])  # type: ignore[operator]

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
     from pipelines.results import PolicyRun, policy_figures, print_table, table, write_results
     from pipelines.scheduling import policy_options
-    from pipelines.workloads import read_base, with_arrivals_and_predictions
+    from pipelines.workloads import iteration_time, read_base, with_arrivals_and_predictions
     from scheduler.latency_bounds import total_latency_lower_bound
     from scheduler.simulation import simulate
 
@@ -104,10 +104,11 @@ def run(args: argparse.Namespace) -> None:
     worker = make_worker(args)
     base = read_base(args)
     options = {name: policy_options(args.scheduling, name) for name in names}
+    iteration = iteration_time(worker, base, args.load)
     runs: list[PolicyRun] = []
     with tqdm(total=len(base.requests) * len(names) * args.seeds, desc="simulate", unit="request") as bar:
         for seed in range(args.seeds):
-            workload = with_arrivals_and_predictions(base, args, seed)
+            workload = with_arrivals_and_predictions(base, args, seed, iteration)
             for name in names:
                 result = simulate(
                     name, workload, worker, seed, lambda finished: bar.update(len(finished)) and None, **options[name]

@@ -84,12 +84,12 @@ def seeds(runs: Sequence[Path], records: Records, models: Sequence[str]) -> str:
     predicted = [Predicted.of(run, records.select(np.flatnonzero(splits == "test"))) for run in runs]
     rows = []
     for model in models:
-        parts = [
+        train, calibration = (
             records.select(np.flatnonzero((splits == name) & (np.asarray(records.models) == model)))
-            for name in ("train", "calibration", "test")
-        ]
+            for name in ("train", "calibration")
+        )
         ours = [part.measured(model) for part in predicted]
-        baselines = measure_baselines(parts[0], parts[1], parts[2], TAU, MAX_LENGTH)
+        baselines = measure_baselines(train, calibration, ours[0].records, TAU, MAX_LENGTH)
         best = min(baselines, key=lambda name: baselines[name].quality(TAU, MAX_LENGTH).pinball_loss)
         qualities = [part.quality(TAU, MAX_LENGTH).to_dict() for part in ours]
         cells = [spread([quality[key] for quality in qualities], key) for key in MEASURES]
@@ -198,6 +198,8 @@ def bootstrap(ours: Sequence[MeasuredBounds], other: MeasuredBounds) -> tuple[st
 
     Of ours the mean over runs; each resample takes the same prompts for both.
     """
+    if any(part.records.prompt_ids != other.records.prompt_ids for part in ours):
+        raise ValueError("the bounds are of different prompts, or in another order")
     draws = [np.minimum(lengths, MAX_LENGTH) for lengths in other.records.output_lens]
     losses = np.mean([_losses(part, draws) for part in ours], axis=0) - _losses(other, draws)
     rng, size = np.random.default_rng(0), len(draws)

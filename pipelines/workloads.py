@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.resampling import seconds_per_iteration, volumes
 from pipelines.traces import read_requests
 from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.errors import InputError
 from scheduler.json_file import read_json
+from scheduler.simulation import Worker
 from scheduler.synthesis import lmsys_shaped, synthesize
 from scheduler.workload import Workload, workload_from_columns
 
@@ -41,18 +43,24 @@ def _edges(path: Path | None) -> np.ndarray[tuple[int], np.dtype[np.int64]] | No
     return np.asarray(values, dtype=np.int64)
 
 
-def with_arrivals_and_predictions(base: Workload, args: argparse.Namespace, seed: int) -> Workload:
-    """Return the workload of a seed: random arrivals and predictions differ between seeds, and nothing else."""
+def iteration_time(worker: Worker, base: Workload, load: float | None) -> float:
+    """Return what an iteration takes of the worker's time, for arrivals that are to make a load; without one 1."""
+    return 1.0 if load is None else seconds_per_iteration(worker, base)
+
+
+def with_arrivals_and_predictions(base: Workload, args: argparse.Namespace, seed: int, iteration: float) -> Workload:
+    """Return the workload of a seed: random arrivals and predictions differ between seeds, and nothing else.
+
+    Arrivals at a load are counted in iterations, which take `iteration` in the worker's unit of time.
+    """
     requests, rng = base.requests, np.random.default_rng(seed)
     times = np.array([request.arrival_time for request in requests])
     if args.load is not None:
-        prompts = np.array([request.num_prompt_tokens for request in requests])
-        lens = np.asarray(base.output_lens)
-        volumes = prompts * lens + lens * (lens + 1) / 2
         if args.arrivals is None:
-            times = scale_to_load(times, args.load, volumes, args.kv_budget)
+            times = scale_to_load(times, args.load, volumes(base), args.kv_budget)
         else:
-            times = times_at_load(args.arrivals, args.load, volumes, args.kv_budget, rng)
+            times = times_at_load(args.arrivals, args.load, volumes(base), args.kv_budget, rng)
+        times = times * iteration
     elif args.arrivals is not None:
         times = arrival_times(args.arrivals, len(requests), rng)
     if args.load is not None or args.arrivals is not None:

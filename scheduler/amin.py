@@ -45,8 +45,9 @@ class Amin(Policy):
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its lower bound."""
-        self._bounds[index] = request.output_len_lower_bound
-        self.waiting.add(request.output_len_lower_bound, index, request)
+        bound = min(request.output_len_lower_bound, max(1, self.kv_cache.kv_budget - request.num_prompt_tokens))
+        self._bounds[index] = bound
+        self.waiting.add(bound, index, request)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""

@@ -41,8 +41,8 @@ class Executor(ABC):
         """Let the clock reach `time`; nothing runs meanwhile."""
 
     @abstractmethod
-    def evict(self, index: int) -> None:
-        """Free the memory of a running request."""
+    def evict(self, index: int) -> int:
+        """Free the memory of a running request; return how many of its tokens were still to be prefilled."""
 
     @abstractmethod
     def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:

@@ -175,13 +175,12 @@ class Loop:
         outcomes = self._outcomes
         for index in preempted:
             outcomes.num_evictions[index] += 1
-            outcomes.num_recomputed_tokens[index] += running.num_tokens(index)
+            outcomes.num_recomputed_tokens[index] += running.num_tokens(index) - self._executor.evict(index)
             if self._resume:
                 self._kept_tokens[index] = running.num_generated(index)
             running.remove(index)
             if index in self._without_token:
                 self._without_token.remove(index)
-            self._executor.evict(index)
         self._num_waiting += len(preempted)
 
     def _admit(self, admitted: Sequence[int]) -> None:

@@ -63,10 +63,10 @@ class SimulatedExecutor(Executor):
         self._ticks = max(self._ticks, self._ticks_at(time))
         self.now = self._ticks / self._clock.ticks_per_unit
 
-    def evict(self, index: int) -> None:
-        """Forget when the request would have ended."""
-        self._prefill.pop(index, None)
+    def evict(self, index: int) -> int:
+        """Forget when the request would have ended; return how many tokens were still to be prefilled."""
         self._end_of.pop(index, None)
+        return self._prefill.pop(index, (0, 0))[0]
 
     def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:
         """Take in a request for prefill."""

@@ -32,6 +32,7 @@ class AtArrival:
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="amin-predictions")
         self._waiting: dict[str, tuple[Request, Sequence[int], float]] = {}  # by id, with the end of its time
         self._batch: futures.Future[Sequence[Request]] | None = None
+        self._sent: Sequence[Request] = ()
         self.num_fallbacks = 0
 
     def __contains__(self, request_id: str) -> bool:
@@ -74,13 +75,17 @@ class AtArrival:
         if self._batch is None or not self._batch.done():
             return []
         batch, self._batch = self._batch, None
-        completed: Sequence[Request] = []
-        if (error := batch.exception()) is None:
-            completed = batch.result()
-        else:
+        taken: list[Request] = []
+        if (error := batch.exception()) is not None:
             logger.error("predictions failed, requests go on without: %s", error, exc_info=error)
             self._expire()
-        taken = [request for request in completed if self._waiting.pop(request.request_id, None) is not None]
+            self._send()
+            return taken
+        for sent, request in zip(self._sent, batch.result(), strict=True):
+            # Given up meanwhile, it is gone, or another request has its name.
+            if self._waiting.get(sent.request_id, (None,))[0] is sent:
+                del self._waiting[sent.request_id]
+                taken.append(request)
         self._send()
         return taken
 
@@ -93,5 +98,5 @@ class AtArrival:
         now = time.monotonic()
         batch = [(request, ids) for request, ids, end in self._waiting.values() if end > now]
         if self._batch is None and batch:
-            requests, prompts = zip(*batch[:MAX_BATCH], strict=True)
-            self._batch = self._thread.submit(self._complete, requests, prompts)
+            self._sent, prompts = zip(*batch[:MAX_BATCH], strict=True)
+            self._batch = self._thread.submit(self._complete, self._sent, prompts)

@@ -100,9 +100,10 @@ class TransformersExecutor(Executor):
         _sleep(time - self.now)
         self._last_end = self.now
 
-    def evict(self, index: int) -> None:
-        """Free the blocks of a request in the engine."""
+    def evict(self, index: int) -> int:
+        """Free the blocks of a request in the engine; return how many tokens were still to be prefilled."""
         state = self._states.pop(index)
+        num_missing = len(state.remaining_prefill_tokens)
         queues = self._engine.queues
         if queues.waiting_requests.pop(state.request_id, None) is not None:
             queues.waiting_requests_order.remove(state.request_id)
@@ -110,6 +111,7 @@ class TransformersExecutor(Executor):
             self._engine.free(state)
         if self._resume:
             self._evicted[index] = state.create_equivalent_initial_request()
+        return num_missing
 
     def admit(self, index: int, num_prefill_tokens: int, num_generated: int) -> None:
         """Hand a request to the engine, which prefills it in the next iteration; what it kept is known here."""

@@ -364,6 +364,23 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     assert (out / "map.png").exists()
 
 
+def test_a_bound_beyond_the_cache_is_no_length(
+    chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that fit are served and replayed, whatever was predicted of them."""
+    from predictor.calibration import PitCalibration
+
+    monkeypatch.setattr(PitCalibration, "level", lambda *_: 0.999)
+    rows = [{**json.loads(line), "output_lens": [3]} for line in prompts_file.read_text().splitlines()]
+    records = tmp_path / "records.jsonl"
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--max-new-tokens", "200", "--kv-blocks", "12", "--policies", "fcfs,amin,amin-survival", "--seeds", "1"]
+    assert evaluate(chat_model, exports["fp32"], records, tmp_path / "out", *more) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "workload.jsonl").read_text().splitlines()]
+    assert all(line["num_prompt_tokens"] + line["output_len_lower_bound"] <= 48 for line in lines)
+    assert any(line["num_prompt_tokens"] + line["output_len_lower_bound"] == 48 for line in lines)
+
+
 def test_out_of_memory_is_one_line(
     chat_model: Path,
     exports: dict[str, Path],

@@ -243,6 +243,24 @@ def test_a_late_prediction_is_replaced_and_never_handed_over() -> None:
     assert desk.num_fallbacks == 1
 
 
+def test_a_name_used_again_gets_its_own_prediction() -> None:
+    """The one that was given up while it was being predicted is not handed over in its place."""
+    gate = threading.Event()
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        gate.wait(10)
+        return made_up(requests, prompts)
+
+    desk = AtArrival(complete, lambda request: request, timeout=30.0)
+    desk.add(Request("again", 10, CAP), [3])
+    desk.discard("again")
+    desk.add(Request("again", 40, CAP), [5])
+    gate.set()
+    (taken,) = desk.take(wait=True)
+    assert (taken.num_prompt_tokens, taken.output_len_lower_bound) == (40, 6)
+    assert desk.take(wait=True) == []
+
+
 def test_a_predictor_that_fails_does_not_stop_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     """The requests go on with the fallback, and the log says why."""
 

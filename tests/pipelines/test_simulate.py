@@ -190,6 +190,23 @@ def test_the_benchmarks_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the mocker is not installed" in capsys.readouterr().out.replace("Dynamo's", "the")
 
 
+def test_a_load_is_a_load_in_seconds_too(tmp_path: Path) -> None:
+    """With a cost model that makes every iteration a hundredth of a second, everything takes a hundredth as long."""
+    cost_model = tmp_path / "cost.json"
+    cost_model.write_text('{"seconds_per_iteration": 0.01}')
+    argv = ["simulate", "lmsys-shaped:200", "--kv-budget", "4000", "--predictions", "noise:0.4", "--seeds", "2"]
+    argv += ["--policies", "fcfs,amin", "--load", "0.95", "--arrivals", "poisson"]
+    found = []
+    for name, more in (("iterations", []), ("seconds", ["--cost-model", str(cost_model)])):
+        assert main([*argv, *more, "--out", str(tmp_path / name)]) == 0
+        found.append(json.loads((tmp_path / name / "results.json").read_text())["policies"])
+    for policy in ("fcfs", "amin"):
+        plain, timed = (each[policy]["mean"] for each in found)
+        assert plain["num_evictions"] > 0
+        assert timed["num_evictions"] == pytest.approx(plain["num_evictions"], rel=0.1)
+        assert timed["mean_latency"] == pytest.approx(0.01 * plain["mean_latency"], rel=0.05)
+
+
 def test_the_map_shows_where_a_policy_pays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A cell per load and noise, with intervals; nothing to gain where nobody waits, much under overload."""
     argv = ["map", "lmsys-shaped:150", "--kv-budget", "4000", "--loads", "0.3,1.5", "--noise", "0,0.4", "--seeds", "4"]

@@ -55,3 +55,6 @@ def test_an_interval_of_no_difference_holds_zero(run_folder: Path, records: Reco
     measured = Predicted.of(run_folder, records).measured("made-up")
     loss, order = study_tables.bootstrap([measured], measured)
     assert [float(value) for value in (*loss.split(" to "), *order.split(" to "))] == [0.0] * 4
+    turned = Predicted.of(run_folder, records.select(np.arange(len(records.prompts))[::-1])).measured("made-up")
+    with pytest.raises(ValueError, match="different prompts, or in another order"):
+        study_tables.bootstrap([measured], turned)

@@ -94,7 +94,7 @@ class SlowLoop:
             count += 1
             self.running.remove(victim)
             self.num_evictions[victim] += 1
-            self.num_recomputed[victim] += self.held(victim)
+            self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
             if self.name in ("amin", "amin-eviction"):
                 self.estimate[victim] = max(self.estimate[victim], self.generated[victim])
             if not self.resume:
@@ -290,7 +290,7 @@ class SlowSglang(SlowLoop):
             victim = min(self.running, key=lambda i: (self.generated[i], -self.requests[i].num_prompt_tokens, i))
             self.running.remove(victim)
             self.num_evictions[victim] += 1
-            self.num_recomputed[victim] += self.held(victim)
+            self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
             if not self.resume:
                 self.generated[victim] = 0
             self.num_queued += 1
