@@ -213,7 +213,10 @@ class AminSurvival(Policy):
 
     def forget(self, index: int, *, is_running: bool) -> None:
         """Drop a request that runs or else waits."""
-        super().forget(index, is_running=is_running)
+        if index in self._arrivals:
+            super().forget(index, is_running=is_running)
+        else:
+            self.waiting.forget(index, is_queued=False)  # it came since the last decision
         if is_running:
             self._peak.finish(index)
             self._variance -= self._variances[index]

@@ -69,7 +69,7 @@ class Policy(ABC):
 
     def forget(self, index: int, *, is_running: bool) -> None:
         """Drop a request that runs or else waits; one that was cancelled ends so, being no answer to learn from."""
-        self.waiting.forget(index)
+        self.waiting.forget(index, is_queued=not is_running)
 
 
 class WaitingQueue:
@@ -80,12 +80,12 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, int, int]] = []
-        self._queued: set[int] = set()  # the others in the heap are forgotten
+        self._forgotten: set[int] = set()  # in the heap, until they are its head
         self._requests: dict[int, tuple[int, Request]] = {}
         self._num_added = 0
 
     def __len__(self) -> int:
-        return len(self._queued)
+        return len(self._heap) - len(self._forgotten)
 
     def add(self, key: float, index: int, request: Request) -> None:
         """Queue a new request."""
@@ -101,30 +101,27 @@ class WaitingQueue:
         """Queue a known request (again); it keeps `num_generated` tokens (0 unless it was evicted and resumes)."""
         place, request = self._requests[index]
         heappush(self._heap, (key, place, index, request.num_prompt_tokens + num_generated, num_generated))
-        self._queued.add(index)
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will be prefilled with, and how many it generated."""
-        heap, queued = self._heap, self._queued
-        while heap[0][2] not in queued:
-            heappop(heap)
-        return heap[0][2:]
+        while self._forgotten and self._heap[0][2] in self._forgotten:
+            self._forgotten.remove(heappop(self._heap)[2])
+        return self._heap[0][2:]
 
     def pop(self) -> int:
         """Remove the first request and return its index."""
-        index = self.head()[0]
-        heappop(self._heap)
-        self._queued.remove(index)
-        return index
+        self.head()
+        return heappop(self._heap)[2]
 
     def request(self, index: int) -> Request:
         """Return the facts of a request that has not finished."""
         return self._requests[index][1]
 
-    def forget(self, index: int) -> None:
-        """Drop the facts of a request, queued or not."""
+    def forget(self, index: int, *, is_queued: bool) -> None:
+        """Drop the facts of a request, and the request where it is queued."""
         del self._requests[index]
-        self._queued.discard(index)
+        if is_queued:
+            self._forgotten.add(index)
 
 
 def evict_while_full(running: RunningBatch, num_blocks: int, order: Iterable[int]) -> list[int]:
