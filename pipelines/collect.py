@@ -62,16 +62,20 @@ def _collect_missing(
 
     todo = [(i, d) for d in range(args.draws) for i in range(len(prompts)) if (i, d) not in partial.ended]
     begun = [partial.begun.get(key, []) for key in todo]
-    before = dict(partial.ended)
-    if partial.ended or partial.begun:
-        print(f"continuing: {len(before)} of {len(prompts) * args.draws} answers are there, {len(partial.begun)} begun")
+    ended_before, begun_before = partial.ended, partial.begun
+    if ended_before or begun_before:
+        total = len(prompts) * args.draws
+        print(f"continuing: {len(ended_before)} of {total} answers are there, {len(begun_before)} begun")
 
     def ended(outputs: "Mapping[int, Output]") -> dict[tuple[int, int], tuple[int, bool]]:
         new = {todo[k]: (len(begun[k]) + len(out.tokens), out.is_truncated) for k, out in outputs.items()}
-        return {**before, **new}
+        return {**ended_before, **new}
 
     def keep(snapshot: "Snapshot") -> None:
-        partial.keep(ended(snapshot.ended), {todo[k]: [*begun[k], *new] for k, new in snapshot.begun.items()})
+        done = ended(snapshot.ended)
+        going_on = {todo[k]: [*begun[k], *new] for k, new in snapshot.begun.items()}
+        not_yet = {key: tokens for key, tokens in begun_before.items() if key not in done}
+        partial.keep(done, {**not_yet, **going_on})
 
     if todo:
         with device_memory("lower --max-running or --max-new-tokens"):

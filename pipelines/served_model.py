@@ -133,7 +133,7 @@ class Snapshot:
 
     Attributes:
         ended: The answers.
-        begun: The tokens so far of those that were being generated.
+        begun: The tokens so far, in this call, of those that are being generated.
     """
 
     ended: Mapping[int, Output]
