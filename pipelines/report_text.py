@@ -21,7 +21,7 @@ def _gain(ours: str, policies: Mapping[str, Any]) -> str:
     for name in ("fcfs", "fcfs-reserve", "amax"):
         if name in mean:
             width = _width(policies[ours]) if name == "fcfs" else None
-            parts.append(f"{_factor(_ratio(name, ours, policies), width)} than {name}")
+            parts.append(f"{_factor(_ratio(name, ours, policies), width)} {name}")
     title = ours.capitalize()
     text = f"{title} with this predictor had a mean latency {', '.join(parts)}" if parts else f"{title} was run"
     if "hindsight" in mean:
@@ -44,13 +44,13 @@ def _width(entry: Mapping[str, Any]) -> float | None:
 
 
 def _factor(ratio: float, width: float | None = None) -> str:
-    """Return how a mean latency compares, `ratio` being the other policy's over ours, `width` half its interval."""
+    """Return how ours compares: `ratio` is the other mean latency over ours, `width` half its interval."""
     span = "" if width is None else f" (95 % interval {ratio - width:.2f} to {ratio + width:.2f})"
     if abs(ratio - 1) < 0.005:
-        return f"no different{span}"
+        return f"no different{span} from"
     if width is not None and abs(ratio - 1) <= width:
-        return f"not measurably different{span}"
-    return f"{ratio:.2f}x lower{span}" if ratio > 1 else f"{1 / ratio:.2f}x HIGHER{span}"
+        return f"not measurably different{span} from"
+    return f"{ratio:.2f}x lower{span} than" if ratio > 1 else f"{1 / ratio:.2f}x HIGHER{span} than"
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
