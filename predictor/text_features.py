@@ -12,7 +12,7 @@ from math import log1p
 import numpy as np
 import numpy.typing as npt
 
-from predictor.text_features_words import ACTS, MARKS, NUMBER_WORDS, PIECES, SIZE_UNITS, SUBJECTS
+from predictor.text_features_words import ACTS, AFTER_LINE_END, MARKS, NUMBER_WORDS, PIECES, SIZE_UNITS, SUBJECTS
 
 FloatMatrix = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
 _NUMBERED_LINE = re.compile(r"\s*\d+[.)]")
-_MATERIAL = re.compile(r"\n\s*(?:input|context|text|passage)\s*:")
+_MATERIAL = re.compile(rf"{AFTER_LINE_END}(?:input|context|text|passage)\s*+:")
 # What re.IGNORECASE takes for an ASCII letter. Patterns are matched case-sensitively against text folded by it, which
 # is several times faster and gives the same.
 _FOLDED = str.maketrans(
@@ -38,7 +38,7 @@ _NUMBER_WORDS = "|".join(sorted(NUMBER_WORDS.keys() - {"zero"}, key=lambda word:
 # Amounts are found once, by a pattern for digits and one for words, since each by itself has few first letters.
 _AMOUNTS = [re.compile(rf"(?:{amount})(?=[\s-])") for amount in (r"\d\d{0,4}(?:,\d{3})?", _NUMBER_WORDS)]
 _SIZES = {unit: (re.compile(rf"[\s-]+{between}{noun}\b"), texts) for unit, (between, noun, texts) in SIZE_UNITS.items()}
-_MARKS = [(re.compile(mark, re.MULTILINE), texts) for mark, texts in MARKS.items()]
+_MARKS = [(re.compile(mark), texts) for mark, texts in MARKS.items()]
 _ACTS, _SUBJECTS = ACTS.split(), SUBJECTS.split()
 
 _COUNTS = (
@@ -133,7 +133,7 @@ def _counts(text: str, folded: str, words: Sequence[str]) -> list[float]:
         len(lines[0]),
         len(stripped.rsplit("\n", 1)[-1]),
         len(stripped.rsplit("\n\n", 1)[-1]),
-        len(text) - material.start() if material else 0,
+        len(text) - material.start(1) if material else 0,
         min(numbers[0], 1e5) if numbers else 0.0,
         min(max(numbers), 1e6) if numbers else 0.0,
     ]

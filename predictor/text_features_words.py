@@ -69,13 +69,19 @@ PIECES = (
     "np.", "pd.", "df", "torch", "for ", "while ", "if ",
 )  # fmt: skip
 
+# White space that holds a line end, r"\n\s*" in linear time; the group is the line end.
+AFTER_LINE_END = r"(?<!\s)[^\S\n]*+(\n)\s*+"
+# A line starts after a line end, and at the start of the text.
+_LINE_START = rf"(?:\A\s*+|{AFTER_LINE_END})"
+
 # Patterns of lower-case text that are present or absent, and texts of which one stands wherever the pattern does.
+# Possessive (`*+`) so that none takes quadratic time.
 MARKS = {
-    r"\binput\s*:": ("input",),
-    r"\boutput\s*:": ("output",),
-    r"\bcontext\s*:": ("context",),
-    r"question\s*:": ("question",),
-    r"\banswer\s*:|\n\s*a:\s*\n": ("answer", "a:"),
+    r"\binput\s*+:": ("input",),
+    r"\boutput\s*+:": ("output",),
+    r"\bcontext\s*+:": ("context",),
+    r"question\s*+:": ("question",),
+    rf"\banswer\s*+:|{AFTER_LINE_END}a:[^\S\n]*+\n": ("answer", "a:"),
     r"call-based format": ("call-based format",),
     r"standard input format": ("standard input format",),
     r"begin solution": ("begin solution",),
@@ -83,14 +89,14 @@ MARKS = {
     r"should output with": ("should output with",),
     r"should raise": ("should raise",),
     r"note that": ("note that",),
-    r"-{3,}\s*input": ("---",),
-    r"-{3,}\s*constraints|constraints:": ("constraints",),
-    r"-{3,}\s*note": ("---",),
-    r"example\s*\d*\s*:": ("example",),
+    r"---\s*+input": ("---",),
+    r"---\s*+constraints|constraints:": ("constraints",),
+    r"---\s*+note": ("---",),
+    r"example\s*+\d*+\s*+:": ("example",),
     r"\ba[.)]\s.{0,300}\bb[.)]\s": ("b.", "b)"),
     r"true or false": ("true or false",),
     r"\bor\b[^.?!\n]{0,300}\?": ("?",),
-    r"^\s*(?:is|are|was|were|do|does|did|can|could|should|has|have|will|would)\b": ("",),
+    rf"{_LINE_START}(?:is|are|was|were|do|does|did|can|could|should|has|have|will|would)\b": ("",),
     r"step[- ]by[- ]step": ("step",),
     r"in (?:a|one|a single) (?:sentence|word|phrase|line)": ("sentence", "word", "phrase", "line"),
     r"\b(?:in|using) (?:python|java|c\+\+|javascript|sql|html|r)\b": ("in ", "using "),
@@ -106,7 +112,7 @@ MARKS = {
     r"your code should pass": ("your code should pass",),
     r"lambda|recursion|regex": ("lambda", "recursion", "regex"),
     r"class solution": ("class solution",),
-    r"^\s*\d+\s*$": ("",),
+    rf"{_LINE_START}\d++[^\S\n]*+(?:\n|\Z)": ("",),
     r"\bonly\b": ("only",),
     r"\beach\b": ("each",),
     r"\btests?\b": ("test",),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from predictor.text_features import _AMOUNTS, _FOLDED, _MARKS, _SIZES, NAMES, text_features
 from predictor.text_features_terms import PAIR, choose_terms, prompt_terms, weigh_terms
+from predictor.text_features_words import AFTER_LINE_END
 
 
 def value(prompt: str, name: str) -> float:
@@ -53,11 +54,28 @@ def test_words_count_as_words() -> None:
     assert value("Why?", "ends_in_question") == 1
 
 
-def test_a_prompt_of_a_million_characters_is_read_in_no_time() -> None:
-    """Whatever it repeats."""
+@pytest.mark.parametrize("start", ["", "a:", "answer", "example", "5"])
+@pytest.mark.parametrize("repeated", ["a) ", "word ", "1", "or ?", "five ", "\n", " ", "\n ", "-", "1\n"])
+def test_a_prompt_of_a_million_characters_is_read_in_no_time(start: str, repeated: str) -> None:
+    """Whatever it repeats; a pattern of quadratic time takes seconds."""
     started = time.perf_counter()
-    text_features(["a) " * 333_333, "word " * 200_000, "1" * 1_000_000, "or ?" * 250_000, "five " * 200_000], [1] * 5)
-    assert time.perf_counter() - started < 5
+    text_features([start + repeated * (1_000_000 // len(repeated)) + "end"], [1])
+    assert time.perf_counter() - started < 1
+
+
+@given(st.lists(st.sampled_from(["\n", " ", "\t", "\x85", "\u2028", "is", "12", "x", ":", "a:"]), max_size=12))
+def test_line_ends_are_found_as_by_the_plain_patterns(pieces: list[str]) -> None:
+    """Which take quadratic time."""
+    text = "".join(pieces)
+    marks = {pattern.pattern: pattern for pattern, _ in _MARKS}
+    for plain, linear in (
+        (r"^\s*(?:is|are)\b", next(pattern for name, pattern in marks.items() if "(?:is|" in name)),
+        (r"^\s*\d+\s*$", next(pattern for name, pattern in marks.items() if r"\d++[" in name)),
+        (r"\n\s*a:\s*\n", next(pattern for name, pattern in marks.items() if "a:[" in name)),
+    ):
+        assert (linear.search(text) is None) == (re.search(plain, text, re.MULTILINE) is None)
+    found, known = re.search(rf"{AFTER_LINE_END}x", text), re.search(r"\n\s*x", text)
+    assert (found and found.start(1)) == (known and known.start())
 
 
 WORDS = "Input: A: B. ten Hundred someone seven 12 1,200 99999999 - words Sentences page tips bits that"
