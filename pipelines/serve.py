@@ -78,21 +78,26 @@ def run(args: argparse.Namespace) -> None:
 def settings_of(args: argparse.Namespace) -> "SidecarSettings":
     """Return the options as settings; InputError where one is out of range."""
     from predictor.online import MAX_LOOP_GAIN
+    from predictor.server_schema import MAX_PROMPTS
     from predictor.sidecar import SidecarSettings
 
-    at_least_one = ("max_batch", "max_queue", "workers", "max_body_bytes", "max_prompts", "max_prompt_chars")
+    at_least_one = ("max_batch", "max_queue", "max_body_bytes", "max_prompt_chars")
     for name in (*at_least_one, "max_connections"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {getattr(args, name)}")
-    for name, low in (("deadline_ms", 1.0), ("max_wait_ms", 0.0)):
-        if not low <= getattr(args, name) <= 60_000.0:
+    for name, low, high in (
+        ("deadline_ms", 1, 60_000),
+        ("max_wait_ms", 0, 60_000),
+        ("threads", 0, 4096),
+        ("workers", 1, 4096),
+        ("max_prompts", 1, MAX_PROMPTS),
+    ):
+        if not low <= getattr(args, name) <= high:
             raise InputError(
-                f"--{name.replace('_', '-')}: must lie between {low:g} and 60000, not {getattr(args, name)}"
+                f"--{name.replace('_', '-')}: must lie between {low} and {high}, not {getattr(args, name)}"
             )
     if not 0.0 < args.step <= MAX_LOOP_GAIN:
         raise InputError(f"--step: must lie between 0 and {MAX_LOOP_GAIN}, not {args.step}")
-    if args.threads < 0:
-        raise InputError(f"--threads: must be at least 0, not {args.threads}")
     return SidecarSettings(
         tau=args.tau,
         deadline=args.deadline_ms / 1000,
@@ -115,7 +120,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((str(address[0]), int(address[1])), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"--host {host} --port {port}: cannot listen there: {error}") from None
     # Inherited by its connections. asyncio leaves it off on a socket of ours, and each answer would wait 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

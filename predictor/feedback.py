@@ -35,7 +35,8 @@ class FeedbackLedger:
     """Remembers at most `max_remembered` predictions and turns reports about them into online corrections.
 
     A prediction of which nothing is heard for `patience` seconds, or the least recently heard one where room is needed,
-    is given up as lost, so that it holds back no other. Not safe to share between threads.
+    is given up as lost, so that it holds back no other; likewise the earliest of more than `max_remembered` whose
+    outcomes wait. Not safe to share between threads.
     """
 
     def __init__(
@@ -43,15 +44,20 @@ class FeedbackLedger:
         *,
         step: float = 0.005,
         may_raise: bool = False,
+        own_tau: float | None = None,
         max_remembered: int = 65_536,
         patience: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args as `OnlineTau`; `step` 0 keeps the static calibration and only counts. `clock` gives seconds."""
+        """Args as `OnlineTau`; `step` 0 keeps the static calibration and only counts. `clock` gives seconds.
+
+        Requests with `own_tau` have their correction however many other taus are asked for.
+        """
         if max_remembered < 1:
             raise ValueError(f"max_remembered: must be at least 1, not {max_remembered}")
         self._step, self._may_raise = step, may_raise
         self._max_remembered, self._patience, self._clock = max_remembered, patience, clock
+        self._own_tau = own_tau
         self._tracks: dict[TrackKey, OnlineTau] = {}
         self._predictions: OrderedDict[str, _Prediction] = OrderedDict()  # least recently heard first
 
@@ -64,21 +70,22 @@ class FeedbackLedger:
         return iter(self._tracks.items())
 
     def track(self, key: TrackKey) -> OnlineTau:
-        """Return the correction of `key`; beyond `MAX_TRACKS` of them a static one that nobody keeps."""
+        """Return the correction of `key`; beyond `MAX_TRACKS` a static one that nobody keeps, but for `own_tau`."""
         if key in self._tracks:
             return self._tracks[key]
-        if len(self._tracks) >= MAX_TRACKS:
+        if len(self._tracks) >= MAX_TRACKS and key.tau != self._own_tau:
             return OnlineTau(key.tau, step=0.0)
-        return self._tracks.setdefault(key, OnlineTau(key.tau, step=self._step, may_raise=self._may_raise))
+        track = OnlineTau(key.tau, step=self._step, may_raise=self._may_raise, max_pending=self._max_remembered)
+        return self._tracks.setdefault(key, track)
 
     def remember(self, request_id: str, key: TrackKey, bound: int) -> None:
         """Note a bound (tokens) given out now; an older prediction of the same id is given up."""
-        now = self._clock()
         self._give_up(request_id)
-        while self._predictions and self._is_stale(now):
+        self._give_up_stale()
+        if len(self._predictions) >= self._max_remembered:
             self._give_up(next(iter(self._predictions)))
         track = self.track(key)
-        self._predictions[request_id] = _Prediction(track, track.issue(), bound, now)
+        self._predictions[request_id] = _Prediction(track, track.issue(), bound, self._clock())
 
     def report(self, request_id: str, num_tokens: int, state: State) -> Verdict:
         """Return what is now known of a request that has generated `num_tokens`; it is forgotten when it ends.
@@ -86,6 +93,10 @@ class FeedbackLedger:
         "pending": still below its bound. "lost": aborted below its bound. "unknown": not remembered.
         """
         prediction = self._predictions.get(request_id)
+        if prediction is not None:
+            prediction.last_heard = self._clock()
+            self._predictions.move_to_end(request_id)
+        self._give_up_stale()
         if prediction is None:
             return "unknown"
         verdict = judge(prediction.bound, num_tokens, state)
@@ -95,8 +106,6 @@ class FeedbackLedger:
             prediction.track.resolve(prediction.ticket, verdict)
             prediction.ticket = None
         if state == "running":
-            prediction.last_heard = self._clock()
-            self._predictions.move_to_end(request_id)
             return verdict
         if state == "finished":
             prediction.track.add_finished(prediction.bound, num_tokens)
@@ -108,15 +117,20 @@ class FeedbackLedger:
 
         Its place in the order of issue is not known, so it counts as issued now: report every request, or none.
         """
+        self._give_up_stale()
         track = self.track(key)
         verdict: Literal["covered", "missed"] = "covered" if num_tokens >= bound else "missed"
         track.resolve(track.issue(), verdict)
         track.add_finished(bound, num_tokens)
         return verdict
 
-    def _is_stale(self, now: float) -> bool:
-        oldest = next(iter(self._predictions.values()))
-        return len(self._predictions) >= self._max_remembered or now - oldest.last_heard > self._patience
+    def _give_up_stale(self) -> None:
+        now = self._clock()
+        while self._predictions:
+            request_id, oldest = next(iter(self._predictions.items()))
+            if now - oldest.last_heard <= self._patience:
+                break
+            self._give_up(request_id)
 
     def _give_up(self, request_id: str) -> None:
         prediction = self._predictions.pop(request_id, None)

@@ -11,6 +11,7 @@ Outcome = Literal["covered", "missed", "lost"]
 # swings beyond its aim above 1/e and diverges above pi/2; after a shift the errors answer several times as strongly.
 MAX_LOOP_GAIN = 0.25
 WINDOW = 1000
+MAX_PENDING = 65_536
 _LARGEST_TAU = 1.0 - 1e-6
 
 
@@ -46,7 +47,10 @@ class OnlineTau:
     misses >= tau T - (1 - tau + step) / step, as far as a bound at value 1 is missed.
     """
 
-    def __init__(self, tau: float, *, step: float = 0.005, may_raise: bool = False) -> None:
+    def __init__(
+        self, tau: float, *, step: float = 0.005, may_raise: bool = False, max_pending: int = MAX_PENDING
+    ) -> None:
+        """Start at `tau`; beyond `max_pending` outcomes that wait, the request that they wait for counts as lost."""
         if not 0.0 < tau < 1.0:
             raise ValueError(f"tau: must lie between 0 and 1, not {tau}")
         if not 0.0 <= step <= MAX_LOOP_GAIN:
@@ -55,6 +59,7 @@ class OnlineTau:
         self.value = tau
         self._step = step
         self._highest = 1.0 + step if may_raise else tau
+        self._max_pending = max_pending
         self._issued: OrderedDict[int, Outcome | None] = OrderedDict()
         self._num_issued = 0
         self._covered: deque[bool] = deque(maxlen=WINDOW)
@@ -81,13 +86,20 @@ class OnlineTau:
 
     def issue(self) -> int:
         """Return a ticket for a bound given out now, to be passed to `resolve` once."""
+        if len(self._issued) >= self._max_pending:
+            self.resolve(next(iter(self._issued)), "lost")
         ticket = self._num_issued
         self._num_issued += 1
         self._issued[ticket] = None
         return ticket
 
     def resolve(self, ticket: int, outcome: Outcome) -> None:
-        """State the outcome of a ticket, and apply every outcome that no earlier ticket holds back."""
+        """State the outcome of a ticket, and apply every outcome that no earlier ticket holds back.
+
+        A ticket that has been given up as lost is over.
+        """
+        if ticket not in self._issued:
+            return
         self._issued[ticket] = outcome
         while self._issued and (first := next(iter(self._issued.values()))) is not None:
             step = min(self._step, MAX_LOOP_GAIN / len(self._issued))

@@ -36,6 +36,8 @@ class Row:
         field = "prompt"
         if value is None and (messages := self.fields.get("messages")) is not None:
             field = "messages"
+            if not isinstance(messages, list):
+                self.fail(field, f"must be a list of messages, not {type(messages).__name__}")
             if chat_options is None:
                 value = last_content(messages, "user")
             else:
@@ -46,7 +48,7 @@ class Row:
             self.fail(field, f"must be text, not {type(value).__name__}")
         if not value.strip():
             self.fail(field, "empty; remove the row or fill it in")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if not is_unicode(value):
             self.fail(field, "holds half of a surrogate pair, which is not valid Unicode; mend the text")
         return value
 
@@ -63,6 +65,15 @@ class Row:
         if value < 1:
             self.fail(field, f"{value} is not positive; a length counts the end token, so it is at least 1")
         return int(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether no half of a surrogate pair stands alone, which JSON can escape and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def last_content(messages: Any, role: str) -> Any:

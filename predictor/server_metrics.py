@@ -90,7 +90,7 @@ def _corrections(ledger: FeedbackLedger) -> Iterator[Metric]:
     correction = GaugeMetricFamily("amin_online_correction", "amin_online_tau - tau", labels=labels)
     pending = GaugeMetricFamily("amin_pending_predictions", "Predictions whose outcome is not applied", labels=labels)
     for key, track in ledger.tracks:
-        names = [f"{key.tau:g}", key.model, key.source]
+        names = [repr(key.tau), key.model, key.source]
         coverage.add_metric(names, track.coverage)
         tightness.add_metric(names, track.tightness)
         value.add_metric(names, track.value)

@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, field_validator, model_validator
 
 from predictor.chat_turns import ChatOptions, open_prompt, turn_of
 from predictor.feedback import State, Verdict
-from predictor.rows import last_content
+from predictor.rows import is_unicode, last_content
 from predictor.sidecar import Ask, Source
 
 MAX_TOKENS = 2**31 - 1
+MAX_PROMPTS = 4096
+NOT_UNICODE = "half of a surrogate pair, which is not valid Unicode"
 
 # Variants of a body; they show in the place of an error, where no field has such a name.
 VARIANTS = TEXT, CHAT, BATCH, BY_ID, BY_BOUND = "<text>", "<chat>", "<batch>", "<id>", "<bound>"
@@ -60,6 +62,8 @@ class ChatPrompt(_Prompt):
     @field_validator("messages")
     @classmethod
     def _holds_user_text(cls, value: list[Message]) -> list[Message]:
+        if not all(is_unicode(text) for message in value if isinstance(text := _text(message.content), str)):
+            raise ValueError(NOT_UNICODE)
         _checked(_last_user_text(value))
         return value
 
@@ -75,9 +79,8 @@ class ChatPrompt(_Prompt):
 def _checked(text: str) -> str:
     if not text.strip():
         raise ValueError("empty")
-    # JSON can escape half of a surrogate pair, which no tokenizer takes.
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("half of a surrogate pair, which is not valid Unicode")
+    if not is_unicode(text):
+        raise ValueError(NOT_UNICODE)
     return text
 
 
@@ -132,7 +135,7 @@ Prompt = Annotated[Annotated[TextPrompt, Tag(TEXT)] | Annotated[ChatPrompt, Tag(
 class BatchRequest(_Options):
     """Several prompts."""
 
-    prompts: Annotated[list[Prompt], Field(min_length=1)]
+    prompts: Annotated[list[Prompt], FailFast(), Field(min_length=1, max_length=MAX_PROMPTS)]
 
     def asks(self, chat_options: ChatOptions | None) -> list[Ask]:
         """Return the prompts as the sidecar takes them."""

@@ -101,7 +101,7 @@ class LengthPredictor(LengthPredictorLike):
             is_over.set()
             run_options.terminate = True
 
-        timer = threading.Timer(timeout, stop)
+        timer = threading.Timer(min(max(0.0, timeout), threading.TIMEOUT_MAX), stop)
         timer.daemon = True
         timer.start()
         try:

@@ -90,6 +90,7 @@ class Sidecar:
         self.ledger = FeedbackLedger(
             step=settings.step,
             may_raise=settings.may_raise,
+            own_tau=settings.tau,
             max_remembered=settings.max_remembered,
             patience=settings.patience,
         )

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -222,8 +223,11 @@ def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:
 
 
 def _limits(max_new_tokens: MaxNewTokens, num_prompts: int) -> IntArray:
-    if max_new_tokens is None or isinstance(max_new_tokens, int):
-        return np.full(num_prompts, max_new_tokens or NO_LIMIT, dtype=np.int64)
-    if len(max_new_tokens) != num_prompts:
-        raise ValueError(f"max_new_tokens: {len(max_new_tokens)} limits for {num_prompts} prompts")
-    return np.asarray([limit or NO_LIMIT for limit in max_new_tokens], dtype=np.int64)
+    if max_new_tokens is None or isinstance(max_new_tokens, int | Integral):
+        max_new_tokens = [max_new_tokens] * num_prompts
+    limits = list(max_new_tokens)
+    if len(limits) != num_prompts:
+        raise ValueError(f"max_new_tokens: {len(limits)} limits for {num_prompts} prompts")
+    if low := [limit for limit in limits if limit is not None and limit < 1]:
+        raise ValueError(f"max_new_tokens: must be at least 1, not {low[0]}")
+    return np.asarray([NO_LIMIT if limit is None else limit for limit in limits], dtype=np.int64)

@@ -182,7 +182,7 @@ def test_a_kept_connection_does_not_hold_up_the_end(exports: dict[str, Path]) ->
         ("--max-batch 0", "--max-batch: must be at least 1"),
         ("--deadline-ms nan", "--deadline-ms: must lie between"),
         ("--step 3", "--step: must lie between"),
-        ("--threads -1", "--threads: must be at least 0"),
+        ("--threads -1", "--threads: must lie between 0 and 4096"),
     ],
 )
 def test_bad_options_end_with_2_and_one_line(

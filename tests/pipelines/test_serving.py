@@ -7,6 +7,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,17 @@ def test_with_time_to_spare_nothing_changes(length_predictor: LengthPredictor) -
     assert not expected.is_fallback.any()
     assert not limited.is_fallback.any()
     np.testing.assert_allclose(limited.survival, expected.survival, atol=1e-6)
+    assert not length_predictor.predict(PROMPTS, timeout=float("inf")).is_fallback.any()
     assert length_predictor.predict([], timeout=1.0).lower_bounds.shape == (0,)
+
+
+def test_a_limit_on_the_answer_is_a_whole_number_of_at_least_one(length_predictor: LengthPredictor) -> None:
+    """One of numpy's as well."""
+    limits: Any = np.int64(5)
+    assert length_predictor.predict(PROMPTS, max_new_tokens=limits).lower_bounds.max() <= 5
+    for wrong in (-3, 0, [4] * (len(PROMPTS) - 1) + [0]):
+        with pytest.raises(ValueError, match="at least 1"):
+            length_predictor.predict(PROMPTS, max_new_tokens=wrong)
 
 
 def test_a_limit_in_the_middle_keeps_what_was_predicted(length_predictor: LengthPredictor) -> None:

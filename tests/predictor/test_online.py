@@ -235,13 +235,40 @@ def test_the_ledger_is_bounded_and_gives_up_the_silent() -> None:
     assert (len(ledger), ledger.track(KEY).num_pending) == (1, 1)
 
 
+@pytest.mark.parametrize("by_bound", [True, False])
+def test_a_silent_request_holds_back_no_reports_of_others(by_bound: bool) -> None:
+    """Whether these come by bound or by id; nor does one that runs on and on hold back without limit."""
+    now = 0.0
+    ledger = FeedbackLedger(max_remembered=50, patience=100.0, clock=lambda: now)
+    ledger.remember("other", KEY, 10)
+    ledger.remember("silent", KEY, 10)
+    now = 101.0
+    if by_bound:
+        ledger.report_unremembered(KEY, 10, 1)
+    else:
+        ledger.report("other", 5, "finished")
+    assert len(ledger) == 0
+    assert ledger.track(KEY).num_pending == 0
+    assert ledger.track(KEY).value < TAU
+    ledger.remember("endless", KEY, 10_000)
+    for _ in range(200):
+        ledger.report_unremembered(KEY, 10, 20)
+        assert ledger.report("endless", 1, "running") == "pending"
+        assert ledger.track(KEY).num_pending <= 50
+    assert ledger.report("endless", 20_000, "finished") == "covered"
+    assert ledger.track(KEY).num_pending == 0
+
+
 def test_tracks_are_bounded() -> None:
-    """A client that asks a new tau each time fills nothing; further ones stay static."""
-    ledger = FeedbackLedger()
+    """A client that asks a new tau each time fills nothing; further ones stay static, but for the server's own."""
+    ledger = FeedbackLedger(own_tau=0.85)
     for i in range(200):
         ledger.report_unremembered(TrackKey((i + 1) / 1000, "served", "model"), 10, 1)
     assert len(list(ledger.tracks)) == 64
     assert ledger.track(TrackKey(0.9, "served", "model")).value == 0.9
+    own = TrackKey(0.85, "served", "model")
+    ledger.report_unremembered(own, 10, 1)
+    assert ledger.track(own).value < 0.85
 
 
 def test_a_value_finer_than_the_calibration_means_a_bound_of_one() -> None:
