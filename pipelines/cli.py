@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,7 +31,8 @@ def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
         prog="amin",
         description="Length-aware scheduling for LLM serving: train a predictor of lower bounds on response length, "
         "export it, and evaluate it with the Amin policy beside every other.",
-        epilog="Exit codes: 0 done, 2 bad usage or bad input (one line says where), 1 anything else.",
+        epilog="Exit codes: 0 done, 2 bad usage or bad input (one line says where), 130 and 143 interrupted, "
+        "1 anything else.",
     )
     commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
     for name in stages:
@@ -72,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"amin {args.stage}: interrupted; finished work is kept", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        print(f"amin {args.stage}: terminated; finished work is kept", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.train_results import measure, print_table
-from pipelines.train_settings import add_arguments, is_launched, resolve_chat_options, resolve_config
-from pipelines.training import calibrate, fit_predictor, load_splits, new_predictor, save
+from pipelines.train_settings import add_arguments, is_launched, require_same_data, resolve_chat_options, resolve_config
+from pipelines.training import calibrate, digest, fit_predictor, load_splits, new_predictor, save
 
 if TYPE_CHECKING:
     from predictor.chat_turns import ChatOptions
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: a setting, file or row that the user can mend.
     """
+    from pipelines.files import write_json
     from pipelines.memory import keep_freed_memory
     from pipelines.plots_train import write_plots
 
@@ -44,17 +45,20 @@ def run(args: argparse.Namespace) -> None:
         check_devices(config)
     length_predictor = new_predictor(config, chat_options, splits["train"])
     if not is_launched():
+        splits_sha256 = digest(splits)
+        require_same_data(out, config.data, splits_sha256)
         out.mkdir(parents=True, exist_ok=True)
         write_config(config, out)
-        write_data_report(chat_options, report, out)
+        write_data_report(chat_options, report, splits_sha256, out)
         keep_splits(splits, out)
     fit_predictor(config, splits, length_predictor, out, resume=args.resume)
     if is_launched():
         return
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
+    save(config, length_predictor, out)
     results = measure(config, splits, length_predictor)
     metrics = results.metrics(config.tau, config.max_length)
-    save(config, length_predictor, metrics, out)
+    write_json(out / "metrics.json", metrics)
     write_plots(results, length_predictor.spec, config.tau, out)
     print_table(metrics, config.tau)
     print(f"predictor, measures and plots: {out}")
@@ -85,13 +89,14 @@ def write_config(config: "TrainConfig", out: Path) -> None:
         aside.write_text(yaml.safe_dump({**to_dict(config), "versions": versions()}, sort_keys=False))
 
 
-def write_data_report(chat_options: "ChatOptions", report: "DataReport", out: Path) -> None:
+def write_data_report(chat_options: "ChatOptions", report: "DataReport", splits_sha256: str, out: Path) -> None:
     """Write `data.json`: how conversations were read, what became of the rows, and the audit of the splits."""
     from dataclasses import asdict
 
     from pipelines.files import write_json
 
-    write_json(out / "data.json", {"conversations": asdict(chat_options), **report.to_dict()})
+    account = {"conversations": asdict(chat_options), **report.to_dict(), "splits_sha256": splits_sha256}
+    write_json(out / "data.json", account)
 
 
 def keep_splits(splits: dict[str, "Records"], out: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line of `amin train` and the settings it resolves to."""
 
 import argparse
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,6 +98,13 @@ def _require_same(out: Path, before: "TrainConfig", now: "TrainConfig") -> None:
             raise InputError(f"{out}: {name}: the run has {old!r}, not {new!r}; leave it out or choose another --out")
 
 
+def require_same_data(out: Path, data: str, splits_sha256: str) -> None:
+    """Raise InputError where the run in `out` has begun with other splits: what it tests on it may have learnt from."""
+    stored = out / "data.json"
+    if stored.is_file() and json.loads(stored.read_text()).get("splits_sha256") != splits_sha256:
+        raise InputError(f"{out}: data: {data} has changed since the run began; choose another --out")
+
+
 def _shaped_by(config: "TrainConfig", given: Mapping[str, Any]) -> "TrainConfig":
     from predictor.checkpoint import load_spec
 
@@ -122,8 +130,6 @@ def resolve_chat_options(args: argparse.Namespace, out: Path) -> "ChatOptions":
     Raises:
         InputError: a value out of range, or another than the run has.
     """
-    import json
-
     from predictor.chat_turns import ChatOptions
 
     stored = out / "data.json"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,17 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
     print_data_report(config.data, report)
     splits = {name: loaded.records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
     for model in models:
-        _require_enough(config, splits, model, others=len(models) > 1)
+        _require_enough(config, splits, model, "give more data", others=len(models) > 1)
     if config.max_prompts is not None:
         splits["train"] = subsample(splits["train"], config.max_prompts, config.seed)
+        for model in models:
+            _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
     return splits, report
 
 
-def _require_enough(config: "TrainConfig", splits: dict[str, "Records"], model: str, *, others: bool) -> None:
+def _require_enough(
+    config: "TrainConfig", splits: dict[str, "Records"], model: str, advice: str, *, others: bool
+) -> None:
     from predictor.calibration import required_prompts
 
     needed = {"train": 8, "validation": 1, "calibration": required_prompts(config.tau), "test": 2}
@@ -57,7 +62,7 @@ def _require_enough(config: "TrainConfig", splits: dict[str, "Records"], model: 
         if (found := records.models.count(model)) < needed[name]:
             raise InputError(
                 f"{config.data}: split: {name} has {found} prompts{f' of {model}' if others else ''}, at least "
-                f"{needed[name]} are needed (tau {config.tau}); give more data"
+                f"{needed[name]} are needed (tau {config.tau}); {advice}"
             )
 
 
@@ -70,6 +75,18 @@ def subsample(records: "Records", max_prompts: int, seed: int) -> "Records":
         return records
     kept = np.random.default_rng(seed).choice(len(prompts), max_prompts, replace=False)
     return records.select(np.flatnonzero(np.isin(numbers, kept)))
+
+
+def digest(splits: dict[str, "Records"]) -> str:
+    """Return the SHA-256 of which prompts, served models and lengths are in which split."""
+    hashed = sha256()
+    for name, records in splits.items():
+        hashed.update(f"{name} {len(records)}\n".encode())
+        rows = zip(records.prompts, records.models, records.output_lens, records.is_truncated, strict=True)
+        for prompt, model, lengths, is_truncated in rows:
+            text = f"{len(prompt)} {len(model)} {len(lengths)}\n{prompt}{model}".encode()
+            hashed.update(text + lengths.tobytes() + is_truncated.tobytes())
+    return hashed.hexdigest()
 
 
 def print_data_report(data: str, report: "DataReport") -> None:
@@ -211,13 +228,18 @@ def calibrate(length_predictor: "TorchLengthPredictor", calibration: "Records", 
     length_predictor.spec = length_predictor.spec.recalibrated(survivals, table)
 
 
-def save(config: "TrainConfig", length_predictor: "TorchLengthPredictor", metrics: dict[str, Any], out: Path) -> None:
-    """Write `predictor/` and then `metrics.json`."""
-    from pipelines.files import atomic_directory, write_json
+def save(config: "TrainConfig", length_predictor: "TorchLengthPredictor", out: Path) -> None:
+    """Write `predictor/`; levels that `amin tune` has written there stay."""
+    import shutil
+
+    from pipelines.files import atomic_directory
+    from pipelines.scheduling import FILE_NAME
     from predictor.checkpoint import save_predictor
 
+    tuned = out / "predictor" / FILE_NAME
     with atomic_directory(out / "predictor") as folder:
         save_predictor(
             folder, length_predictor.network, length_predictor.tokenizer, length_predictor.spec, half=config.half
         )
-    write_json(out / "metrics.json", metrics)
+        if tuned.is_file():
+            shutil.copy(tuned, folder)

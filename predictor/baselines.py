@@ -98,14 +98,15 @@ def _text_features(train: Records, others: Sequence[Records], seed: int) -> tupl
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=50_000)
+    sizes = [np.log1p([[len(prompt)] for prompt in records.prompts]) for records in (train, *others)]
+    words = vectorizer.build_analyzer()
+    if len({word for prompt in train.prompts for word in words(prompt)}) < 2:
+        return sizes[0], sizes[1:]
     matrix = vectorizer.fit_transform(train.prompts)
     svd = TruncatedSVD(min(NUM_COMPONENTS, matrix.shape[1] - 1, len(train) - 1), random_state=seed).fit(matrix)
-
-    def features(prompts: Sequence[str]) -> FloatArray:
-        num_characters = np.log1p([[len(prompt)] for prompt in prompts])
-        return np.hstack([svd.transform(vectorizer.transform(prompts)), num_characters])
-
-    return features(train.prompts), [features(records.prompts) for records in others]
+    texts = [svd.transform(matrix), *(svd.transform(vectorizer.transform(records.prompts)) for records in others)]
+    features = [np.hstack([text, size]) for text, size in zip(texts, sizes, strict=True)]
+    return features[0], features[1:]
 
 
 def _pooled_median(output_lens: Sequence[IntArray]) -> float:

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -14,14 +13,15 @@ from predictor.errors import InputError
 
 HEADS = ("hazard", "mixture")
 OBJECTIVES = ("likelihood", "ordinal", "pinball", "ranking")
+LARGEST = 2**31 - 1
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch_size", "max_prompts", "num_bins", "max_length", "hidden_size"), (1, inf)),
-    **dict.fromkeys(("num_components", "num_layers", "devices"), (1, inf)),
-    **dict.fromkeys(("epochs", "unfrozen_layers", "head_epochs", "num_terms", "patience"), (0, inf)),
+    **dict.fromkeys(("batch_size", "max_prompts", "num_bins", "max_length", "hidden_size"), (1, LARGEST)),
+    **dict.fromkeys(("num_components", "num_layers", "devices"), (1, LARGEST)),
+    **dict.fromkeys(("epochs", "unfrozen_layers", "head_epochs", "num_terms", "patience"), (0, LARGEST)),
     **dict.fromkeys(("encoder_lr", "head_lr", "weight_decay", "warmup", "teacher_share"), (0.0, 1.0)),
     **dict.fromkeys(("dropout", "average_decay"), (0.0, 0.9999)),
     "seed": (0, 2**32 - 1),
-    "max_prompt_tokens": (4, inf),
+    "max_prompt_tokens": (4, LARGEST),
 }
 """The least and the largest value of the settings that are numbers; tau lies strictly between 0 and 1."""
 
@@ -181,8 +181,7 @@ def check(config: TrainConfig) -> None:
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
-            limits = f"be at least {least}" if most == inf else f"lie between {least} and {most}"
-            raise InputError(f"{name}: must {limits}, not {value}")
+            raise InputError(f"{name}: must lie between {least} and {most}, not {value}")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

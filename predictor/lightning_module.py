@@ -2,10 +2,12 @@
 
 import math
 import os
+import signal
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import lightning
 import torch
@@ -13,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,6 +39,9 @@ HARMLESS_WARNINGS = (
 )
 
 
+PATHS_OF_STATE = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
 class WeightAverage(WeightAveraging):
     """Exponential moving average of the weights, validated and saved in their place; a young one forgets faster."""
 
@@ -45,6 +51,20 @@ class WeightAverage(WeightAveraging):
             return current + keep * (averaged - current)
 
         super().__init__(use_buffers=False, avg_fn=average)
+
+
+class BestEpoch(ModelCheckpoint):
+    """Keeps the best epoch; a run whose folder has moved since goes on from the best epoch there."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read the state, with its paths in the folder that the checkpoints are in now."""
+
+        def moved(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = {name: moved(state_dict[name]) for name in PATHS_OF_STATE}
+        kept = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": kept})
 
 
 class LengthModule(lightning.LightningModule):
@@ -126,9 +146,7 @@ def train_network(
     uninterrupted run would have given.
     """
     checkpoints = run / "checkpoints"
-    best = ModelCheckpoint(
-        checkpoints, "best", monitor="validation_pinball", save_last=True, enable_version_counter=False
-    )
+    best = BestEpoch(checkpoints, "best", monitor="validation_pinball", save_last=True, enable_version_counter=False)
     stop = EarlyStopping("validation_pinball", patience=config.patience)
     last = checkpoints / "last.ckpt"
     start = {name: value.clone() for name, value in network.state_dict().items()}
@@ -137,7 +155,15 @@ def train_network(
         for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         trainer = make_trainer(config, run, [WeightAverage(config.average_decay), best, stop])
-        trainer.fit(module, data, ckpt_path=str(last) if resume and last.is_file() else None, weights_only=False)
+        resumed = last if resume and last.is_file() else None
+        if resumed is not None and not is_zipfile(resumed):  # torch writes zip files
+            raise InputError(f"{resumed}: not whole; remove it to train again from the start")
+        try:
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=False)
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None  # Lightning's own has code 0, as if it were done
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
     assert best.best_model_score is not None
     loss = float(best.best_model_score)
     if loss < start_loss:

@@ -1,6 +1,8 @@
 import argparse
 import importlib
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from pipelines.cli import main
 from predictor.checkpoint import load_predictor, resolve_predictor
 from predictor.errors import InputError
-from predictor.lightning_module import LengthModule
+from predictor.lightning_module import BestEpoch, LengthModule
 from predictor.network import TorchLengthPredictor
 from predictor.prompt_tokens import encode_prompts, load_tokenizer
 from predictor.records import read_records
@@ -108,9 +113,70 @@ def test_an_interrupted_run_resumes_to_the_same_result(
         amin("train", *arguments)
     with pytest.raises(InputError, match="epochs: the run has 2, not 5"):
         amin("train", "--out", out, "--resume", "--epochs", "5")
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(records_file.read_text().splitlines(keepends=True)[:-1]))
+    stored = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(stored.replace(str(records_file), str(other)))
+    with pytest.raises(InputError, match="has changed since the run began"):
+        amin("train", "--out", out, "--resume")
+    (out / "config.yaml").write_text(stored)
+    last = out / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not whole; remove it"):
+        amin("train", "--out", out, "--resume")
+    last.write_bytes(whole)
     amin("train", "--out", out, "--resume")
     expected, resumed = weights(run_folder), weights(out)
     assert all(np.array_equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_a_finished_run_that_has_moved_gives_the_same_predictor_again(run_folder: Path, tmp_path: Path) -> None:
+    """And what `amin tune` chose stays."""
+    out = tmp_path / "moved"
+    shutil.copytree(run_folder, out)
+    (out / "predictor" / "scheduling.json").write_text("{}\n")
+    amin("train", "--out", out, "--resume")
+    expected, again = weights(run_folder), weights(out)
+    assert all(np.array_equal(again[name], value) for name, value in expected.items())
+    assert (out / "predictor" / "scheduling.json").read_text() == "{}\n"
+
+
+def test_the_best_epoch_is_known_where_a_run_has_moved(tmp_path: Path) -> None:
+    """Its score too, so that no later, worse epoch takes its place."""
+    before, after = (BestEpoch(tmp_path / name, "best", monitor="loss", save_last=True) for name in ("a", "b"))
+    before.best_model_path = before.kth_best_model_path = str(tmp_path / "a" / "best.ckpt")
+    before.best_model_score = before.kth_value = torch.tensor(3.0)
+    before.best_k_models = {before.best_model_path: torch.tensor(3.0)}
+    after.load_state_dict(before.state_dict())
+    assert after.best_model_path == after.kth_best_model_path == str(tmp_path / "b" / "best.ckpt")
+    assert after.best_model_score == after.best_k_models[after.best_model_path] == 3.0
+
+
+@pytest.mark.parametrize(("raised", "code"), [(SIGTERMException(), 143), (KeyboardInterrupt(), 130)])
+def test_an_ended_training_is_not_taken_for_a_finished_one(
+    raised: BaseException,
+    code: int,
+    tiny_encoder: Path,
+    records_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line, and a code of its own, where Lightning would leave with 0 or 1."""
+
+    def end(self: LengthModule) -> None:
+        raise raised
+
+    monkeypatch.setattr(LengthModule, "on_train_epoch_start", end)
+    argv = ["train", "--data", records_file, "--out", tmp_path / "run", "--encoder", tiny_encoder, *QUICK]
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        assert main([str(value) for value in argv]) == code
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("ed; finished work is kept")
+    assert not (tmp_path / "run" / "predictor").exists()
 
 
 def test_the_exported_graph_agrees_with_torch(run_folder: Path, exports: dict[str, Path], records_file: Path) -> None:
@@ -259,7 +325,8 @@ def test_bad_input_is_refused_in_one_line(
         ("seed: must lie between 0 and 4294967295, not -1", ("train", *base, "--seed", "-1")),
         ("head_lr: must lie between 0.0 and 1.0, not nan", ("train", *base, "--head-lr", "nan")),
         ("dropout: must lie between 0.0 and 0.9999, not 1.5", ("train", *base, "--dropout", "1.5")),
-        ("patience: must be at least 0, not -1", ("train", *base, "--patience", "-1")),
+        ("patience: must lie between 0 and 2147483647, not -1", ("train", *base, "--patience", "-1")),
+        ("max_length: must lie between 1 and", ("train", *base, "--max-length", "9" * 20)),
         ("accelerator abacus, devices 1", ("train", *base, "--accelerator", "abacus")),
         ("strategy hope", ("train", *base, "--strategy", "hope")),
         ("devices 9999.*: that many processes", ("train", *base, "--accelerator", "cpu", "--devices", "9999")),
@@ -399,6 +466,8 @@ def test_rows_without_a_served_model_beside_others_are_refused(two_models: Path,
     """And so is one of them with too few rows."""
     lines = two_models.read_text().splitlines(keepends=True)
     nameless, few = tmp_path / "nameless.jsonl", tmp_path / "few.jsonl"
+    with pytest.raises(InputError, match=r"train has \d prompts of [a-z-]+, .*; raise --max-prompts"):
+        amin("train", "--data", two_models, "--out", tmp_path / "out", *QUICK, "--max-prompts", "4")
     nameless.write_text("".join([*lines, '{"prompt": "x", "output_len": 3, "split": "test"}\n']))
     few.write_text("".join(lines[:170]))
     for data, message in ((nameless, "model: missing, while other"), (few, "validation has 0 prompts of terse")):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from predictor.baselines import measure_baselines
 from predictor.metrics import (
     between_prompt_share,
     bound_quality,
@@ -9,6 +10,7 @@ from predictor.metrics import (
     pinball_loss,
     worst_group_coverage,
 )
+from predictor.records import Records
 
 
 def test_a_bound_of_one_covers_everything_and_is_loose() -> None:
@@ -62,3 +64,16 @@ def test_the_share_between_prompts_is_that_of_the_variances() -> None:
     assert between_prompt_share(list(draws)) == pytest.approx(0.8, abs=0.02)
     assert between_prompt_share(list(rng.lognormal(4.0, 1.0, (4000, 4)))) == pytest.approx(0.0, abs=0.03)
     assert between_prompt_share([np.array([3]), np.array([4])]) is None
+
+
+@pytest.mark.parametrize("prompt", ["3 + 4 * {} = ?", "1 {} word"])
+def test_the_baselines_read_prompts_that_have_hardly_any_words(prompt: str) -> None:
+    """Their size is left to them."""
+    rng = np.random.default_rng(0)
+    prompts = tuple(prompt.format("1 " * int(size)) for size in rng.integers(1, 40, 60))
+    lengths = tuple(np.array([len(text)]) for text in prompts)
+    names, kept = tuple(map(str, range(60))), (np.array([False]),) * 60
+    records = Records(prompts, lengths, kept, names, ("m",) * 60, ("",) * 60)
+    parts = (records.select(range(30)), records.select(range(30, 50)), records.select(range(50, 60)))
+    results = measure_baselines(*parts, tau=0.2, max_length=256)
+    assert all(((bounds.lower_bounds >= 1) & np.isfinite(bounds.medians)).all() for bounds in results.values())
