@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=512, help="cap of an answer in tokens; a cut one is censored"
     )
+    parser.add_argument("--model", help="served model whose rows of --prompts are read, where they name several")
     parser.add_argument("--split", help="only the prompts of this split")
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
     parser.add_argument("--max-running", type=int, default=32, help="answers generated at a time")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_at_least(args, 1, "draws", "max_new_tokens", "max_running", "limit")
     require_at_least(args, 0, "seed")
-    rows = read_prompts(args.prompts, split=args.split)[: args.limit]
+    rows = read_prompts(args.prompts, args.model, args.split)[: args.limit]
     if not rows:
         raise InputError(f"{args.prompts}: --limit {args.limit} leaves no prompt")
 

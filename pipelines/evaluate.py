@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--served-model", required=True, help="folder or hub name of a causal language model")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL or parquet with prompts, or records")
+    parser.add_argument("--model", help="served model whose rows of --prompts are read, where they name several")
     parser.add_argument("--split", help="only the prompts of this split")
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
     parser.add_argument(
@@ -186,10 +188,11 @@ def policy_names(text: str) -> Sequence[str]:
 def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
     from scheduler.policies import CLAIRVOYANT
 
-    require_at_least(args, 1, "seeds", "block_size", "max_new_tokens", "max_batch_tokens", "kv_blocks", "limit")
+    require_at_least(args, 1, "seeds", "max_new_tokens", "max_batch_tokens", "kv_blocks", "limit")
+    require_at_least(args, 4, "block_size")  # transformers takes no smaller pages
     require_at_least(args, 0, "seed")
-    if not args.predict_timeout > 0:
-        raise InputError(f"--predict-timeout is {args.predict_timeout}, must be above 0 milliseconds")
+    if not 0 < args.predict_timeout < inf:
+        raise InputError(f"--predict-timeout is {args.predict_timeout}, must be a number of milliseconds above 0")
     if not 0 <= args.warm_up <= 0.5:
         raise InputError(f"--warm-up is {args.warm_up}, must be a share in 0..0.5")
     if args.decoding == "sample" and CLAIRVOYANT & set(names):

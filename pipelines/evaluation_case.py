@@ -48,7 +48,7 @@ def prepare(
         InputError: A file, option or prompt that the user can mend.
     """
     bounds = RequestBounds.read(args.predictor, args.predictor_model, args.tau)
-    rows = read_prompts(args.prompts, split=args.split)[: args.limit]
+    rows = read_prompts(args.prompts, args.model, args.split)[: args.limit]
     prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
     texts = [row.prompt for row in rows]
     facts = [Request(row.prompt_id, len(p), args.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
@@ -70,7 +70,7 @@ def _recorded_lens(args: argparse.Namespace) -> list[int] | None:
         "output_lens" in row.fields or "output_len" in row.fields for row in read_rows(args.prompts, one_model=False)
     ):
         return None
-    records = read_records(args.prompts)
+    records = read_records(args.prompts, args.model)
     chosen = [i for i in range(len(records)) if args.split is None or (records.splits or ())[i] == args.split]
     return [min(int(records.output_lens[i][0]), args.max_new_tokens) for i in chosen[: args.limit]]
 

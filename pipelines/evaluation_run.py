@@ -93,7 +93,7 @@ def measure(
         executor.close()
     figures = _figures(result, policy.seconds, arrivals)
     if arrivals:
-        requests = [_within(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
+        requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
     entry_times = result.arrival_time
     if arrivals:
         entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
@@ -106,7 +106,7 @@ def measure(
     )
 
 
-def _within(kv_cache: KvCache, request: Request) -> Request:
+def within_cache(kv_cache: KvCache, request: Request) -> Request:
     """Return a request with a lower bound that fits the cache, as policies take it; a prediction may be beyond."""
     room = max(1, kv_cache.kv_budget - request.num_prompt_tokens)
     return replace(request, output_len_lower_bound=min(request.output_len_lower_bound, room))

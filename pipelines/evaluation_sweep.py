@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.evaluation_case import Case
-from pipelines.evaluation_run import measure
+from pipelines.evaluation_run import measure, within_cache
 from pipelines.evaluation_store import RunStore
 from pipelines.replay import replay
 from pipelines.served_model import ServedModel
@@ -41,7 +41,7 @@ def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Seque
         lens: Output length by prompt.
         worker: The engine as the simulator knows it: KV cache and fitted cost model.
     """
-    largest = max(request.num_prompt_tokens + request.max_new_tokens for request in case.requests)
+    largest = max(request.num_prompt_tokens + length for request, length in zip(case.requests, lens, strict=True))
     budgets = [round(share * worker.kv_cache.num_blocks) for share in BUDGETS]
     fitting = [blocks for blocks in budgets if blocks * worker.kv_cache.block_size >= largest]
     capacity = _capacity(case, lens, worker)
@@ -62,7 +62,8 @@ def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Seque
 
 def _capacity(case: Case, lens: Sequence[int], worker: Worker) -> float:
     """Return the requests per second that fcfs serves of a standing queue, in the simulator."""
-    result = simulate("fcfs", Workload(case.requests, list(lens)), worker, 0, **case.policy_options["fcfs"])
+    requests = [within_cache(worker.kv_cache, request) for request in case.requests]
+    result = simulate("fcfs", Workload(requests, list(lens)), worker, 0, **case.policy_options["fcfs"])
     return len(lens) / float(result.finish_time.max())
 
 
@@ -70,7 +71,7 @@ def _simulated(case: Case, lens: Sequence[int], worker: Worker, rate: float) -> 
     """Return the gain over fcfs, as the cells of `pipelines.map` have it."""
     gains, waits = [], []
     for seed in range(NUM_SEEDS):
-        workload = _drawn(case, lens, rate, np.random.default_rng(seed))
+        workload = _drawn(case, lens, rate, worker.kv_cache, np.random.default_rng(seed))
         fcfs, ours = (
             summarize(simulate(name, workload, worker, seed, **case.policy_options[name]), worker.kv_cache)
             for name in ("fcfs", POLICY)
@@ -85,13 +86,13 @@ def _simulated(case: Case, lens: Sequence[int], worker: Worker, rate: float) -> 
     }
 
 
-def _drawn(case: Case, lens: Sequence[int], rate: float, rng: np.random.Generator) -> Workload:
+def _drawn(case: Case, lens: Sequence[int], rate: float, kv_cache: KvCache, rng: np.random.Generator) -> Workload:
     """Return all prompts in random order, or a draw with replacement where they are few, arriving at `rate`."""
     size = len(lens)
     chosen = rng.permutation(size) if size >= FEWEST_REQUESTS else rng.integers(0, size, FEWEST_REQUESTS)
     times = poisson_arrivals(len(chosen), rate, rng)
     requests = [
-        replace(case.requests[i], request_id=str(k), arrival_time=float(time))
+        replace(within_cache(kv_cache, case.requests[i]), request_id=str(k), arrival_time=float(time))
         for k, (i, time) in enumerate(zip(chosen, times, strict=True))
     ]
     return Workload(requests, [int(lens[i]) for i in chosen])

@@ -45,13 +45,13 @@ class ServedModel:
 
 @contextmanager
 def device_memory(remedy: str) -> Iterator[None]:
-    """Turn the device's running out of memory into an InputError that says what to do."""
+    """Turn running out of memory, the device's or the machine's, into an InputError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory on the device: {remedy}; finished work is kept") from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise InputError(f"out of memory: {remedy}; finished work is kept") from error
 

@@ -15,6 +15,9 @@ from scheduler.forecast import Forecast
 from scheduler.request import Request
 
 Ints = NDArray[np.int64]
+MAX_TOKENS = 1 << 53
+MAX_TIME = 1e10
+"""A clock beyond it would not move by the time of an iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ def _integer(row: dict[str, Any], field: str, where: str) -> int:
     value = row.get(field)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{where}: {field} is {value!r}, must be an integer")
+    if value > MAX_TOKENS:
+        raise InputError(f"{where}: {field} is above {MAX_TOKENS}, more than can be counted")
     return value
 
 
@@ -137,8 +142,10 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
         if row.get(field) is not None
     }
     arrival = row.get("arrival_time", 0)
-    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not -1e300 < arrival < 1e300:
-        raise InputError(f"{where}: arrival_time is {arrival!r}, must be a number")
+    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not abs(arrival) <= MAX_TIME:
+        raise InputError(
+            f"{where}: arrival_time is {arrival!r}, must be a number of seconds or iterations, {MAX_TIME:g} at most"
+        )
     lower = _integer(row, "output_len_lower_bound", where) if row.get("output_len_lower_bound") is not None else 1
     if optional.get("output_len_prediction", 1) < 1:
         raise InputError(f"{where}: output_len_prediction is {optional['output_len_prediction']}, must be >= 1")

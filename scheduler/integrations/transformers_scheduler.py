@@ -92,6 +92,12 @@ class PolicyScheduler(Scheduler):
             self.at_arrival.add(self._facts(state), state.initial_tokens)
         super().add_waiting_request(state)
 
+    def clear_cancelled_requests(self) -> list[RequestState]:
+        """Drop what was cancelled, here and in the policy; after the last request no batch is asked for any more."""
+        cancelled = super().clear_cancelled_requests()
+        self._let_go()
+        return cancelled
+
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Batch:
         """Return the next iteration as the engine takes it, after the policy's evictions."""
         if not self._has_failed:

@@ -375,15 +375,21 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
 def test_a_bound_beyond_the_cache_is_no_length(
     chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers that fit are served and replayed, whatever was predicted of them."""
+    """Answers that fit are served, replayed and mapped, whatever was predicted of them."""
+    import pipelines.evaluation_sweep
     from predictor.calibration import PitCalibration
 
     monkeypatch.setattr(PitCalibration, "level", lambda *_: 0.999)
+    monkeypatch.setattr(pipelines.evaluation_sweep, "NUM_SEEDS", 2)
+    monkeypatch.setattr(pipelines.evaluation_sweep, "FEWEST_REQUESTS", 30)
+    monkeypatch.setattr(pipelines.evaluation_sweep, "MEASURED", ())
     rows = [{**json.loads(line), "output_lens": [3]} for line in prompts_file.read_text().splitlines()]
     records = tmp_path / "records.jsonl"
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = ["--max-new-tokens", "200", "--kv-blocks", "12", "--policies", "fcfs,amin,amin-survival", "--seeds", "1"]
-    assert evaluate(chat_model, exports["fp32"], records, tmp_path / "out", *more) == 0
+    assert evaluate(chat_model, exports["fp32"], records, tmp_path / "out", *more, "--sweep") == 0
+    cells = json.loads((tmp_path / "out" / "results.json").read_text())["sweep"]["cells"]
+    assert {cell["kv_blocks"] for cell in cells} >= {12, 18, 24}
     lines = [json.loads(line) for line in (tmp_path / "out" / "workload.jsonl").read_text().splitlines()]
     assert all(line["num_prompt_tokens"] + line["output_len_lower_bound"] <= 48 for line in lines)
     assert any(line["num_prompt_tokens"] + line["output_len_lower_bound"] == 48 for line in lines)
@@ -443,6 +449,9 @@ BAD = {
     "no prompt": (["--split", "calibration"], "calibration"),
     "unknown served model of the predictor": (["--predictor-model", "gpt-9"], "'gpt-9' is not known"),
     "predict timeout": (["--predict-timeout", "0"], "--predict-timeout is 0.0"),
+    "endless predict timeout": (["--predict-timeout", "inf"], "--predict-timeout is inf"),
+    "small pages": (["--block-size", "1"], "--block-size is 1, must be >= 4"),
+    "not a model in the file": (["--model", "gpt-9"], "gpt-9"),
     "warm-up": (["--warm-up", "0.9"], "--warm-up is 0.9"),
     "levels, before the model": (
         ["--scheduling", "missing.json", "--tau", "0.2", "--served-model", "no-such-model"],

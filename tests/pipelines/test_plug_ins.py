@@ -171,6 +171,39 @@ def test_a_cancelled_request_is_forgotten(model: Any, prompts: list[list[int]]) 
     manager.destroy()
 
 
+@pytest.mark.parametrize("policy", ["amin", "amin-survival"])
+def test_the_name_of_a_cancelled_request_can_be_used_again(model: Any, policy: str) -> None:
+    """Even of the only one, after which the engine asks for no batch: the new one is another request."""
+    import torch
+
+    config = config_of(policy, 6)
+    manager = model.init_continuous_batching(generation_config=generation_config(), continuous_batching_config=config)
+    processor = manager.batch_processor = manager._create_batch_processor()
+    outputs: dict[str, Any] = {}
+
+    def run() -> None:
+        with torch.no_grad():
+            while processor.prepare_next_batch():
+                processor._generation_step(model)
+                processor.update_batch()
+                if not outputs:
+                    outputs["again"] = None
+                    processor.scheduler.set_request_cancellation("again")
+
+    manager.add_request(list(range(4, 14)), request_id="again", max_new_tokens=CAP)
+    run()
+    assert not len(processor.scheduler.mirror)
+    manager.add_request(list(range(4, 84)), request_id="again", max_new_tokens=CAP)
+    manager.add_request(list(range(4, 14)), request_id="other", max_new_tokens=10)
+    run()
+    while (output := manager.get_result(timeout=0)) is not None:
+        outputs[output.request_id] = output
+    assert "exceed the KV cache of 6 blocks" in str(outputs["again"].error)
+    assert outputs["other"].error is None
+    assert not len(processor.scheduler.mirror)
+    manager.destroy()
+
+
 def test_settings_that_would_break_the_accounting_are_refused(model: Any, exports: dict[str, Path]) -> None:
     """Shared blocks, an unknown policy, one that knows the future, a predictor that is not there."""
     from pipelines.plug_ins import continuous_batching_config

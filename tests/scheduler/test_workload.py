@@ -97,6 +97,8 @@ def test_the_limit_can_be_given_and_clips_lower_bounds(tmp_path: Path) -> None:
         (GOOD | {"arrival_time": -1}, "arrival_time is -1"),
         (GOOD | {"arrival_time": float("nan")}, "arrival_time is nan"),
         (GOOD | {"arrival_time": float("inf")}, "arrival_time is inf"),
+        (GOOD | {"arrival_time": 1.7e18}, "arrival_time is 1.7e+18, must be a number of seconds or iterations"),
+        (GOOD | {"max_new_tokens": 2**63 - 1}, "max_new_tokens is above 9007199254740992"),
         (GOOD | {"output_len_lower_bound": 0}, "output_len_lower_bound is 0"),
         (GOOD | {"output_len_lower_bound": 4, "output_len_upper_bound": 3}, "output_len_upper_bound is 3"),
         (GOOD | {"output_len_upper_bound": [8]}, "output_len_upper_bound is [8]"),
