@@ -421,8 +421,9 @@ def test_one_network_answers_for_several_served_models(two_models_run: Path, two
     assert metrics["test"]["coverage"] == pytest.approx(np.mean(covered))
     length_predictor, texts = resolve_predictor(two_models_run), ["Write a story about rivers", "Write an essay"]
     medians = {name: length_predictor.predict(texts, model=name).medians for name in ("made-up", "terse", "average")}
-    assert (medians["terse"] < medians["average"]).all()
-    assert (medians["average"] < medians["made-up"]).all()
+    assert (medians["terse"] <= medians["average"]).all()
+    assert (medians["average"] <= medians["made-up"]).all()
+    assert medians["terse"].sum() < medians["average"].sum() < medians["made-up"].sum()
     assert (length_predictor.predict(texts).medians == medians["average"]).all()
     amin("predict", two_models_run, "--data", two_models, "--out", tmp_path / "each.jsonl", "--no-progress")
     lines = [json.loads(line)["output_len_median"] for line in (tmp_path / "each.jsonl").read_text().splitlines()]

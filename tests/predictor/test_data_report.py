@@ -76,7 +76,7 @@ def test_a_resumed_run_reads_conversations_as_it_began(tmp_path: Path, records_f
     chosen = options(tmp_path, "--turn", "last", "--context-turns", 3, "--language", "English")
     assert chosen == ChatOptions("last", 3, 2000, "English")
     _, report = split_and_audit(load_data(str(records_file)), 0)
-    train.write_data_report(chosen, report, tmp_path)
+    train.write_data_report(chosen, report, "0" * 64, tmp_path)
     assert json.loads((tmp_path / "data.json").read_text())["is_recorded"] is False
     assert options(tmp_path) == options(tmp_path, "--context-turns", 3) == chosen
     with pytest.raises(InputError, match="turn: the run has 'last', not 'first'"):
