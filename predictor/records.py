@@ -25,7 +25,8 @@ class Records:
     `output_lens` are int64 arrays of tokens, one value a draw; `is_truncated` says which draws stopped at the cap, so
     that the length is only a lower limit. `datasets` is a group for reporting, "" where none is known; `models`
     likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
-    will be served, so that what is measured on them holds for that log only.
+    will be served, so that what is measured on them holds for that log only. `num_prompt_tokens` are the served
+    model's, as given.
     """
 
     prompts: tuple[str, ...]
@@ -37,6 +38,7 @@ class Records:
     splits: tuple[str, ...] | None = None
     max_new_tokens: tuple[int | None, ...] | None = None
     recorded: bool = False
+    num_prompt_tokens: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -54,6 +56,7 @@ class Records:
             None if self.splits is None else tuple(self.splits[i] for i in chosen),
             None if self.max_new_tokens is None else tuple(self.max_new_tokens[i] for i in chosen),
             self.recorded,
+            None if self.num_prompt_tokens is None else tuple(self.num_prompt_tokens[i] for i in chosen),
         )
 
 
@@ -85,6 +88,7 @@ def records_from_rows(rows: Sequence[Row]) -> Records:
     draws = [_draws(row) for row in rows]
     _refuse_duplicates(rows)
     caps = tuple(row.token_count("max_new_tokens") for row in rows)
+    sizes = tuple(size for row in rows if isinstance(size := row.fields.get("num_prompt_tokens"), int))
     return Records(
         prompts,
         tuple(output_lens for output_lens, _ in draws),
@@ -95,6 +99,7 @@ def records_from_rows(rows: Sequence[Row]) -> Records:
         _splits(rows),
         caps if any(cap is not None for cap in caps) else None,
         any(row.fields.get("recorded") is True for row in rows),
+        sizes if len(sizes) == len(rows) else None,
     )
 
 
@@ -154,6 +159,8 @@ def write_records(records: Records, path: str | Path) -> None:
         columns["recorded"] = [True] * len(records)
     if records.max_new_tokens is not None:
         columns["max_new_tokens"] = pa.array(records.max_new_tokens, pa.int64())
+    if records.num_prompt_tokens is not None:
+        columns["num_prompt_tokens"] = pa.array(records.num_prompt_tokens, pa.int64())
     pq.write_table(pa.table(columns), path)
 
 

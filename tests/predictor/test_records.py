@@ -25,7 +25,8 @@ def test_records_come_back_from_parquet_as_they_were(records_file: Path, tmp_pat
     records = read_records(records_file)
     write_records(records, tmp_path / "again.parquet")
     again = read_records(tmp_path / "again.parquet")
-    for name in ("prompts", "prompt_ids", "models", "datasets", "splits", "max_new_tokens", "recorded"):
+    fields = ("prompts", "prompt_ids", "models", "datasets", "splits", "max_new_tokens", "recorded")
+    for name in (*fields, "num_prompt_tokens"):
         assert getattr(again, name) == getattr(records, name)
     for name in ("output_lens", "is_truncated"):
         for left, right in zip(getattr(again, name), getattr(records, name), strict=True):
@@ -50,11 +51,12 @@ def test_single_draws_messages_and_missing_fields_are_understood(tmp_path: Path)
     assert records.datasets == ("", "")
 
 
-def test_select_keeps_order_and_fields(records_file: Path) -> None:
+def test_select_keeps_order_and_fields(records_file: Path, tmp_path: Path) -> None:
     """Indices may repeat."""
-    records = read_records(records_file)
-    chosen = records.select([5, 2, 5])
+    rows = [{**json.loads(line), "num_prompt_tokens": i} for i, line in enumerate(records_file.read_text().splitlines())]
+    chosen = read_records(write_jsonl(tmp_path / "r.jsonl", *rows)).select([5, 2, 5])
     assert chosen.prompt_ids == ("p5", "p2", "p5")
+    assert chosen.num_prompt_tokens == (5, 2, 5)
     assert len(chosen) == 3
 
 
