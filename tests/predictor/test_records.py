@@ -53,7 +53,8 @@ def test_single_draws_messages_and_missing_fields_are_understood(tmp_path: Path)
 
 def test_select_keeps_order_and_fields(records_file: Path, tmp_path: Path) -> None:
     """Indices may repeat."""
-    rows = [{**json.loads(line), "num_prompt_tokens": i} for i, line in enumerate(records_file.read_text().splitlines())]
+    lines = records_file.read_text().splitlines()
+    rows = [{**json.loads(line), "num_prompt_tokens": i} for i, line in enumerate(lines)]
     chosen = read_records(write_jsonl(tmp_path / "r.jsonl", *rows)).select([5, 2, 5])
     assert chosen.prompt_ids == ("p5", "p2", "p5")
     assert chosen.num_prompt_tokens == (5, 2, 5)
