@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -97,6 +97,14 @@ class LeastBoundFirst:
     def _outlive(self, start: int, index: int) -> None:
         group = self._outlived.get(start)
         if group is None:
+            if len(self._starts) > 2 * len(self._entries) + 64:
+                self._drop_empty()
             group = self._outlived[start] = []
             heappush(self._starts, -start)
         insort(group, index)
+
+    def _drop_empty(self) -> None:
+        """Drop the groups that are empty; below one of a later start they would never come up."""
+        self._outlived = {start: group for start, group in self._outlived.items() if group}
+        self._starts = [-start for start in self._outlived]
+        heapify(self._starts)

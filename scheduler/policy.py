@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +80,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, int, int]] = []
-        self._forgotten: set[int] = set()  # in the heap, until they are its head
+        self._forgotten: set[int] = set()  # in the heap, until they are its head or half of it
         self._requests: dict[int, tuple[int, Request]] = {}
         self._num_added = 0
 
@@ -122,6 +122,10 @@ class WaitingQueue:
         del self._requests[index]
         if is_queued:
             self._forgotten.add(index)
+            if 2 * len(self._forgotten) > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[2] not in self._forgotten]
+                heapify(self._heap)
+                self._forgotten.clear()
 
 
 def evict_while_full(running: RunningBatch, num_blocks: int, order: Iterable[int]) -> list[int]:

@@ -92,3 +92,41 @@ def test_a_lagging_engine_with_cancellations_ends_with_nothing_kept(name: str, s
     assert not mirror.policy.waiting
     kept = {key: value for key, value in vars(mirror.policy).items() if isinstance(value, dict) and value}
     assert not kept
+
+
+def held(thing: object) -> int:
+    """Entries in all containers below an object of ours; past lengths, a window of fixed size, left out."""
+    count = 0
+    for name, value in vars(thing).items():
+        if isinstance(value, dict | list | set) and name != "_history":
+            count += len(value)
+        elif type(value).__module__.startswith("scheduler.") and hasattr(value, "__dict__"):
+            count += held(value)
+    return count
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_nothing_is_kept_of_requests_that_are_gone(name: str) -> None:
+    """After 1,500 of them, ended, evicted on the way or cancelled, with always one there."""
+    rng = np.random.default_rng(5)
+    mirror = mirror_of(name, 160, Limits(max_running=8))
+    lens: dict[str, int] = {}
+    generated: dict[str, int] = {}
+    while len(lens) < 1500:
+        while len(generated) < 12:
+            request_id = str(len(lens))
+            lens[request_id], generated[request_id] = int(rng.integers(1, 60)), 0
+            bound = int(rng.integers(1, 10))
+            mirror.add(Request(request_id, int(rng.integers(1, 40)), 64, output_len_lower_bound=bound))
+        if rng.random() < 0.2:
+            gone = str(rng.choice(list(generated)))
+            mirror.remove(gone, None)
+            del generated[gone]
+        mirror.decide()
+        for request_id in mirror.running_ids():
+            generated[request_id] += 1
+        mirror.follow(generated.__getitem__)
+        for request_id in list(mirror.running_ids()):
+            if generated[request_id] >= lens[request_id]:
+                mirror.remove(request_id, generated.pop(request_id))
+    assert held(mirror) < 400
