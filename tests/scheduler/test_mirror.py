@@ -109,14 +109,14 @@ def held(thing: object) -> int:
 def test_nothing_is_kept_of_requests_that_are_gone(name: str) -> None:
     """After 1,500 of them, ended, evicted on the way or cancelled, with always one there."""
     rng = np.random.default_rng(5)
-    mirror = mirror_of(name, 160, Limits(max_running=8))
+    mirror = mirror_of(name, 200, Limits(max_running=20))
     lens: dict[str, int] = {}
     generated: dict[str, int] = {}
     while len(lens) < 1500:
-        while len(generated) < 12:
+        while len(generated) < 30:
             request_id = str(len(lens))
             lens[request_id], generated[request_id] = int(rng.integers(1, 60)), 0
-            bound = int(rng.integers(1, 10))
+            bound = int(rng.integers(1, 60)) if rng.random() < 0.3 else 1
             mirror.add(Request(request_id, int(rng.integers(1, 40)), 64, output_len_lower_bound=bound))
         if rng.random() < 0.2:
             gone = str(rng.choice(list(generated)))
