@@ -22,12 +22,12 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/scheduler/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/scheduler/integrations/test_vllm.py
 
 bench: .venv/installed
 	test -x .venv-mocker/bin/python || $(PYTHON) -m venv .venv-mocker
 	.venv-mocker/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MOCKER) || rm -rf .venv-mocker
-	$(BIN)/python -m pipelines.bench --out bench --mocker .venv-mocker/bin/python
+	$(BIN)/python -m pipelines.studies.bench --out bench --mocker .venv-mocker/bin/python
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -13,7 +13,20 @@ from pipelines.files import check_output
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
-STAGES = ("demo", "collect", "train", "predict", "export", "serve", "simulate", "map", "tune", "evaluate", "paper")
+STAGES = {
+    "demo": "pipelines.demo",
+    "collect": "pipelines.collect",
+    "train": "pipelines.train.stage",
+    "predict": "pipelines.predict",
+    "export": "pipelines.export",
+    "serve": "pipelines.serve",
+    "simulate": "pipelines.simulate.stage",
+    "map": "pipelines.simulate.gain_map",
+    "tune": "pipelines.simulate.tune",
+    "evaluate": "pipelines.evaluate.stage",
+    "paper": "pipelines.studies.paper",
+}
+"""The module of each command, imported only when the command is called."""
 FILE_STAGES = ("collect", "predict")
 """Those whose --out is a file; that of the others is a folder."""
 
@@ -25,7 +38,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(stages: Iterable[str]) -> argparse.ArgumentParser:
     """Return the parser with the sub-commands named in `stages`."""
     parser = argparse.ArgumentParser(
         prog="amin",
@@ -36,7 +49,7 @@ def build_parser(stages: Sequence[str]) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
     for name in stages:
-        stage = import_module(f"pipelines.{name}")
+        stage = import_module(STAGES[name])
         command = commands.add_parser(name, help=stage.HELP, description=stage.HELP, formatter_class=HelpFormatter)
         stage.add_arguments(command)
         command.set_defaults(run=stage.run)

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Collect the draws that are missing and write the records when all are there."""
-    from predictor.records import read_prompts
+    from predictor.records.records import read_prompts
 
     require_at_least(args, 1, "draws", "max_new_tokens", "max_running", "limit")
     require_at_least(args, 0, "seed")
@@ -147,7 +147,7 @@ def _write(args: argparse.Namespace, rows: list[Any], num_prompt_tokens: list[in
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from predictor.metrics import between_prompt_share
+    from predictor.bounds.metrics import between_prompt_share
 
     kept = [[draws.ended[i, d] for d in range(args.draws)] for i in range(len(rows))]
     columns: dict[str, Any] = {

@@ -89,6 +89,6 @@ def run_stage(name: str, *arguments: object) -> None:
 def _conclude(results: Path, seconds: float) -> None:
     import json
 
-    from pipelines.report_text import summary
+    from pipelines.evaluate.report_text import summary
 
     print(f"\n{summary(json.loads(results.read_text())['policies'])} ({seconds / 60:.1f} minutes in all)")

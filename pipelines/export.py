@@ -9,8 +9,8 @@ from pipelines.scheduling import FILE_NAME
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
-    from predictor.distribution import FloatArray
-    from predictor.prompt_table import PromptTable
+    from predictor.bounds.distribution import FloatArray
+    from predictor.records.prompt_table import PromptTable
     from predictor.spec import PredictorSpec
 
 HELP = "export a predictor to ONNX, calibrated and measured on the exported graph"
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
         InputError: the folder holds no predictor, or int8 or fewer tokens are wanted without a calibration split.
     """
     from pipelines.files import atomic_directory
-    from predictor.checkpoint import load_predictor, predictor_folder, versions
-    from predictor.export import write_graph, write_manifest
+    from predictor.training.checkpoint import load_predictor, predictor_folder, versions
+    from predictor.training.export import write_graph, write_manifest
 
     folder = predictor_folder(args.run_folder)
     check_replaceable(args.out)
@@ -107,7 +107,7 @@ def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, A
 
 def quality(spec: "PredictorSpec", survivals: "FloatArray", table: "PromptTable", tau: float) -> dict[str, Any]:
     """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model."""
-    from predictor.measured import bounds_by_model, pool
+    from predictor.quality import bounds_by_model, pool
 
     parts = bounds_by_model(spec, survivals, table, tau)
     qualities = {model: part.quality(tau, spec.bins.max_length).to_dict() for model, part in parts.items()}
@@ -118,9 +118,9 @@ def quality(spec: "PredictorSpec", survivals: "FloatArray", table: "PromptTable"
 def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple["PromptTable", "FloatArray"]:
     """Return the records in `file` and what the export predicts for their prompts, [P, M, K+1]."""
     from pipelines.predict import survivals_with_progress
-    from predictor.prompt_table import prompt_table
-    from predictor.records import records_from_rows
-    from predictor.rows import read_rows
+    from predictor.records.prompt_table import prompt_table
+    from predictor.records.records import records_from_rows
+    from predictor.records.rows import read_rows
     from predictor.serving import LengthPredictor
 
     exported = LengthPredictor(export)

@@ -156,7 +156,7 @@ def sweep_map(sweep: Mapping[str, Any]) -> bytes:
 
 def _map(cells: Sequence[Mapping[str, Any]], down: str, across: str) -> tuple[Any, Any]:
     """Return a figure of gains in mean latency by two fields of the cells, which are in order of `down`."""
-    from pipelines.map import is_nil
+    from pipelines.gains import is_nil
 
     rows, columns = (list(dict.fromkeys(cell[key] for cell in cells)) for key in (down, across))
     gains = np.array([cell["gain"]["mean_latency"] for cell in cells]).reshape(len(rows), len(columns))

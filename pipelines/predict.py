@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
-    from predictor.bins import IntArray, LengthBins
-    from predictor.distribution import FloatArray
-    from predictor.measured import MeasuredBounds
-    from predictor.records import Records
-    from predictor.rows import Row
+    from predictor.bounds.bins import IntArray, LengthBins
+    from predictor.bounds.distribution import FloatArray
+    from predictor.quality import MeasuredBounds
+    from predictor.records.records import Records
+    from predictor.records.rows import Row
     from predictor.spec import LengthPredictorLike, PredictorSpec
 
 HELP = "predict lower bounds and medians of response length for the prompts of a file"
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
         InputError: a file, row or option that the user can mend.
     """
     from pipelines.files import atomic_file, check_output
-    from predictor.checkpoint import resolve_predictor
-    from predictor.measured import MeasuredBounds
-    from predictor.records import has_lengths, prompt_of, records_from_rows, select_rows
+    from predictor.quality import MeasuredBounds
+    from predictor.records.records import has_lengths, prompt_of, records_from_rows, select_rows
+    from predictor.resolve import resolve_predictor
 
     if args.workload is not None:
         check_output(args.workload, "--workload", is_folder=False, inputs=[args.data, args.out])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from predictor.bins import IntArray
-from predictor.checkpoint import resolve_predictor
-from predictor.distribution import FloatArray, quantile
+from predictor.bounds.bins import IntArray
+from predictor.bounds.distribution import FloatArray, quantile
+from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike
 from scheduler.forecast import Forecast
 from scheduler.request import Request

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from predictor.errors import InputError
 
 if TYPE_CHECKING:
-    from predictor.sidecar import SidecarSettings
+    from predictor.sidecar.answers import SidecarSettings
 
 HELP = "serve an export over HTTP: bounds at arrival, corrected online by what becomes of the requests"
 
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         import uvicorn
 
-        from predictor.server import create_app
         from predictor.serving import LengthPredictor
+        from predictor.sidecar.app import create_app
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install -e '.[serve]'") from None
     settings = settings_of(args)
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> "SidecarSettings":
     """Return the options as settings; InputError where one is out of range."""
-    from predictor.online import MAX_LOOP_GAIN
-    from predictor.server_schema import MAX_PROMPTS
-    from predictor.sidecar import SidecarSettings
+    from predictor.sidecar.answers import SidecarSettings
+    from predictor.sidecar.online import MAX_LOOP_GAIN
+    from predictor.sidecar.schema import MAX_PROMPTS
 
     at_least_one = ("max_batch", "max_queue", "max_body_bytes", "max_prompt_chars")
     for name in (*at_least_one, "max_connections"):

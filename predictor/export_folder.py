@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from predictor.calibration import ConformalTable
+from predictor.bounds.calibration import ConformalTable
 from predictor.errors import InputError
 from predictor.spec import PredictorSpec
 

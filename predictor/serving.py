@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from predictor.distribution import BoolArray, FloatArray, survival_from_hazard_logits
+from predictor.bounds.distribution import BoolArray, FloatArray, survival_from_hazard_logits
 from predictor.export_folder import MODEL, TOKENIZER, not_whole, read_export
-from predictor.prompt_tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
+from predictor.prompts.tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
 from predictor.spec import LengthPredictorLike, MaxNewTokens, Predictions
 
 # Of two lengths: padding is tried as well, and the cut, so that no request is the first to pay for its memory.

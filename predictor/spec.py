@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from predictor.bins import IntArray, LengthBins
-from predictor.calibration import PitCalibration
-from predictor.chat_turns import ChatOptions
-from predictor.distribution import BoolArray, FloatArray, bound_and_median
+from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.calibration import PitCalibration
+from predictor.bounds.distribution import BoolArray, FloatArray, bound_and_median
 from predictor.errors import InputError
-from predictor.prompt_table import PromptTable
+from predictor.records.chat_turns import ChatOptions
+from predictor.records.prompt_table import PromptTable
 
 FORMAT_VERSION = 2
 REPORTED_TAUS = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -44,7 +44,7 @@ class PredictorSpec:
     """The part of a predictor that is not weights.
 
     `models` are the M served models it knows, in the order of the network's outputs; `served_model` is the one meant
-    where none is named, one of them or `average`. `terms` are those of `predictor.text_features_terms`.
+    where none is named, one of them or `average`. `terms` are those of `predictor.prompts.terms`.
     """
 
     bins: LengthBins

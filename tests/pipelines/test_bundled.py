@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pipelines.cli import main
-from predictor.records import read_prompts
-from predictor.splits import near_duplicate_clusters
+from predictor.records.records import read_prompts
+from predictor.splits.splits import near_duplicate_clusters
 
 BUNDLED = Path(__file__).parents[2] / "checkpoints"
 

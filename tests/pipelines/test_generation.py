@@ -23,7 +23,7 @@ CAP = 40
 @pytest.fixture(scope="module")
 def chat_model(random_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama and a byte-level tokenizer with a chat template."""
-    from pipelines.tiny_chat import Recipe, save, train_tokenizer
+    from pipelines.studies.tiny_chat import Recipe, save, train_tokenizer
 
     folder = tmp_path_factory.mktemp("served") / "random-chat"
     tokenizer = train_tokenizer(iter(["write a poem about rivers and night"] * 9), 300)
@@ -313,16 +313,16 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Finished runs are kept and not made again; other settings are refused; the results say what is missing."""
-    import pipelines.evaluation_run
-    import pipelines.evaluation_sweep
+    import pipelines.evaluate.run
+    import pipelines.evaluate.sweep
 
     out = tmp_path / "out"
-    monkeypatch.setattr(pipelines.evaluation_sweep, "NUM_SEEDS", 2)
-    monkeypatch.setattr(pipelines.evaluation_sweep, "FEWEST_REQUESTS", 30)
+    monkeypatch.setattr(pipelines.evaluate.sweep, "NUM_SEEDS", 2)
+    monkeypatch.setattr(pipelines.evaluate.sweep, "FEWEST_REQUESTS", 30)
     base = ["--kv-blocks", "40", "--policies", "fcfs,amin", "--seeds", "2"]
     run_evaluation = functools.partial(evaluate, chat_model, exports["fp32"], prompts_file, out, *base)
     with monkeypatch.context() as patch:
-        count_calls(patch, pipelines.evaluation_run, "measure", interrupt_after=3)  # warm-up, fcfs, amin
+        count_calls(patch, pipelines.evaluate.run, "measure", interrupt_after=3)  # warm-up, fcfs, amin
         assert run_evaluation() == 130
     results = json.loads((out / "results.json").read_text())
     assert results["partial"]
@@ -339,7 +339,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     assert "the prompts are not those" in capsys.readouterr().err
     prompts_file.write_text(kept)
 
-    calls = count_calls(monkeypatch, pipelines.evaluation_run, "measure")
+    calls = count_calls(monkeypatch, pipelines.evaluate.run, "measure")
     assert run_evaluation("--resume") == 0
     assert [arguments[:2] for arguments in calls] == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
     results = json.loads((out / "results.json").read_text())
@@ -376,13 +376,13 @@ def test_a_bound_beyond_the_cache_is_no_length(
     chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that fit are served, replayed and mapped, whatever was predicted of them."""
-    import pipelines.evaluation_sweep
-    from predictor.calibration import PitCalibration
+    import pipelines.evaluate.sweep
+    from predictor.bounds.calibration import PitCalibration
 
     monkeypatch.setattr(PitCalibration, "level", lambda *_: 0.999)
-    monkeypatch.setattr(pipelines.evaluation_sweep, "NUM_SEEDS", 2)
-    monkeypatch.setattr(pipelines.evaluation_sweep, "FEWEST_REQUESTS", 30)
-    monkeypatch.setattr(pipelines.evaluation_sweep, "MEASURED", ())
+    monkeypatch.setattr(pipelines.evaluate.sweep, "NUM_SEEDS", 2)
+    monkeypatch.setattr(pipelines.evaluate.sweep, "FEWEST_REQUESTS", 30)
+    monkeypatch.setattr(pipelines.evaluate.sweep, "MEASURED", ())
     rows = [{**json.loads(line), "output_lens": [3]} for line in prompts_file.read_text().splitlines()]
     records = tmp_path / "records.jsonl"
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -406,12 +406,12 @@ def test_out_of_memory_is_one_line(
     """It says what to lower."""
     import torch
 
-    import pipelines.evaluation_run
+    import pipelines.evaluate.run
 
     def exhaust(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(pipelines.evaluation_run, "measure", exhaust)
+    monkeypatch.setattr(pipelines.evaluate.run, "measure", exhaust)
     assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "out") == 2
     assert "out of memory on the device: lower --kv-blocks" in capsys.readouterr().err
 

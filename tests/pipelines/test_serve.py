@@ -1,4 +1,4 @@
-"""`amin serve` and `pipelines.load` as processes: connections, signals, exit codes."""
+"""`amin serve` and `pipelines.studies.load` as processes: connections, signals, exit codes."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.load import Connection, load
+from pipelines.studies.load import Connection, load
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -120,7 +120,16 @@ def test_a_body_that_breaks_off_leaves_nothing_behind(port: int) -> None:
 
 def test_the_load_generator_counts_everything(port: int, records_file: Path, tmp_path: Path) -> None:
     """Answers, fallbacks and errors add up to the requests, and so does the histogram."""
-    command = [sys.executable, "-m", "pipelines.load", str(records_file), "--port", str(port), "--requests", "300"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.studies.load",
+        str(records_file),
+        "--port",
+        str(port),
+        "--requests",
+        "300",
+    ]
     done = subprocess.run([*command, "--out", str(tmp_path / "load.json")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "load.json").read_text())
@@ -135,7 +144,7 @@ def test_the_load_generator_says_when_nobody_answers(records_file: Path, tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for file, code in ((records_file, 1), (tmp_path / "none.jsonl", 2)):
-        command = [sys.executable, "-m", "pipelines.load", str(file), "--port", str(port), "--requests", "10"]
+        command = [sys.executable, "-m", "pipelines.studies.load", str(file), "--port", str(port), "--requests", "10"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == code
         assert "Traceback" not in done.stderr

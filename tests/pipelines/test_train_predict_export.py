@@ -13,14 +13,15 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pipelines.cli import main
-from predictor.checkpoint import load_predictor, resolve_predictor
+from pipelines.cli import STAGES, main
 from predictor.errors import InputError
-from predictor.lightning_module import BestEpoch, LengthModule
-from predictor.network import TorchLengthPredictor
-from predictor.prompt_tokens import encode_prompts, load_tokenizer
-from predictor.records import read_records
+from predictor.prompts.tokens import encode_prompts, load_tokenizer
+from predictor.records.records import read_records
+from predictor.resolve import resolve_predictor
 from predictor.serving import LengthPredictor
+from predictor.training.checkpoint import load_predictor
+from predictor.training.lightning_module import BestEpoch, LengthModule
+from predictor.training.network import TorchLengthPredictor
 
 BUNDLED_PROMPTS = Path(__file__).resolve().parents[2] / "checkpoints" / "prompts.jsonl"
 SHORT = ("--epochs", "2", "--batch-size", "16", "--max-prompt-tokens", "16", "--max-length", "256", "--num-bins", "16")
@@ -29,7 +30,7 @@ QUICK = (*SHORT, "--no-progress", "--accelerator", "cpu", "--head-lr", "0.01")
 
 def amin(stage: str, *argv: Any) -> None:
     """Run a stage as the command line does, without its exit codes."""
-    module = importlib.import_module(f"pipelines.{stage}")
+    module = importlib.import_module(STAGES[stage])
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     module.run(parser.parse_args([str(value) for value in argv]))
@@ -239,7 +240,7 @@ def test_an_export_is_calibrated_on_its_own_graph(precision: str, exports: dict[
 def test_serving_needs_no_torch(exports: dict[str, Path]) -> None:
     """In a fresh process: neither the module nor the general loader brings in a training library."""
     code = (
-        "import sys; from predictor.checkpoint import resolve_predictor;"
+        "import sys; from predictor.resolve import resolve_predictor;"
         f"p = resolve_predictor({str(exports['int8'])!r}); print(p.predict(['Hi'], max_new_tokens=3).lower_bounds[0]);"
         "print([m for m in ('torch', 'transformers', 'lightning', 'datasets', 'sklearn', 'onnx') if m in sys.modules])"
     )
@@ -343,7 +344,7 @@ def test_a_student_keeps_some_layers_and_learns_from_a_teacher(
     run_folder: Path, exports: dict[str, Path], records_file: Path, tmp_path: Path
 ) -> None:
     """With the teacher's share 1 it ends nearer to the teacher than with 0, and what is saved has its shape."""
-    from predictor.checkpoint import load_spec
+    from predictor.training.checkpoint import load_spec
 
     texts = prompts(records_file)
     expected = LengthPredictor(exports["fp32"]).survival(texts)

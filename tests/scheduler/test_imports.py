@@ -33,11 +33,11 @@ def forbidden_imports(code: str, forbidden: frozenset[str]) -> set[str]:
     [
         (CORE, EVERYTHING_ELSE),
         ("import predictor.serving", TRAINING | {"onnx", "scheduler", "pipelines"}),
-        ("import predictor.server", TRAINING | {"onnx", "scheduler", "pipelines"}),
-        ("import pipelines.cli, pipelines.simulate", TRAINING),
+        ("import predictor.sidecar.app", TRAINING | {"onnx", "scheduler", "pipelines"}),
+        ("import pipelines.cli, pipelines.simulate.stage", TRAINING),
         ("import pipelines.cli; pipelines.cli.build_parser(pipelines.cli.STAGES)", TRAINING),
     ],
-    ids=["scheduler", "predictor.serving", "predictor.server", "simulate", "all stages"],
+    ids=["scheduler", "predictor.serving", "predictor.sidecar.app", "simulate", "all stages"],
 )
 def test_importing_a_part_leaves_out_what_it_does_not_need(code: str, forbidden: frozenset[str]) -> None:
     """No module of these packages is loaded, directly or through another."""

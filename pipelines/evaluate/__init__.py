@@ -1,0 +1,1 @@
+"""Real generation under each policy: runs, results, report."""

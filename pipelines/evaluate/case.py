@@ -1,0 +1,82 @@
+"""What all runs of `amin evaluate` share: prompts, bounds, reference lengths and the options of policies."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.request_bounds import RequestBounds
+from pipelines.served_model import ServedModel, encode_prompts, generate
+from predictor.records.records import read_prompts, read_records
+from predictor.records.rows import read_rows
+from scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Prompts and, by prompt, facts and reference lengths; None where lengths are free."""
+
+    bounds: RequestBounds
+    texts: list[str]
+    prompts: list[list[int]]
+    facts: list[Request]
+    """As they are at arrival, with nothing predicted."""
+    requests: list[Request]
+    """With what is predicted of each where there is time: for the default size of the cache and the report."""
+    output_lens: list[int] | None
+    reference: list[list[int]] | None
+    """Token ids of the unconstrained greedy run, to compare with."""
+    policy_options: Mapping[str, dict[str, Any]]
+    """By name of a policy, what it is built with."""
+
+
+def prepare(
+    args: argparse.Namespace,
+    served: ServedModel,
+    policy_options: Mapping[str, dict[str, Any]],
+    kept: dict[str, Any] | None,
+) -> Case:
+    """Return the case: prompts read and encoded, bounds predicted, reference lengths taken or made.
+
+    Args:
+        args: Options of `amin evaluate`.
+        served: The model.
+        policy_options: By name of a policy, what it is built with.
+        kept: `output_lens` and `reference` of an interrupted evaluation, or None.
+
+    Raises:
+        InputError: A file, option or prompt that the user can mend.
+    """
+    bounds = RequestBounds.read(args.predictor, args.predictor_model, args.tau)
+    rows = read_prompts(args.prompts, args.model, args.split)[: args.limit]
+    prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
+    texts = [row.prompt for row in rows]
+    facts = [Request(row.prompt_id, len(p), args.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
+    requests = bounds.predicted(facts, texts)
+    if kept is not None:
+        return Case(bounds, texts, prompts, facts, requests, kept["output_lens"], kept["reference"], policy_options)
+    output_lens = _recorded_lens(args) if args.decoding == "forced" else None
+    reference = None
+    if output_lens is None and args.decoding != "sample":
+        answers = generate(served, prompts, max_running=32, seed=args.seed, description="reference")
+        output_lens = [len(answer.tokens) for answer in answers]
+        reference = [answer.tokens for answer in answers] if args.decoding == "greedy" else None
+    return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options)
+
+
+def _recorded_lens(args: argparse.Namespace) -> list[int] | None:
+    """Return the first recorded draw of each prompt, cut at the cap, or None if the file has no lengths."""
+    if not any(
+        "output_lens" in row.fields or "output_len" in row.fields for row in read_rows(args.prompts, one_model=False)
+    ):
+        return None
+    records = read_records(args.prompts, args.model)
+    chosen = [i for i in range(len(records)) if args.split is None or (records.splits or ())[i] == args.split]
+    return [min(int(records.output_lens[i][0]), args.max_new_tokens) for i in chosen[: args.limit]]
+
+
+def default_blocks(case: Case, block_size: int) -> int:
+    """Return 15 % of the blocks that all requests hold at their peak, but enough for the largest one alone."""
+    blocks = [-(-(r.num_prompt_tokens + (r.output_len_prediction or 1)) // block_size) for r in case.requests]
+    largest = max(-(-(r.num_prompt_tokens + r.max_new_tokens) // block_size) for r in case.requests)
+    return max(largest, sum(blocks) * 15 // 100)

@@ -1,0 +1,97 @@
+"""What `amin evaluate` writes and prints once its runs are there, or as many as an interruption left."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pipelines.evaluate.case import Case
+from pipelines.evaluate.cost_fit import FittedCost, fit_cost_model
+from pipelines.evaluate.replay import replay, write_workload
+from pipelines.evaluate.report import write_report
+from pipelines.evaluate.results import evaluation_results
+from pipelines.evaluate.run import ENGINE_FIFO, UNPREDICTED, MeasuredRun
+from pipelines.evaluate.sweep import sweep
+from pipelines.files import write_json
+from pipelines.results import print_table, table, write_results
+from pipelines.served_model import ServedModel
+from scheduler.kv_cache import KvCache
+from scheduler.simulation import Worker
+
+
+def write_all(
+    args: argparse.Namespace,
+    served: ServedModel,
+    case: Case,
+    kv_cache: KvCache,
+    runs: Sequence[MeasuredRun],
+    missing: Sequence[str],
+) -> None:
+    """Write results and report of the finished runs, marked as partial where some are `missing`; print the table."""
+    results = evaluation_results(args, served, case, kv_cache, runs)
+    results |= {"partial": bool(missing), "missing_runs": list(missing)}
+    iterations = np.concatenate([measured.iterations for measured in runs])
+    shown = _bounds_and_lens(case, runs)
+    if len(iterations) and not missing:  # an interruption is not made to wait for the simulator
+        fitted = fit_cost_model(iterations)
+        resume = args.eviction == "resume"
+        worker = Worker(kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=args.max_batch_tokens)
+        replayed = replay(runs, worker, case.policy_options)
+        results |= {"cost_fit": _write_inputs(args, worker, fitted, runs), "replay": replayed}
+    policy_runs = [measured.run for measured in runs]
+    write_results(args.out, results, policy_runs)
+    write_report(args.out, results, policy_runs, *shown)
+    if args.sweep and "cost_fit" in results:
+        results["sweep"] = sweep(args, served, case, shown[1], worker)
+        write_results(args.out, results, policy_runs)
+        write_report(args.out, results, policy_runs, *shown)
+    print(f"{len(case.facts)} requests, {kv_cache.num_blocks} blocks of {kv_cache.block_size}; times in seconds")
+    print_table(*table(results["policies"]))
+    for name, same in (results["identical_outputs"] or {}).items():
+        print(f"{name}: tokens identical to the unconstrained run for {same} of {len(case.facts)} requests")
+    if results.get("replay"):
+        ratios = [f"{name} {entry['simulated_over_measured']:.2f}" for name, entry in results["replay"].items()]
+        print(f"simulated over measured mean latency: {', '.join(ratios)}")
+    if missing:
+        print(f"PARTIAL: {len(missing)} runs are missing; --resume continues")
+    print(f"report: {args.out / 'report.html'}")
+
+
+def _write_inputs(
+    args: argparse.Namespace, worker: Worker, fitted: FittedCost, runs: Sequence[MeasuredRun]
+) -> dict[str, Any]:
+    """Write cost model and workload for `amin simulate`; return the fit and the command that reads them."""
+    write_json(args.out / "cost_model.json", asdict(fitted.cost_model))
+    shown = _with_predictions(runs)
+    workload = args.out / "workload.jsonl"
+    write_workload(workload, shown.run.requests, shown.run.result.output_len.tolist())
+    bins = ["--bins", f"{workload}.bins.json"] if shown.run.requests[0].forecast is not None else []
+    command = [
+        "amin", "simulate", str(workload), *bins, "--kv-budget", str(worker.kv_cache.kv_budget), "--block-size",
+        str(worker.kv_cache.block_size), "--cost-model", str(args.out / "cost_model.json"), "--eviction", args.eviction,
+        "--max-batch-tokens", str(args.max_batch_tokens), "--out", str(args.out / "simulation"),
+    ]  # fmt: skip
+    return {
+        "coefficients": asdict(fitted.cost_model),
+        "num_iterations": fitted.num_iterations,
+        "r_squared": fitted.r_squared,
+        "simulate_command": shlex.join(command),
+    }
+
+
+def _with_predictions(runs: Sequence[MeasuredRun]) -> MeasuredRun:
+    """Return a run whose requests carry predictions, or else the first of our loop."""
+    ours = [measured for measured in runs if measured.run.policy != ENGINE_FIFO]
+    return next((measured for measured in ours if measured.run.policy not in UNPREDICTED), ours[0])
+
+
+def _bounds_and_lens(case: Case, runs: Sequence[MeasuredRun]) -> tuple[list[int], list[int]]:
+    """Return the lower bounds and, beside them, the reference lengths or those of the first run."""
+    bounds = [request.output_len_lower_bound for request in case.requests]
+    if case.output_lens is not None:
+        return bounds, case.output_lens
+    lens = dict(zip(runs[0].order, runs[0].run.result.output_len.tolist(), strict=True))
+    return bounds, [lens[i] for i in range(len(bounds))]

@@ -1,0 +1,106 @@
+"""The measured runs once more, in the simulator with the cost model fitted from them: is it a model of this engine?"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun
+from pipelines.files import atomic_file, write_json
+from scheduler.cost_model import CostModel
+from scheduler.loop import RunResult
+from scheduler.metrics import after_warm_up
+from scheduler.request import Request
+from scheduler.simulation import Worker, simulate
+from scheduler.workload import Workload
+
+
+def replay(
+    runs: Sequence[MeasuredRun], worker: Worker, policy_options: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return by policy the simulated and the measured mean latency, in seconds, and their ratio; means over seeds.
+
+    `iterations_over_measured` is what the cost model says of the very iterations that were run, over what they took: as
+    far as it explains the ratio of the latencies, the clock is off (the fit, or a machine whose speed drifted between
+    the runs), and the simulator's schedule is right.
+
+    The simulator gets the arrivals, output lengths and bounds of each run, and a request when the policy got it; of
+    `policy_options`, what the run's policy is built with. The engine's own scheduler is none of its policies and left
+    out.
+    """
+    options = policy_options or {}
+    pairs: dict[str, list[tuple[float, ...]]] = {}
+    for measured in tqdm(runs, desc="replay", unit="run"):
+        if measured.run.policy != ENGINE_FIFO:
+            pairs.setdefault(measured.run.policy, []).append(
+                (
+                    *_mean_latencies(measured, worker, options.get(measured.run.policy, {})),
+                    *_iteration_seconds(measured.iterations, worker.cost_model),
+                )
+            )
+    report = {}
+    for name, each in pairs.items():
+        simulated, real, modelled, taken = np.array(each).T
+        report[name] = {
+            "simulated_mean_latency": float(simulated.mean()),
+            "measured_mean_latency": float(real.mean()),
+            "simulated_over_measured": float(simulated.mean() / real.mean()),
+            "iterations_over_measured": float(modelled.sum() / taken.sum()),
+        }
+    return report
+
+
+def _mean_latencies(measured: MeasuredRun, worker: Worker, options: Mapping[str, Any]) -> tuple[float, float]:
+    run = measured.run
+    requests = [
+        replace(request, arrival_time=float(time))
+        for request, time in zip(run.requests, measured.entry_times, strict=True)
+    ]
+    result = simulate(run.policy, Workload(requests, run.result.output_len.tolist()), worker, run.seed, **options)
+    simulated = replace(result, arrival_time=run.result.arrival_time)
+    return mean_latency(simulated, run.num_warm_up), mean_latency(run.result, run.num_warm_up)
+
+
+def _iteration_seconds(iterations: NDArray[np.float64], cost_model: CostModel | None) -> tuple[float, float]:
+    """Return what the cost model says that all iterations take together, and what they took."""
+    if cost_model is None:
+        return float(len(iterations)), float(len(iterations))
+    per_iteration, *per_unit = asdict(cost_model).values()
+    return float((per_iteration + iterations[:, 1:] @ per_unit).sum()), float(iterations[:, 0].sum())
+
+
+def mean_latency(result: RunResult, num_warm_up: int) -> float:
+    """Return the mean latency of the requests after the warm-up."""
+    kept = after_warm_up(result, num_warm_up)
+    return float((kept.finish_time - kept.arrival_time).mean())
+
+
+def write_workload(path: Path, requests: Sequence[Request], output_lens: Sequence[int]) -> None:
+    """Write requests and their lengths for `amin simulate`: a line each (JSONL), and the length bins beside it."""
+    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as lines:
+        for request, output_len in zip(requests, output_lens, strict=True):
+            lines.write(json.dumps(_line(request, output_len)) + "\n")
+    forecast = requests[0].forecast
+    if forecast is not None:
+        write_json(path.with_name(path.name + ".bins.json"), forecast.edges.tolist())
+
+
+def _line(request: Request, output_len: int) -> Mapping[str, Any]:
+    line = {
+        "request_id": request.request_id,
+        "arrival_time": request.arrival_time,
+        "num_prompt_tokens": request.num_prompt_tokens,
+        "output_len": int(output_len),
+        "max_new_tokens": request.max_new_tokens,
+        "output_len_lower_bound": request.output_len_lower_bound,
+        "output_len_upper_bound": request.output_len_upper_bound,
+        "output_len_prediction": request.output_len_prediction,
+    }
+    if request.forecast is not None:
+        line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
+    return {name: value for name, value in line.items() if value is not None}

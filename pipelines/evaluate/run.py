@@ -1,0 +1,160 @@
+"""Generation under one policy with one seed, on an honest clock."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipelines.evaluate.arrival_predictions import PredictedArrivals
+from pipelines.evaluate.case import Case
+from pipelines.evaluate.timed_policy import TimedPolicy
+from pipelines.results import PolicyRun
+from pipelines.served_model import ServedModel
+from scheduler.arrivals import arrival_times
+from scheduler.integrations.transformers_cb import TransformersExecutor
+from scheduler.integrations.transformers_fifo import EngineFifo
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop, RunResult
+from scheduler.policies import CLAIRVOYANT, make_policy
+from scheduler.request import Request
+
+ENGINE_FIFO = "engine-fifo"
+"""The engine's own scheduler, without our loop: the control."""
+UNPREDICTED = CLAIRVOYANT | {"fcfs", "fcfs-reserve", "sglang", "past-future"}
+"""Policies that read nothing that a predictor says: their requests do not wait for it."""
+WARM_UP_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A run with what it takes to replay it."""
+
+    run: PolicyRun
+    order: list[int]
+    """Position in the prompts of each request."""
+    entry_times: NDArray[np.float64]
+    """When the policy was told of each request: its arrival, or later if it waited for its prediction."""
+    iterations: NDArray[np.float64]
+    """Seconds, prefill tokens, decoding requests and KV tokens of each iteration, shape [iterations, 4]."""
+    num_identical: int
+    """Answers equal to the unconstrained ones; 0 if not compared."""
+
+
+def measure(
+    name: str,
+    seed: int,
+    args: argparse.Namespace,
+    served: ServedModel,
+    case: Case,
+    kv_cache: KvCache,
+    warm_up: bool = False,
+) -> MeasuredRun:
+    """Return the run of one policy; with `warm_up` of a few requests, to be thrown away."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(case.facts)).tolist()
+    times = arrival_times(args.arrivals, len(order), rng)
+    if warm_up:
+        order, times = order[:WARM_UP_REQUESTS], times[:WARM_UP_REQUESTS] * 0
+    requests = [replace(case.facts[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
+    lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
+    forced = lens if args.decoding == "forced" else None
+    prompts = [case.prompts[i] for i in order]
+    settings: dict[str, Any] = {"max_batch_tokens": args.max_batch_tokens, "forced_lens": forced, "seed": seed}
+    title = "warm-up" if warm_up else f"{name} seed {seed}"
+    if name == ENGINE_FIFO:
+        engine = EngineFifo(served.model, prompts, requests, kv_cache, served.generation_config, **settings)
+        try:
+            with tqdm(total=len(order), desc=title, unit="request") as bar:
+                result = engine.run(lambda finished: bar.update(len(finished)) and None)
+        finally:
+            engine.close()
+        run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(args, requests))
+        return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
+    resume = args.eviction == "resume"
+    options = case.policy_options[name]
+    policy = TimedPolicy(make_policy(name, kv_cache, rng, resume=resume, output_lens=lens, **options))
+    executor = TransformersExecutor(
+        served.model, prompts, kv_cache, served.generation_config, resume=resume, **settings
+    )
+    arrivals = None if name in UNPREDICTED else _predicted(args, case, order, requests, executor)
+    try:
+        with tqdm(total=len(order), desc=title, unit="request") as bar:
+            loop = Loop(policy, executor, requests, kv_cache, resume=resume, arrivals=arrivals)
+            if arrivals:
+                arrivals.start()
+            result = loop.run(lambda finished: bar.update(len(finished)) and None)
+    finally:
+        if arrivals:
+            arrivals.close()
+        executor.close()
+    figures = _figures(result, policy.seconds, arrivals)
+    if arrivals:
+        requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
+    entry_times = result.arrival_time
+    if arrivals:
+        entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
+    return MeasuredRun(
+        PolicyRun(name, seed, requests, result, figures, _num_warm_up(args, requests)),
+        order,
+        entry_times,
+        np.array(executor.iterations).reshape(-1, 4),
+        _identical(case, order, executor.outputs),
+    )
+
+
+def within_cache(kv_cache: KvCache, request: Request) -> Request:
+    """Return a request with a lower bound that fits the cache, as policies take it; a prediction may be beyond."""
+    room = max(1, kv_cache.kv_budget - request.num_prompt_tokens)
+    return replace(request, output_len_lower_bound=min(request.output_len_lower_bound, room))
+
+
+def _predicted(
+    args: argparse.Namespace, case: Case, order: Sequence[int], requests: Sequence[Request], executor: Any
+) -> PredictedArrivals:
+    """Return the arrivals of a policy that wants predictions.
+
+    Requests that are all there at the start are a batch job: none is given up, and the clock runs while they are
+    predicted.
+    """
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        return case.bounds.predicted([requests[i] for i in indices], [case.texts[order[i]] for i in indices])
+
+    timeout = None if args.arrivals == "all-at-once" else args.predict_timeout / 1e3
+    return PredictedArrivals(requests, predict, case.bounds.marginal, lambda: float(executor.now), timeout)
+
+
+def _num_warm_up(args: argparse.Namespace, requests: Sequence[Request]) -> int:
+    """Return how many requests, the first to arrive, only fill the system: none where all are there at the start."""
+    return 0 if args.arrivals == "all-at-once" else int(args.warm_up * len(requests))
+
+
+def _figures(result: RunResult, scheduling_seconds: float, arrivals: PredictedArrivals | None) -> dict[str, float]:
+    """Return what `scheduler.metrics.summarize` does not know: the shares of wall time, and how predictions came."""
+    wall = float(result.finish_time.max() - result.arrival_time.min())
+    figures = {
+        "num_output_tokens": int(result.output_len.sum()),
+        "scheduling_share": scheduling_seconds / wall,
+        "prediction_share": 0.0,
+        "fallback_share": 0.0,
+        "mean_prediction_delay": 0.0,
+    }
+    if arrivals is not None:
+        count = len(result.arrival_time)
+        delays = [arrivals.times[index] - result.arrival_time[index] for index in range(count)]
+        figures |= {
+            "prediction_share": arrivals.busy_seconds / wall,
+            "fallback_share": len(arrivals.fallbacks) / count,
+            "mean_prediction_delay": float(np.mean(delays)),
+        }
+    return figures
+
+
+def _identical(case: Case, order: Sequence[int], outputs: Any) -> int:
+    if case.reference is None:
+        return 0
+    return sum(outputs[k].tokens == case.reference[i] for k, i in enumerate(order))

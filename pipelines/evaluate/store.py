@@ -1,0 +1,147 @@
+"""The finished runs of `amin evaluate` on disk, so that an interrupted evaluation continues."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluate.run import MeasuredRun
+from pipelines.files import atomic_file, write_json
+from pipelines.results import PolicyRun
+from predictor.errors import InputError
+from scheduler.forecast import Forecast
+from scheduler.loop import RunResult, Timeline
+from scheduler.request import Request
+
+NO_VALUE = -1
+
+
+class RunStore:
+    """`OUT/runs`: the settings, the reference lengths, and a file for each finished run."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Look at what is there; nothing is written before the first `keep`.
+
+        Raises:
+            InputError: Runs are there that are not to be continued, or were made with other settings.
+        """
+        self._folder, self._settings, self._resume = out / "runs", dict(settings), resume
+        if not resume and any(self._folder.glob("*.npz")):
+            raise InputError(f"{out} holds runs already: add to them with --resume, or use another --out")
+        there = self._read("settings.json") if resume else None
+        for name, value in (there or {}).items():
+            if self._settings.get(name) != value:
+                raise InputError(
+                    f"--resume: {out} was made with {name} {value}, now it is {self._settings.get(name)}; "
+                    "use the same settings or another --out"
+                )
+
+    @property
+    def case(self) -> dict[str, Any] | None:
+        """Reference lengths and tokens of the evaluation that is continued, or None."""
+        return self._read("case.json") if self._resume else None
+
+    def require_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise InputError if the evaluation that is continued had other prompts."""
+        if self.case is not None and self.case["prompts"] != digest(prompts):
+            raise InputError("--resume: the prompts are not those of the runs that are there; use another --out")
+
+    def keep(self, measured: MeasuredRun, case: Mapping[str, Any]) -> None:
+        """Write a finished run; before the first one what all have in common."""
+        self._resume = True
+        if not (self._folder / "settings.json").exists():
+            write_json(self._folder / "settings.json", self._settings)
+            write_json(self._folder / "case.json", dict(case))
+        run = measured.run
+        with atomic_file(self._path(run.policy, run.seed)) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **_columns(measured))
+
+    def load(self, policy: str, seed: int, facts: Sequence[Request]) -> MeasuredRun | None:
+        """Return a finished run, or None; `facts` are those of all prompts."""
+        path = self._path(policy, seed)
+        if not self._resume or not path.exists():
+            return None
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
+                return _measured(policy, seed, facts, dict(columns))
+        except (BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise damaged(path, error, "remove it, and --resume makes that run again") from None
+
+    def _path(self, policy: str, seed: int) -> Path:
+        return self._folder / f"{policy}-{seed}.npz"
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._folder / name
+        if not path.exists():
+            return None
+        try:
+            value: dict[str, Any] = dict(json.loads(path.read_bytes()))
+        except (TypeError, ValueError) as error:
+            raise damaged(path, error, "use another --out") from None
+        return value
+
+
+def damaged(path: Path, error: Exception, remedy: str) -> InputError:
+    """Return the error for a file of an earlier run that cannot be read."""
+    return InputError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}")
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """Return a short name of prompts, to compare them by."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+
+
+def _columns(measured: MeasuredRun) -> dict[str, Any]:
+    run = measured.run
+    result, requests = run.result, run.requests
+    columns: dict[str, Any] = {
+        field.name: getattr(result, field.name) for field in fields(RunResult) if field.name != "timeline"
+    }
+    columns |= {f"timeline_{field.name}": getattr(result.timeline, field.name) for field in fields(Timeline)}
+    columns |= {
+        "order": np.array(measured.order),
+        "entry_times": measured.entry_times,
+        "iterations": measured.iterations,
+        "num_identical": np.array(measured.num_identical),
+        "num_warm_up": np.array(run.num_warm_up),
+        "extra": np.array(json.dumps(dict(run.extra))),
+        "lower": np.array([request.output_len_lower_bound for request in requests]),
+        "upper": _optional([request.output_len_upper_bound for request in requests]),
+        "middle": _optional([request.output_len_prediction for request in requests]),
+    }
+    forecasts = [request.forecast for request in requests if request.forecast is not None]
+    if forecasts:
+        columns |= {"edges": forecasts[0].edges, "survival": np.array([forecast.survival for forecast in forecasts])}
+    return columns
+
+
+def _optional(values: Sequence[int | None]) -> NDArray[np.int64]:
+    return np.array([NO_VALUE if value is None else value for value in values], dtype=np.int64)
+
+
+def _measured(policy: str, seed: int, facts: Sequence[Request], columns: dict[str, Any]) -> MeasuredRun:
+    timeline = Timeline(**{field.name: columns[f"timeline_{field.name}"] for field in fields(Timeline)})
+    names = [field.name for field in fields(RunResult) if field.name != "timeline"]
+    result = RunResult(**{name: columns[name] for name in names}, timeline=timeline)
+    order = columns["order"].tolist()
+    requests = []
+    for k, i in enumerate(order):
+        upper, middle = int(columns["upper"][k]), int(columns["middle"][k])
+        requests.append(
+            replace(
+                facts[i],
+                arrival_time=float(result.arrival_time[k]),
+                output_len_lower_bound=int(columns["lower"][k]),
+                output_len_upper_bound=None if upper == NO_VALUE else upper,
+                output_len_prediction=None if middle == NO_VALUE else middle,
+                forecast=Forecast(columns["edges"], columns["survival"][k]) if "edges" in columns else None,
+            )
+        )
+    run = PolicyRun(policy, seed, requests, result, json.loads(str(columns["extra"])), int(columns["num_warm_up"]))
+    return MeasuredRun(run, order, columns["entry_times"], columns["iterations"], int(columns["num_identical"]))

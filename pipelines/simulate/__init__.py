@@ -1,0 +1,1 @@
+"""Simulated workloads: runs, maps, tuned levels, traces."""

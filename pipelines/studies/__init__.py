@@ -1,0 +1,1 @@
+"""What reproduces docs/results; no stage imports it."""

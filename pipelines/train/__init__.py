@@ -1,0 +1,1 @@
+"""Training of the predictor: settings, the fit, its results."""

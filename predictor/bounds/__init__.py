@@ -1,0 +1,1 @@
+"""Length bins, survival curves, bounds and their calibration; numpy only."""

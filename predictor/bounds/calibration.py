@@ -1,0 +1,137 @@
+"""One-sided split conformal calibration on the predicted CDF value (PIT) of held-out draws."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.distribution import FloatArray, cdf
+from predictor.errors import InputError
+
+# A level this far below a score covers that score in spite of rounding in `quantile`.
+LEVEL_MARGIN = 1e-9
+MAX_TABLE_SIZE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ConformalTable:
+    """Sorted scores of `num_prompts` prompts and their cumulated weight, each prompt weighing 1 in all.
+
+    Draws of one prompt are not independent, so they share the weight of their prompt (hierarchical conformal
+    prediction: Lee, Barber and Willett, arXiv 2306.06342). With one draw each it is the plain rule: the floor(tau (n +
+    1))-th smallest.
+    """
+
+    num_prompts: int
+    scores: tuple[float, ...]
+    cumulated: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, scores: Sequence[FloatArray | IntArray]) -> "ConformalTable":
+        """Return the table of one array of scores (its draws) per prompt.
+
+        Long tables are thinned: neighbours join under their smallest score, which can only lower a threshold.
+        """
+        if not scores:
+            raise InputError("calibration split: 0 prompts; add prompts or change the split fractions")
+        values = np.concatenate([np.asarray(draws, dtype=np.float64) for draws in scores])
+        weights = np.concatenate([np.full(len(draws), 1.0 / len(draws)) for draws in scores])
+        order = np.argsort(values, kind="stable")
+        values, cumulated = values[order], np.cumsum(weights[order])
+        ends = np.unique(np.linspace(1, len(values), min(len(values), MAX_TABLE_SIZE)).astype(np.int64))
+        starts = np.concatenate([[0], ends[:-1]])
+        return cls(len(scores), tuple(values[starts].tolist()), tuple(np.round(cumulated[ends - 1], 9).tolist()))
+
+    def threshold(self, tau: float) -> float:
+        """Return the largest stored score that a fresh draw falls below with probability at most `tau`.
+
+        Raises:
+            InputError: `tau` is outside (0, 1), or there are too few prompts for it.
+        """
+        if not 0.0 < tau < 1.0:
+            raise InputError(f"tau: must lie between 0 and 1, not {tau}")
+        # The prompt to come counts as one more, at the bottom.
+        allowed = tau * (self.num_prompts + 1) - 1.0
+        if allowed < -1e-9:
+            needed = required_prompts(tau)
+            raise InputError(
+                f"tau: {tau} needs at least {needed} calibration prompts, there are {self.num_prompts}; "
+                "give more data or a larger tau"
+            )
+        first = bisect_right(self.cumulated, allowed + 1e-7)
+        return self.scores[min(first, len(self.scores) - 1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table for JSON."""
+        return {"num_prompts": self.num_prompts, "scores": list(self.scores), "cumulated": list(self.cumulated)}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "ConformalTable":
+        """Return the table that `to_dict` wrote."""
+        return cls(int(value["num_prompts"]), tuple(value["scores"]), tuple(value["cumulated"]))
+
+
+def required_prompts(tau: float) -> int:
+    """Return the fewest calibration prompts that support `tau`: the least n with tau (n + 1) >= 1; at most 1e15."""
+    return max(1, ceil(1.0 / max(tau, 1e-15) - 1e-9) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PitCalibration:
+    """What turns a wanted `tau` into the level at which to read the predicted CDF, for any `tau`.
+
+    `lengths` holds the calibration lengths themselves: the marginal bound, for when no prediction is at hand.
+    """
+
+    pit: ConformalTable
+    lengths: ConformalTable
+
+    @classmethod
+    def fit(cls, bins: LengthBins, survival: FloatArray, output_lens: Sequence[IntArray]) -> "PitCalibration":
+        """Return the calibration from the survival [N, K+1] and the draws (tokens) of N held-out prompts.
+
+        The score of a draw L is cdf(L + 1): the bound at level t covers it exactly when t is below. A truncated draw
+        scores at its cap, below its unknown true score, so the result stays valid and turns conservative.
+        """
+        scores = [
+            cdf(bins, survival[i : i + 1], np.asarray(draws)[None, :] + 1)[0] for i, draws in enumerate(output_lens)
+        ]
+        return cls(ConformalTable.fit(scores), ConformalTable.fit(output_lens))
+
+    @classmethod
+    def marginal(cls, output_lens: Sequence[IntArray]) -> "PitCalibration":
+        """Return a calibration that holds the marginal lengths alone: level 0, so every bound is 1."""
+        lengths = ConformalTable.fit(output_lens)
+        return cls(ConformalTable(lengths.num_prompts, (0.0,), (float(lengths.num_prompts),)), lengths)
+
+    def level(self, tau: float) -> float:
+        """Return the CDF level whose lower bound is reached with probability >= 1 - tau; InputError as `threshold`."""
+        return max(self.pit.threshold(tau) - LEVEL_MARGIN, 0.0)
+
+    def marginal_bound(self, tau: float) -> int:
+        """Return the bound, in tokens, that ignores the prompt; InputError as `threshold`."""
+        return max(1, int(self.lengths.threshold(tau)))
+
+    def marginal_median(self) -> int:
+        """Return the median of the calibration lengths, in tokens."""
+        half = int(np.searchsorted(self.lengths.cumulated, 0.5 * self.lengths.num_prompts))
+        return max(1, int(self.lengths.scores[min(half, len(self.lengths.scores) - 1)]))
+
+    def marginal_survival(self, bins: LengthBins) -> FloatArray:
+        """Return the share of calibration lengths above each edge, shape [K+1]; truncated ones end at their cap."""
+        num_within = np.searchsorted(self.lengths.scores, bins.as_array(), side="right")
+        cumulated = np.concatenate([[0.0], self.lengths.cumulated])
+        return np.maximum(1.0 - cumulated[num_within] / self.lengths.num_prompts, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the calibration for JSON."""
+        return {"pit": self.pit.to_dict(), "lengths": self.lengths.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "PitCalibration":
+        """Return the calibration that `to_dict` wrote."""
+        return cls(ConformalTable.from_dict(value["pit"]), ConformalTable.from_dict(value["lengths"]))

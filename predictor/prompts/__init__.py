@@ -1,0 +1,1 @@
+"""What the network reads of a prompt: tokens, words and features."""

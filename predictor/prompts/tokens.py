@@ -1,0 +1,107 @@
+"""Prompts as the network takes them, read, cut and padded in one way for training, evaluation and serving."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from predictor.bounds.bins import IntArray
+from predictor.errors import InputError
+from predictor.prompts.features import FloatMatrix, text_features
+from predictor.prompts.terms import TermWeights, weigh_terms
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Of the network and of the exported graph, in the order of `PromptInputs.batch`.
+INPUT_NAMES = ("input_ids", "attention_mask", "features")
+
+
+def load_tokenizer(path: Path) -> "Tokenizer":
+    """Return the tokenizer of a `tokenizer.json`, without the truncation and padding that the file may carry."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a predictor needs its tokenizer.json beside it")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def keep_head_and_tail(token_ids: Sequence[int], max_tokens: int) -> list[int]:
+    """Return at most `max_tokens` ids: the first half and the last, since an instruction stands at either end."""
+    if len(token_ids) <= max_tokens:
+        return list(token_ids)
+    tail = max_tokens // 2
+    return [*token_ids[: max_tokens - tail], *token_ids[len(token_ids) - tail :]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """N prompts as the network takes them: token ids (cut), text features [N, F], and the terms of each, of V."""
+
+    token_ids: list[list[int]]
+    features: FloatMatrix
+    terms: list[TermWeights]
+    num_terms: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def select(self, indices: Sequence[int] | IntArray) -> "PromptInputs":
+        """Return the prompts at `indices`, in that order."""
+        rows = [int(i) for i in indices]
+        token_ids, terms = [self.token_ids[i] for i in rows], [self.terms[i] for i in rows]
+        return PromptInputs(token_ids, self.features[rows], terms, self.num_terms)
+
+    def batch(self, indices: Sequence[int] | IntArray, pad_token_id: int) -> tuple[IntArray, IntArray, FloatMatrix]:
+        """Return `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]: text features, then term weights."""
+        input_ids, attention_mask = pad([self.token_ids[i] for i in indices], pad_token_id)
+        weights = np.zeros((len(indices), self.num_terms), dtype=np.float32)
+        for row, index in enumerate(indices):
+            places, values = self.terms[index]
+            weights[row, places] = values
+        return input_ids, attention_mask, np.hstack([self.features[np.asarray(indices)], weights])
+
+
+def encode_prompts(
+    tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int, terms: Sequence[int] | IntArray
+) -> PromptInputs:
+    """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms.
+
+    `terms` are the known ones, in increasing order; an array of them saves the time of making one.
+
+    Raises:
+        InputError: `prompts` are not a sequence of strings.
+    """
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("prompts: must be a sequence of strings")
+    full = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
+    known = np.asarray(terms, dtype=np.int64)
+    return PromptInputs(
+        [keep_head_and_tail(ids, max_tokens) for ids in full],
+        text_features(prompts, [len(ids) for ids in full]),
+        [weigh_terms(ids, known) for ids in full],
+        len(known),
+    )
+
+
+def pad(token_ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[IntArray, IntArray]:
+    """Return `input_ids` and `attention_mask`, both [B, T], T the longest of the batch."""
+    width = max(len(ids) for ids in token_ids)
+    input_ids = np.full((len(token_ids), width), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
+def batches_by_length(token_ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[IntArray]:
+    """Yield the indices of batches of similar length, so that little is padded."""
+    order = np.argsort([len(ids) for ids in token_ids], kind="stable").astype(np.int64)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,1 @@
+"""Files and conversations made prompts and lengths."""

@@ -1,0 +1,210 @@
+"""Dynamic batching: concurrent prompts of similar size share an inference, and none waits beyond its deadline."""
+
+import asyncio
+import contextlib
+import logging
+from bisect import insort
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from predictor.bounds.distribution import FloatArray
+
+Shed = Literal["queue_full", "deadline", "error", "stopped"]
+
+_log = logging.getLogger(__name__)
+# Weight of the newest batch in the running estimate of the seconds per unit of work.
+_NEWEST = 0.2
+# A prompt joins a batch that it makes at most this many times as much work as its prompts are apart.
+_MAX_PADDING = 1.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    prompt: str
+    size: int
+    arrival: float
+    deadline: float
+    answer: asyncio.Future[FloatArray | Shed]
+
+
+class Batcher:
+    """Predicts prompts in batches on worker threads, earliest deadline first; for use inside one event loop.
+
+    The work of a batch is its largest prompt's size times its prompts, since all are padded to that size. On a CPU work
+    is time, so a batch pays only among small prompts of similar size: prompts join the most urgent one while the work
+    stays below `max_work` and little of it is padding. A batch starts when a worker is free and the next is full, or
+    its oldest prompt has waited `max_wait` seconds.
+
+    A prompt is shed, with the reason instead of a prediction, when `max_queue` prompts wait, when its turn would come
+    too late by the recent seconds per unit of work, or when its deadline passes. An idle worker always takes a prompt,
+    whatever the estimate, so that the estimate can recover. A prompt that cannot be predicted fails alone.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Sequence[str]], FloatArray],
+        *,
+        size: Callable[[str], int] = lambda prompt: 1,
+        max_wait: float = 0.002,
+        max_batch: int = 8,
+        max_work: int = 8,
+        max_queue: int = 256,
+        num_workers: int = 1,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """`predict` maps N prompts to an array [N, ...]; `size` is what a prompt costs apart, at least 1.
+
+        With `num_workers` above 1, `predict` is called from several threads at once. `on_batch` is told the prompts and
+        the seconds of each batch.
+        """
+        if min(max_batch, max_queue, num_workers) < 1:
+            given = f"{max_batch}, {max_queue} and {num_workers}"
+            raise ValueError(f"max_batch, max_queue and num_workers: must be at least 1, not {given}")
+        self._predict, self._size, self._on_batch = predict, size, on_batch
+        self._max_wait, self._max_batch, self._max_work, self._max_queue = max_wait, max_batch, max_work, max_queue
+        self._waiting: list[_Waiting] = []
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._num_workers = num_workers
+        self._expected_ends: dict[asyncio.Task[None], float] = {}  # of the batches on the workers
+        self._seconds_per_work = 0.0
+        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="predict")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Answer what waits, then end the workers."""
+        self._stopping = True
+        self._changed.set()
+        if self._task is not None:
+            await self._task
+        self._workers.shutdown()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether prompts are being predicted."""
+        return self._task is not None and not self._task.done() and not self._stopping
+
+    @property
+    def num_waiting(self) -> int:
+        """Prompts in the queue."""
+        return len(self._waiting)
+
+    async def predict(self, prompts: Sequence[str], time_limit: float) -> list[FloatArray | Shed]:
+        """Return one prediction per prompt, or why it has none, after at most about `time_limit` seconds."""
+        now = asyncio.get_running_loop().time()
+        answers = [self._submit(prompt, now, now + time_limit) for prompt in prompts]
+        try:
+            await asyncio.wait(answers, timeout=time_limit)
+            return [answer.result() if answer.done() else "deadline" for answer in answers]
+        finally:
+            if not all(answer.done() for answer in answers):
+                abandoned = set(answers)
+                self._waiting = [item for item in self._waiting if item.answer not in abandoned]
+
+    def _submit(self, prompt: str, now: float, deadline: float) -> asyncio.Future[FloatArray | Shed]:
+        answer: asyncio.Future[FloatArray | Shed] = asyncio.get_running_loop().create_future()
+        size = self._size(prompt)
+        shed = self._must_shed(size, now, deadline)
+        if shed is not None:
+            answer.set_result(shed)
+        else:
+            insort(self._waiting, _Waiting(prompt, size, now, deadline, answer), key=_deadline)
+            self._changed.set()
+        return answer
+
+    def _must_shed(self, size: int, now: float, deadline: float) -> Shed | None:
+        if not self.is_running:
+            return "stopped"
+        if len(self._waiting) >= self._max_queue:
+            return "queue_full"
+        if not self._waiting and len(self._expected_ends) < self._num_workers:
+            return None
+        before = sum(item.size for item in self._waiting if item.deadline <= deadline)
+        free_at = min(self._expected_ends.values()) if len(self._expected_ends) == self._num_workers else now
+        expected = max(free_at, now) + (before / self._num_workers + size) * self._seconds_per_work
+        return "deadline" if expected > deadline else None
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as batches:
+            while not self._stopping or self._waiting:
+                self._changed.clear()
+                if len(self._expected_ends) == self._num_workers or not self._waiting:
+                    await self._changed.wait()
+                    continue
+                await self._fill()
+                if batch := self._take():
+                    self._start(batches, batch)
+
+    async def _fill(self) -> None:
+        """Wait until a batch is full or its oldest prompt has waited long enough."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and not self._stopping:
+            left = min(item.arrival for item in self._waiting) + self._max_wait - loop.time()
+            if left <= 0 or len(self._waiting) >= self._max_batch or 2 * self._waiting[0].size > self._max_work:
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+
+    def _take(self) -> list[_Waiting]:
+        """Remove and return the next batch: no larger than lets its most urgent prompt be in time."""
+        if not self._waiting:
+            return []
+        left = self._waiting[0].deadline - asyncio.get_running_loop().time()
+        in_time = left / self._seconds_per_work if self._seconds_per_work else self._max_work
+        batch = self._waiting[:1]
+        largest = total = batch[0].size
+        for item in self._waiting[1:]:
+            work = max(largest, item.size) * (len(batch) + 1)
+            fits = work <= min(self._max_work, in_time) and work <= _MAX_PADDING * (total + item.size)
+            if fits and len(batch) < self._max_batch:
+                batch.append(item)
+                largest, total = max(largest, item.size), total + item.size
+        taken = set(batch)
+        self._waiting = [item for item in self._waiting if item not in taken]
+        return batch
+
+    def _start(self, batches: asyncio.TaskGroup, batch: Sequence[_Waiting]) -> None:
+        work = len(batch) * max(item.size for item in batch)
+        task = batches.create_task(self._predict_batch(batch, work))
+        self._expected_ends[task] = asyncio.get_running_loop().time() + work * self._seconds_per_work
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._expected_ends[task]
+        self._changed.set()
+
+    async def _predict_batch(self, batch: Sequence[_Waiting], work: int) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        predictions = await loop.run_in_executor(self._workers, self._predict_each, [item.prompt for item in batch])
+        for item, prediction in zip(batch, predictions, strict=True):
+            if not item.answer.done():
+                item.answer.set_result(prediction)
+        seconds = loop.time() - start
+        weight = _NEWEST if self._seconds_per_work else 1.0
+        self._seconds_per_work += weight * (seconds / work - self._seconds_per_work)
+        self._on_batch(len(batch), seconds)
+
+    def _predict_each(self, prompts: Sequence[str]) -> list[FloatArray | Shed]:
+        """Return a prediction per prompt, on a worker thread; one that cannot be predicted fails alone."""
+        try:
+            rows: list[FloatArray | Shed] = list(self._predict(prompts))
+            if len(rows) != len(prompts):
+                raise RuntimeError(f"{len(rows)} predictions of {len(prompts)} prompts")
+        except Exception:
+            if len(prompts) > 1:
+                return [row for prompt in prompts for row in self._predict_each([prompt])]
+            _log.exception("a prompt of %d characters cannot be predicted; it gets the marginal bound", len(prompts[0]))
+            return ["error"]
+        return rows
+
+
+def _deadline(item: _Waiting) -> float:
+    return item.deadline

@@ -1,0 +1,99 @@
+"""Prometheus metrics of the sidecar."""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from predictor.sidecar.answers import Answer, Sidecar
+from predictor.sidecar.feedback import FeedbackLedger
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0)
+_PROMPTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class ServerMetrics:
+    """The metrics of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._latency = Histogram(
+            "amin_request_seconds",
+            "Seconds from a complete request to its response",
+            ["path", "status"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_size = Histogram(
+            "amin_batch_prompts", "Prompts per inference", buckets=_PROMPTS, registry=self.registry
+        )
+        self._batch_seconds = Histogram(
+            "amin_batch_seconds", "Seconds per inference", buckets=_SECONDS, registry=self.registry
+        )
+        self._predictions = Counter(
+            "amin_predictions", "Prompts answered, by source", ["source"], registry=self.registry
+        )
+        self._fallbacks = Counter(
+            "amin_fallbacks", "Prompts answered with the marginal bound, by reason", ["reason"], registry=self.registry
+        )
+        self._verdicts = Counter("amin_feedback", "Reports received, by verdict", ["verdict"], registry=self.registry)
+
+    def watch(self, sidecar: Sidecar) -> None:
+        """Show the queue and the online correction of `sidecar` from now on."""
+        self.registry.register(_LiveGauges(sidecar))
+
+    def add_request(self, path: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._latency.labels(path, str(status)).observe(seconds)
+
+    def add_batch(self, size: int, seconds: float) -> None:
+        """Count one inference."""
+        self._batch_size.observe(size)
+        self._batch_seconds.observe(seconds)
+
+    def add_answers(self, answers: Iterable[Answer]) -> None:
+        """Count answered prompts."""
+        for answer in answers:
+            self._predictions.labels(answer.source).inc()
+            if answer.reason is not None:
+                self._fallbacks.labels(answer.reason).inc()
+
+    def add_verdicts(self, verdicts: Iterable[str]) -> None:
+        """Count feedback."""
+        for verdict in verdicts:
+            self._verdicts.labels(verdict).inc()
+
+    def text(self) -> bytes:
+        """Return everything in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class _LiveGauges(Collector):
+    """Reads the gauges when they are asked for."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+
+    def collect(self) -> Iterator[Metric]:
+        ledger, batcher = self._sidecar.ledger, self._sidecar.batcher
+        yield GaugeMetricFamily("amin_queue_prompts", "Prompts that wait for an inference", batcher.num_waiting)
+        yield GaugeMetricFamily("amin_remembered_predictions", "Predictions remembered for feedback", len(ledger))
+        yield from _corrections(ledger)
+
+
+def _corrections(ledger: FeedbackLedger) -> Iterator[Metric]:
+    labels = ["tau", "model", "source"]
+    coverage = GaugeMetricFamily("amin_live_coverage", "Share of the last 1000 that reached their bound", labels=labels)
+    tightness = GaugeMetricFamily("amin_live_tightness", "Mean bound / mean length, last 1000 finished", labels=labels)
+    value = GaugeMetricFamily("amin_online_tau", "Tau at which the calibration is read now", labels=labels)
+    correction = GaugeMetricFamily("amin_online_correction", "amin_online_tau - tau", labels=labels)
+    pending = GaugeMetricFamily("amin_pending_predictions", "Predictions whose outcome is not applied", labels=labels)
+    for key, track in ledger.tracks:
+        names = [repr(key.tau), key.model, key.source]
+        coverage.add_metric(names, track.coverage)
+        tightness.add_metric(names, track.tightness)
+        value.add_metric(names, track.value)
+        correction.add_metric(names, track.value - track.tau)
+        pending.add_metric(names, track.num_pending)
+    yield from (coverage, tightness, value, correction, pending)

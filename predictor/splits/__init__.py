@@ -1,0 +1,1 @@
+"""Splits that no near-duplicate crosses, and their audit."""

@@ -1,0 +1,1 @@
+"""Network, losses, Lightning, checkpoints and export; all of torch is here."""

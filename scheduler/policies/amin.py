@@ -1,0 +1,81 @@
+"""Amin: pack by a lower bound of the output length, raise it as tokens appear, evict the least bound first."""
+
+from typing import Literal
+
+import numpy as np
+
+from scheduler.batch import RunningBatch
+from scheduler.errors import InputError
+from scheduler.future_peak import FuturePeak
+from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
+from scheduler.policies.least_bound import LeastBoundFirst
+from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
+from scheduler.request import Request
+
+
+class Amin(Policy):
+    """Algorithm Amin of arXiv 2508.14544.
+
+    1. bound_i <- lower bound of request i.
+    2. Project the running set one iteration ahead. While it exceeds the cache, evict in ascending bound, ties
+       random; an evicted request waits again with bound_i <- max(bound_i, generated_i).
+    3. Admit waiting requests in ascending bound while the future peak, taken with the bounds, fits.
+
+    The paper's text leaves open when a running request that outlives its bound raises it: as each token appears
+    (`refinement="token"`) or at its eviction only (`"eviction"`); docs/decisions.md has what each does.
+    """
+
+    def __init__(
+        self,
+        kv_cache: KvCache,
+        rng: np.random.Generator,
+        *,
+        resume: bool = False,
+        limits: Limits = NO_LIMITS,
+        refinement: Literal["token", "eviction"] = "token",
+    ) -> None:
+        """Start with nothing waiting; arguments as in `Policy`."""
+        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        if refinement not in ("token", "eviction"):
+            raise InputError(f"refinement is {refinement!r}, must be token or eviction")
+        self._bounds: dict[int, int] = {}
+        self._kept_tokens: dict[int, int] = {}
+        self._peak = FuturePeak(kv_cache)
+        self._victims = LeastBoundFirst(rng, by_token=refinement == "token")
+
+    def add(self, index: int, request: Request) -> None:
+        """Queue a request by its lower bound."""
+        bound = min(request.output_len_lower_bound, max(1, self.kv_cache.kv_budget - request.num_prompt_tokens))
+        self._bounds[index] = bound
+        self.waiting.add(bound, index, request)
+
+    def schedule(self, running: RunningBatch) -> Decision:
+        """Return the evictions that the next iteration needs, then the admissions that still fit."""
+        self._peak.follow(running)
+        self._victims.follow(running)
+        preempted: list[int] = []
+        if running.next_blocks > self.kv_cache.num_blocks:
+            preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
+            for index in preempted:
+                self._requeue(index, running)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds.__getitem__)
+        for index in decision.admit:
+            self._victims.add(index, self._bounds[index], running.clock - self._kept_tokens.pop(index, 0))
+        return decision
+
+    def _requeue(self, index: int, running: RunningBatch) -> None:
+        self._peak.remove(index, running.clock)
+        num_generated = running.num_generated(index)
+        bound = self._bounds[index] = max(self._bounds[index], num_generated)
+        if self.resume:
+            self._kept_tokens[index] = num_generated
+        self.waiting.requeue(bound, index, self._kept_tokens.get(index, 0))
+
+    def forget(self, index: int, *, is_running: bool) -> None:
+        """Drop a request that runs or else waits."""
+        super().forget(index, is_running=is_running)
+        if is_running:
+            self._peak.finish(index)
+            self._victims.remove(index)
+        del self._bounds[index]
+        self._kept_tokens.pop(index, None)

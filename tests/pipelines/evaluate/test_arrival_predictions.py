@@ -1,0 +1,128 @@
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipelines.evaluate.arrival_predictions import PredictedArrivals
+from scheduler.arrival_source import KnownArrivals
+from scheduler.kv_cache import KvCache
+from scheduler.loop import Loop, RunResult
+from scheduler.policies import make_policy
+from scheduler.request import Request
+from scheduler.simulator import SimulatedExecutor
+
+REQUESTS = [Request(f"r{i}", 5, 20, arrival_time=0.01 * i) for i in range(6)]
+
+
+class Clock:
+    """A wall clock from 0."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __call__(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self.started
+
+
+def fallback(request: Request) -> Request:
+    """A bound of 2."""
+    return replace(request, output_len_lower_bound=2)
+
+
+def drain(arrivals: PredictedArrivals, clock: Clock) -> dict[int, Request]:
+    """All requests, polled like the loop does."""
+    taken: dict[int, Request] = {}
+    arrivals.start()
+    while arrivals.next_time < np.inf:
+        time.sleep(max(0.0, arrivals.next_time - clock()))
+        for index, request in arrivals.take(clock()):
+            assert index not in taken
+            taken[index] = request
+    arrivals.close()
+    return taken
+
+
+def test_each_request_comes_once_with_its_prediction_after_its_arrival() -> None:
+    """Nothing falls back while the predictor is fast, and nobody is handed over before it came."""
+    clock = Clock()
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        return [replace(REQUESTS[i], output_len_lower_bound=10 + i) for i in indices]
+
+    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, 5.0)
+    taken = drain(arrivals, clock)
+    assert {index: request.output_len_lower_bound for index, request in taken.items()} == {i: 10 + i for i in range(6)}
+    assert not arrivals.fallbacks
+    assert all(arrivals.times[i] >= REQUESTS[i].arrival_time for i in range(6))
+    assert arrivals.busy_seconds > 0
+
+
+def test_a_slow_predictor_is_not_waited_for() -> None:
+    """At the limit the fallback is handed over, a late prediction is dropped, and the delay is about the limit."""
+    clock = Clock()
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        time.sleep(0.2)
+        return [REQUESTS[i] for i in indices]
+
+    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, 0.02)
+    taken = drain(arrivals, clock)
+    assert len(taken) == 6
+    assert arrivals.fallbacks
+    assert all(taken[i].output_len_lower_bound == 2 for i in arrivals.fallbacks)
+    assert all(arrivals.times[i] - REQUESTS[i].arrival_time >= 0.02 for i in arrivals.fallbacks)
+
+
+def test_all_at_once_is_predicted_in_batches() -> None:
+    """What has come in meanwhile makes one batch, of at most 8."""
+    clock, sizes = Clock(), []
+    requests = [Request(f"r{i}", 5, 20) for i in range(20)]
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        sizes.append(len(indices))
+        return [requests[i] for i in indices]
+
+    assert len(drain(PredictedArrivals(requests, predict, fallback, clock, None), clock)) == 20
+    assert sizes == [8, 8, 4]
+
+
+def test_what_goes_wrong_on_the_thread_is_raised_in_the_loop() -> None:
+    """The loop must not wait for ever."""
+    clock = Clock()
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        raise ValueError("no such model")
+
+    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, None)
+    with pytest.raises(ValueError, match="no such model"):
+        drain(arrivals, clock)
+    arrivals.close()
+
+
+class Delayed(KnownArrivals):
+    """Hands each request over 3 iterations after its arrival, with a bound."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        later = [replace(r, arrival_time=r.arrival_time + 3, output_len_lower_bound=4) for r in requests]
+        super().__init__(later)
+
+
+def simulated(delayed: bool) -> RunResult:
+    """The outcome of four requests in the simulator under amin."""
+    requests = [Request(f"r{i}", 2, 8, arrival_time=float(2 * i)) for i in range(4)]
+    kv_cache = KvCache(30)
+    policy = make_policy("amin", kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
+    executor = SimulatedExecutor(kv_cache, [5, 6, 7, 8])
+    arrivals = Delayed(requests) if delayed else None
+    return Loop(policy, executor, requests, kv_cache, arrivals=arrivals).run()
+
+
+def test_the_clock_of_a_request_starts_at_its_arrival() -> None:
+    """A policy that learns of requests later changes their latencies by the delay, where nothing else waits."""
+    plain, late = simulated(delayed=False), simulated(delayed=True)
+    assert (late.arrival_time == plain.arrival_time).all()
+    assert (late.admission_time - plain.admission_time == 3).all()
+    assert (late.finish_time - plain.finish_time == 3).all()

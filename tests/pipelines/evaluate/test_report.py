@@ -1,0 +1,66 @@
+from typing import Any
+
+import pytest
+
+from pipelines.evaluate.report_text import notes, summary
+from pipelines.results import table
+
+
+def policies(**mean_latency: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Means as in `results.json`."""
+    rest = dict.fromkeys(
+        (
+            "p99_latency",
+            "mean_ttft",
+            "mean_tpot",
+            "throughput",
+            "num_evictions",
+            "recomputed_share",
+            "mean_kv_utilization",
+            "mean_queue_depth",
+        ),
+        1.0,
+    )
+    return {name.replace("_", "-"): {"mean": {"mean_latency": value, **rest}} for name, value in mean_latency.items()}
+
+
+def test_the_sentence_says_by_how_much() -> None:
+    """Ratios to fcfs and fcfs-reserve, and the share by which hindsight is below."""
+    text = summary(policies(fcfs=30.0, fcfs_reserve=40.0, amin=20.0, hindsight=15.0))
+    assert text == (
+        "Amin with this predictor had a mean latency 1.50x lower than fcfs, 2.00x lower than fcfs-reserve; "
+        "hindsight, which knows every length, was 25% below it."
+    )
+
+
+def test_the_sentence_does_not_hide_a_loss() -> None:
+    """A higher latency is named as such."""
+    text = summary(policies(fcfs=10.0, amax=20.0, amin=20.0, hindsight=25.0))
+    assert "2.00x HIGHER than fcfs, no different from amax" in text
+    assert "25% above it" in text
+
+
+def test_a_gain_within_its_interval_is_no_gain() -> None:
+    """The sentence says that it cannot be told from none."""
+    entries: dict[str, Any] = policies(fcfs=10.0, amin=9.0)
+    entries["amin"]["versus_fcfs"] = {"mean_latency": {"ratio": 1.11, "ratio_interval_95": 0.2}}
+    assert "not measurably different (95 % interval 0.91 to 1.31) from fcfs" in summary(entries)
+
+
+def test_the_notes_say_when_it_cannot_help() -> None:
+    """An empty queue, loose bounds and a heavier tail are named."""
+    entries: dict[str, Any] = policies(fcfs=10.0, amin=9.0)
+    for name, tail in (("fcfs", 10.0), ("amin", 13.0)):
+        entries[name]["mean"] |= {"mean_queueing_delay": 0.1, "p99_latency": tail}
+    results = {"policies": entries, "bounds": {"tightness": 0.2}}
+    text = " ".join(notes(results))
+    for part in ("waited 1% of its latency", "tightness 0.20", "amin took 1.30 times"):
+        assert part in text
+
+
+@pytest.mark.parametrize(("names", "reference"), [(("amin", "fcfs"), "fcfs"), (("amax", "amin"), "amax")])
+def test_the_table_compares_with_fcfs_where_there_is_one(names: tuple[str, str], reference: str) -> None:
+    """Else with the first policy."""
+    header, rows = table(policies(**{name: 10.0 * (i + 1) for i, name in enumerate(names)}))
+    assert header[1] == f"vs {reference}"
+    assert {row[0]: row[1] for row in rows}[reference] == "1.00x"

@@ -1,0 +1,256 @@
+import json
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.simulate.traces import read_requests
+from scheduler.errors import InputError
+from scheduler.workload import Workload, read_workload
+
+Columns = dict[str, list[Any]]
+
+AZURE: Columns = {
+    "TIMESTAMP": ["2023-11-16 18:15:46.6805900", "2023-11-16 18:15:50.9951690", "2023-11-16 18:16:46.6805901"],
+    "ContextTokens": [374, 396, 879],
+    "GeneratedTokens": [44, 109, 55],
+}
+MOONCAKE: Columns = {
+    "timestamp": [27000, 30500, 27482],
+    "input_length": [6758, 7322, 0],
+    "output_length": [500, 490, 1],
+    "hash_ids": [[0, 1], [2], []],
+}
+
+
+def write_parquet(folder: Path, columns: Columns) -> Path:
+    """The columns as a parquet file."""
+    path = folder / "trace.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def write_csv(folder: Path, columns: Columns) -> Path:
+    """The columns as a CSV file; lists in quotes."""
+    path = folder / "trace.csv"
+    cells = [[f'"{v}"' if isinstance(v, list) else str(v) for v in column] for column in columns.values()]
+    rows = [list(columns), *zip(*cells, strict=True)]
+    path.write_text("\r\n".join(",".join(row) for row in rows) + "\r\n")
+    return path
+
+
+def write_jsonl(folder: Path, columns: Columns) -> Path:
+    """The columns as a JSONL file."""
+    path = folder / "trace.jsonl"
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+Write = Callable[[Path, Columns], Path]
+WRITERS = pytest.mark.parametrize("write", [write_parquet, write_csv, write_jsonl])
+
+
+def read(path: Path, max_new_tokens: int | None = None) -> Workload:
+    """The workload of a file."""
+    return read_requests(path, max_new_tokens)
+
+
+def facts(workload: Workload) -> tuple[list[int], list[int], list[float]]:
+    """Prompt lengths, output lengths and arrival times."""
+    requests = workload.requests
+    return [r.num_prompt_tokens for r in requests], workload.output_lens, [r.arrival_time for r in requests]
+
+
+@WRITERS
+def test_azure_as_published(tmp_path: Path, write: Write) -> None:
+    """Seconds since the first, to the microsecond; one limit, the longest output rounded up."""
+    workload = read(write(tmp_path, AZURE))
+    assert facts(workload) == ([374, 396, 879], [44, 109, 55], [0, 4.314579, 60])
+    assert {request.max_new_tokens for request in workload.requests} == {128}
+    assert len({request.request_id for request in workload.requests}) == 3
+
+
+@WRITERS
+def test_azure_in_snake_case(tmp_path: Path, write: Write) -> None:
+    """As the published columns; dates may state UTC."""
+    names = ["timestamp", "context_tokens", "generated_tokens"]
+    columns = dict(zip(names, AZURE.values(), strict=True)) | {"timestamp": [f"{t}+00:00" for t in AZURE["TIMESTAMP"]]}
+    assert facts(read(write(tmp_path, columns))) == facts(read(write(tmp_path, AZURE)))
+
+
+def test_dates_may_have_the_type_of_dates(tmp_path: Path) -> None:
+    """As pandas writes them to parquet."""
+    dates = [datetime.fromisoformat(text) for text in AZURE["TIMESTAMP"]]
+    assert facts(read(write_parquet(tmp_path, AZURE | {"TIMESTAMP": dates})))[2] == [0, 4.314579, 60]
+
+
+@WRITERS
+def test_mooncake(tmp_path: Path, write: Write) -> None:
+    """Milliseconds become seconds since the earliest, in the order of the file; hashes are ignored."""
+    assert facts(read(write(tmp_path, MOONCAKE))) == ([6758, 7322, 0], [500, 490, 1], [0, 3.5, 0.482])
+
+
+@WRITERS
+def test_sharegpt_lengths(tmp_path: Path, write: Write) -> None:
+    """All at 0."""
+    assert facts(read(write(tmp_path, {"prefill": [74, 290], "decode": [918, 905]}))) == ([74, 290], [918, 905], [0, 0])
+
+
+@WRITERS
+@pytest.mark.parametrize("name", ["n_tok", "output_len"])
+def test_bare_lengths(tmp_path: Path, write: Write, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Prompts are unknown and count as 0, which is said."""
+    with caplog.at_level(logging.WARNING):
+        assert facts(read(write(tmp_path, {name: [7, 9]}))) == ([0, 0], [7, 9], [0, 0])
+    assert "prompts count as 0 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_jsonl])
+def test_records_give_their_first_draw(tmp_path: Path, write: Write) -> None:
+    """Also with draws of different number, an arrival time and limits of their own."""
+    columns: Columns = {"prompt": ["a", "b"], "num_prompt_tokens": [3, 4], "output_lens": [[5, 8], [6]]}
+    assert facts(read(write(tmp_path, columns))) == ([3, 4], [5, 6], [0, 0])
+    workload = read(write(tmp_path, columns | {"arrival_time": [0.5, 0.25], "max_new_tokens": [10, 20]}), 15)
+    assert facts(workload) == ([3, 4], [5, 6], [0.5, 0.25])
+    assert [request.max_new_tokens for request in workload.requests] == [10, 20]
+
+
+def test_records_of_one_length(tmp_path: Path) -> None:
+    """A length for each prompt, in parquet; whole numbers may be stored as floats."""
+    path = write_parquet(tmp_path, {"num_prompt_tokens": [3.0, 4.0], "output_len": [5, 6]})
+    assert facts(read(path, 32)) == ([3, 4], [5, 6], [0, 0])
+
+
+def test_our_own_workload_is_read_as_ever(tmp_path: Path) -> None:
+    """With bounds, limits and names; its errors are those of `read_workload`."""
+    row = {"request_id": "a", "num_prompt_tokens": 3, "output_len": 5, "output_len_lower_bound": 2}
+    path = tmp_path / "workload.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read(path) == read_workload(path)
+    assert read(path, 9) == read_workload(path, 9)
+    for text in ("", "not json\n", '{"request_id": "a", "output_len": 5}\n', json.dumps(row | {"output_len": 0})):
+        path.write_text(text)
+        with pytest.raises(InputError) as expected:
+            read_workload(path)
+        with pytest.raises(InputError) as raised:
+            read(path)
+        assert str(raised.value) == str(expected.value)
+
+
+@WRITERS
+def test_rows_without_output_are_dropped_and_counted(
+    tmp_path: Path, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others keep their place in the file and the clock of the whole file."""
+    path = write(tmp_path, MOONCAKE | {"output_length": [0, 490, 0]})
+    with caplog.at_level(logging.WARNING):
+        workload = read(path)
+    assert facts(workload) == ([7322], [490], [3.5])
+    assert workload.requests[0].request_id.startswith(f"{path}: ")
+    assert "dropped 2 rows whose output_length is 0" in caplog.text
+
+
+BAD = [
+    (AZURE, {"GeneratedTokens": [44, -1, 55]}, "GeneratedTokens is {}-1{}, must be a whole number of tokens"),
+    (AZURE, {"ContextTokens": [374, 2.5, 3]}, "ContextTokens is {}2.5{}, must be a whole number of tokens"),
+    (AZURE, {"TIMESTAMP": [AZURE["TIMESTAMP"][0], "soon", "later"]}, "TIMESTAMP is 'soon', must be a date and time"),
+    (AZURE, {"TIMESTAMP": [AZURE["TIMESTAMP"][0], "2023-02-30 18:15:46", ""]}, "TIMESTAMP is '2023-02-30 18:15:46'"),
+    (MOONCAKE, {"timestamp": [0, -3, 5]}, "timestamp is {}-3{}, must be a number, finite and at least 0"),
+    (MOONCAKE, {"output_length": ["1", "many", "3"]}, "output_length is 'many', must be a whole number of tokens"),
+    (MOONCAKE, {"output_length": [1, 2**60, 3]}, "output_length is {}1152921504606846976{}, must be a whole number"),
+]
+
+
+@WRITERS
+@pytest.mark.parametrize(("columns", "change", "complaint"), BAD)
+def test_a_bad_value_is_one_line_of_error(
+    tmp_path: Path, write: Write, columns: Columns, change: Columns, complaint: str
+) -> None:
+    """It names the file, the second row as the user counts it, the column and the value."""
+    path = write(tmp_path, columns | change)
+    with pytest.raises(InputError) as raised:
+        read(path)
+    message = str(raised.value)
+    place = {".parquet": "row 2", ".csv": "line 3", ".jsonl": "line 2"}[path.suffix]
+    quote = "'" if path.suffix == ".csv" else ""
+    assert message.startswith(f"{path}: {place}: {complaint.format(quote, quote)}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_jsonl])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("num_prompt_tokens", [1, None]),
+        ("output_lens", [[1], None]),
+        ("output_lens", [[1], []]),
+        ("output_lens", [[1], [None, 3]]),
+        ("arrival_time", [0.5, None]),
+        ("max_new_tokens", [9, None]),
+        ("num_prompt_tokens", [True, False]),
+    ],
+)
+def test_a_null_is_an_input_error(tmp_path: Path, write: Write, name: str, values: list[Any]) -> None:
+    """Of a number, a list, its first draw, a time or a limit; nor is true or false a number."""
+    path = write(tmp_path, {"num_prompt_tokens": [3, 4], "output_lens": [[5, 8], [6]]} | {name: values})
+    row = 1 if values[0] is True else 2
+    with pytest.raises(InputError, match=f"(row|line) {row}: {name} is (None|\\[\\]|True), must be"):
+        read(path)
+
+
+@WRITERS
+def test_an_output_above_the_limit_is_an_input_error(tmp_path: Path, write: Write) -> None:
+    """As in a workload of our own."""
+    with pytest.raises(InputError, match=r"(row|line) [23]: output_len is 109, above max_new_tokens 100"):
+        read(write(tmp_path, AZURE), 100)
+
+
+@WRITERS
+def test_unknown_columns_are_an_input_error(tmp_path: Path, write: Write) -> None:
+    """The message names what the file has and what is known."""
+    path = write(tmp_path, {"timestamp": [1], "tokens": [3]})
+    with pytest.raises(InputError, match=r"columns timestamp, tokens; must have one of: TIMESTAMP, .* n_tok") as raised:
+        read(path)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+@WRITERS
+def test_a_file_without_output_has_no_request(tmp_path: Path, write: Write) -> None:
+    """Every row dropped is an error, not an empty workload."""
+    with pytest.raises(InputError, match="no request whose decode is above 0"):
+        read(write(tmp_path, {"prefill": [1, 2], "decode": [0, 0]}))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_csv])
+@pytest.mark.parametrize("columns", [AZURE, MOONCAKE, {"n_tok": []}])
+def test_a_table_without_rows_has_no_request(tmp_path: Path, write: Write, columns: Columns) -> None:
+    """A header alone, or an empty parquet file."""
+    with pytest.raises(InputError, match="no request"):
+        read(write(tmp_path, {name: [] for name in columns}))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.jsonl"])
+def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path, name: str) -> None:
+    """Missing, or bytes of something else: one line with the path."""
+    path = tmp_path / name
+    for content in (None, b"\xff\xfe\x00{,\n"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(InputError) as raised:
+            read(path)
+        assert str(raised.value).startswith(f"{path}: ")
+        assert "\n" not in str(raised.value)
+
+
+def test_a_ragged_line_is_an_input_error(tmp_path: Path) -> None:
+    """Blank lines are skipped but counted."""
+    path = tmp_path / "x.csv"
+    path.write_text("prefill,decode\n1,2\n\n3\n")
+    with pytest.raises(InputError, match="line 4: 1 columns, must be 2 as in the header"):
+        read(path)

@@ -1,0 +1,211 @@
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from predictor.sidecar.batching import Batcher
+
+
+class Model:
+    """Stands for the network: lasts `seconds` a prompt, returns the prompts' lengths, remembers its batches."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Their lengths [N, 1]; text with "poison" breaks it."""
+        self.gate.wait(5)
+        self.batches.append(list(prompts))
+        self.threads.add(threading.get_ident())
+        if any("poison" in prompt for prompt in prompts):
+            raise ValueError("poison")
+        time.sleep(self.seconds * len(prompts))
+        return np.array([[len(prompt)] for prompt in prompts], dtype=float)
+
+
+def values(answers: list[object]) -> list[object]:
+    """Predictions as numbers, reasons as they are."""
+    return [answer if isinstance(answer, str) else int(answer[0]) for answer in answers]  # type: ignore[index]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_concurrent_prompts_share_an_inference_and_get_their_own_answer() -> None:
+    """Twenty requests at once, batches of at most eight, one worker thread."""
+    model = Model()
+    told: list[int] = []
+
+    async def main() -> list[list[object]]:
+        async with Batcher(model, max_wait=0.05, on_batch=lambda size, seconds: told.append(size)) as batcher:
+            return await asyncio.gather(*(batcher.predict(["x" * i], 5.0) for i in range(1, 21)))
+
+    answers = asyncio.run(main())
+    assert [values(answer) for answer in answers] == [[i] for i in range(1, 21)]
+    assert told == [len(batch) for batch in model.batches] == [8, 8, 4]
+    assert len(model.threads) == 1
+    assert threading.get_ident() not in model.threads
+
+
+def test_a_lone_prompt_waits_no_longer_than_it_was_told() -> None:
+    """30 ms, not the 5 s that it would have."""
+
+    async def main() -> float:
+        async with Batcher(Model(), max_wait=0.03) as batcher:
+            start = time.perf_counter()
+            await batcher.predict(["a"], 5.0)
+            return time.perf_counter() - start
+
+    assert 0.028 <= asyncio.run(main()) < 1.0
+
+
+def test_prompts_of_one_size_share_a_batch_up_to_its_work() -> None:
+    """Padding costs: long prompts go alone, the short ones together, the most urgent first."""
+    model = Model()
+    prompts = ["x" * 100, "x" * 10, "y" * 90, "y" * 11, "z" * 12, "x" * 99]
+
+    async def main() -> list[object]:
+        async with Batcher(model, size=len, max_work=100) as batcher:
+            return values(await batcher.predict(prompts, 5.0))
+
+    assert asyncio.run(main()) == [len(prompt) for prompt in prompts]
+    sizes = [[len(prompt) for prompt in batch] for batch in model.batches]
+    assert sizes == [[100], [10, 11, 12], [90], [99]]
+
+
+def test_the_earliest_deadline_goes_first() -> None:
+    """A bulk request with time to spare lets a hasty one pass."""
+    model = Model()
+
+    async def main() -> None:
+        async with Batcher(model, max_batch=1, max_wait=0) as batcher:
+            model.gate.clear()
+            first = asyncio.create_task(batcher.predict(["first"], 5.0))
+            await until(lambda: batcher.num_waiting == 0)
+            bulk = asyncio.create_task(batcher.predict(["bulk"] * 3, 9.0))
+            hasty = asyncio.create_task(batcher.predict(["hasty"], 6.0))
+            await until(lambda: batcher.num_waiting == 4)
+            model.gate.set()
+            await asyncio.gather(first, bulk, hasty)
+
+    asyncio.run(main())
+    assert model.batches == [["first"], ["hasty"], ["bulk"], ["bulk"], ["bulk"]]
+
+
+def test_what_would_be_late_is_shed_at_once_and_the_queue_is_bounded() -> None:
+    """0.1 s a prompt: of ten with 0.35 s, a few are predicted, the rest told at once; nobody waits much longer."""
+    model = Model(0.1)
+
+    async def main() -> tuple[list[object], float, list[object]]:
+        async with Batcher(model, max_batch=1, max_queue=4) as batcher:
+            await batcher.predict(["warm"], 5.0)
+            start = time.perf_counter()
+            answers = values(await batcher.predict(["p"] * 10, 0.35))
+            seconds = time.perf_counter() - start
+            full = values(await batcher.predict(["p"] * 10, 5.0))
+            return answers, seconds, full
+
+    answers, seconds, full = asyncio.run(main())
+    assert set(answers) <= {1, "deadline", "queue_full"}
+    assert 1 in answers
+    assert answers.count("deadline") + answers.count("queue_full") >= 6
+    assert seconds < 1.0
+    assert full.count("queue_full") == 6
+
+
+def test_a_stuck_inference_delays_no_answer_beyond_its_deadline() -> None:
+    """And when it is over, the next prompts are predicted."""
+    model = Model()
+
+    async def main() -> tuple[list[object], float, int, list[object]]:
+        async with Batcher(model, max_wait=0) as batcher:
+            model.gate.clear()
+            start = time.perf_counter()
+            stuck = values(await batcher.predict(["a"], 0.05))
+            waiting = values(await batcher.predict(["b", "c"], 0.05))
+            seconds = time.perf_counter() - start
+            left = batcher.num_waiting
+            model.gate.set()
+            await asyncio.sleep(0.05)
+            return [*stuck, *waiting], seconds, left, values(await batcher.predict(["dd"], 5.0))
+
+    late, seconds, left, after = asyncio.run(main())
+    assert late == ["deadline"] * 3
+    assert (seconds < 1.0, left, after) == (True, 0, [2])
+    assert ["b", "c"] not in model.batches, "nobody waits for them any more"
+
+
+def test_after_a_slow_batch_an_idle_worker_takes_prompts_again() -> None:
+    """The estimate, a second a prompt, must not shed everything for ever."""
+    model = Model(0.2)
+
+    async def main() -> list[object]:
+        async with Batcher(model) as batcher:
+            await batcher.predict(["slow"], 5.0)
+            model.seconds = 0.0
+            return [value for _ in range(40) for value in values(await batcher.predict(["p"], 0.1))]
+
+    assert asyncio.run(main()) == [1] * 40
+
+
+def test_two_workers_predict_at_the_same_time() -> None:
+    """Both are stuck at once, a third prompt waits for either; leaving answers all three."""
+    model = Model()
+
+    async def main() -> tuple[int, list[object]]:
+        async with Batcher(model, max_batch=1, max_wait=0, num_workers=2) as batcher:
+            model.gate.clear()
+            tasks = [asyncio.create_task(batcher.predict(["p"], 5.0)) for _ in range(3)]
+            await until(lambda: batcher.num_waiting == 1)
+            await asyncio.sleep(0.02)
+            left = batcher.num_waiting
+            model.gate.set()
+        return left, [value for task in tasks for value in values(await task)]
+
+    assert asyncio.run(main()) == (1, [1, 1, 1])
+    assert len(model.threads) == 2
+
+
+def test_a_prompt_that_cannot_be_predicted_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Its neighbours in the batch are predicted, and so is what comes later."""
+
+    async def main() -> list[object]:
+        async with Batcher(Model(), max_wait=0.02) as batcher:
+            first = values(await batcher.predict(["a", "poison", "ccc"], 5.0))
+            return [*first, *values(await batcher.predict(["dd"], 5.0))]
+
+    assert asyncio.run(main()) == [1, "error", 3, 2]
+    assert "cannot be predicted" in caplog.text
+
+
+def test_leaving_answers_what_waits_and_refuses_the_rest() -> None:
+    """Nothing is lost at the end."""
+    model = Model(0.01)
+
+    async def main() -> tuple[list[object], list[object]]:
+        batcher = Batcher(model, max_batch=2)
+        async with batcher:
+            waiting = asyncio.create_task(batcher.predict(["p"] * 6, 5.0))
+            await until(lambda: batcher.num_waiting > 0)
+        return values(await waiting), values(await batcher.predict(["late"], 5.0))
+
+    assert asyncio.run(main()) == ([1] * 6, ["stopped"])
+
+
+def test_bad_options_are_refused() -> None:
+    """A batch of none would never end."""
+    with pytest.raises(ValueError, match="max_batch"):
+        Batcher(Model(), max_batch=0)
+    with pytest.raises(ValueError, match="num_workers: must be at least 1, not 8, 256 and 0"):
+        Batcher(Model(), num_workers=0)

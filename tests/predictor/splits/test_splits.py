@@ -1,0 +1,129 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from predictor.splits.near_duplicates import NUM_HASHES, minhash_signatures, near_duplicate_clusters
+from predictor.splits.shingles import jaccard, normalised, shingles
+from predictor.splits.split_audit import count_crossing_pairs, shingle_set
+from predictor.splits.splits import FRACTIONS, assign_splits
+
+WORDS = [f"{a}{b}" for a in ("ba", "ko", "ri", "mu", "ze", "lo", "ta") for b in ("nar", "dil", "vex", "som", "pit")]
+
+
+def texts(size: int, rng: np.random.Generator) -> list[str]:
+    """Unrelated prompts of 20 to 40 words."""
+    return [" ".join(rng.choice(WORDS, rng.integers(20, 40))) for _ in range(size)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_near_duplicate_pair_crosses_a_split(seed: int) -> None:
+    """Copies that differ in case, spacing or one word stay with their original."""
+    rng = np.random.default_rng(seed)
+    originals = texts(30, rng)
+    changes = (str.upper, lambda text: text.replace(" ", "  "), lambda text: text + " yes")
+    prompts = originals + [changes[i % 3](text) for i, text in enumerate(originals)]
+    splits = assign_splits(prompts, seed)
+    assert count_crossing_pairs(prompts, splits) == 0
+    sets = [shingle_set(prompt) for prompt in prompts]
+    for i in range(len(prompts)):
+        for j in range(i):
+            if len(sets[i] & sets[j]) >= 0.85 * len(sets[i] | sets[j]):
+                assert splits[i] == splits[j]
+
+
+def test_unrelated_prompts_are_not_joined() -> None:
+    """Otherwise everything would land in one split."""
+    assert len(set(near_duplicate_clusters(texts(60, np.random.default_rng(0))).tolist())) == 60
+
+
+def test_exact_duplicates_share_a_cluster() -> None:
+    """Short prompts included, and the same characters composed in another way."""
+    assert near_duplicate_clusters(["e\u0301te\u0301", "\u00e9t\u00e9", "ete"]).tolist() == [0, 0, 1]
+    assert near_duplicate_clusters(["Hi", "hi ", "no", "a much longer prompt", "Hi"]).tolist() == [0, 0, 1, 2, 0]
+
+
+def test_split_sizes_follow_the_fractions_and_the_seed_decides() -> None:
+    """Within one cluster of the target; another seed gives another assignment."""
+    prompts = texts(200, np.random.default_rng(1))
+    splits = assign_splits(prompts, 0)
+    sizes = [splits.count(name) for name in ("train", "validation", "calibration", "test")]
+    np.testing.assert_allclose(sizes, np.asarray(FRACTIONS) * 200, atol=1)
+    assert splits == assign_splits(prompts, 0)
+    assert splits != assign_splits(prompts, 1)
+
+
+def variations(size: int, rng: np.random.Generator) -> list[str]:
+    """Prompts in families of small changes, some of no change, in several scripts."""
+    prompts: list[str] = []
+    for text in texts(size, rng):
+        words = text.split()
+        for _ in range(int(rng.integers(1, 6))):
+            words[int(rng.integers(len(words)))] = str(
+                rng.choice(["\u0645\u0631\u062d\u0628\u0627", "\u6cb3\u5ddd", "bavex", "\U0001f642"])
+            )
+            prompts.append(" ".join(words))
+    return [*prompts, "Hi", "hi", "Hi!", "\u6cb3", "\u6cb3"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.9, 1.0]))
+def test_the_audit_counts_what_comparing_all_pairs_counts(seed: int, threshold: float) -> None:
+    """Whatever the splits: nothing is missed and nothing is counted twice."""
+    rng = np.random.default_rng(seed)
+    prompts = variations(20, rng)
+    splits = [str(name) for name in rng.choice(["train", "calibration", "test"], len(prompts))]
+    texts_of_splits = sorted({(normalised(prompt), split) for prompt, split in zip(prompts, splits, strict=True)})
+    distinct = [(shingle_set(text), split) for text, split in texts_of_splits]
+    expected = sum(
+        len(left & right) >= threshold * len(left | right)
+        for (left, one), (right, other) in combinations(distinct, 2)
+        if one != other
+    )
+    assert count_crossing_pairs(prompts, splits, threshold) == expected
+
+
+def test_the_audit_finds_what_careless_splits_leak() -> None:
+    """It can fail: copies put elsewhere by row number; one split leaks nothing."""
+    prompts = [text for text in texts(20, np.random.default_rng(2)) for _ in range(2)]
+    assert count_crossing_pairs(prompts, ["train", "test"] * 20) == 20
+    assert count_crossing_pairs(prompts, ["train"] * 40) == 0
+    assert count_crossing_pairs([], []) == 0
+
+
+def test_shingles_are_hashed_without_collision() -> None:
+    """As many codes as strings, the same similarity, and signatures that estimate it."""
+    prompts = variations(20, np.random.default_rng(3))
+    signatures = minhash_signatures(prompts, 0)
+    errors = []
+    for i, j in zip(range(len(prompts)), range(1, len(prompts)), strict=False):
+        one, other = shingle_set(prompts[i]), shingle_set(prompts[j])
+        exact = len(one & other) / len(one | other)
+        assert len(shingles(prompts[i])) == len(one)
+        assert jaccard(shingles(prompts[i]), shingles(prompts[j])) == pytest.approx(exact)
+        errors.append(float(np.mean(signatures[i] == signatures[j])) - exact)
+    assert abs(np.mean(errors)) < 0.02
+    assert np.max(np.abs(errors)) < 4.5 * 0.5 / np.sqrt(NUM_HASHES)
+
+
+def test_large_groups_are_joined_no_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crowded bands go by the estimate, and beyond a limit on comparisons whole: clusters may grow, never break up."""
+    rng = np.random.default_rng(4)
+    stem = " ".join(rng.choice(WORDS, 16))
+    prompts = [f"{stem} {' '.join(rng.choice(WORDS, rng.integers(2, 9)))}" for _ in range(150)]
+    monkeypatch.setattr("predictor.splits.near_duplicates.MAX_NEIGHBOURS", 1000)
+    expected = near_duplicate_clusters(prompts).tolist()
+    assert 1 < len(set(expected)) < 150
+    monkeypatch.setattr("predictor.splits.near_duplicates.MAX_NEIGHBOURS", 2)
+    sizes = [len(set(expected))]
+    for limit in (5_000_000, 10):
+        monkeypatch.setattr("predictor.splits.near_duplicates.MAX_COMPARISONS", limit)
+        joined = near_duplicate_clusters(prompts).tolist()
+        sizes.append(len(set(joined)))
+        of = dict(zip(expected, joined, strict=True))
+        assert [of[cluster] for cluster in expected] == joined
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] > 1
