@@ -1,7 +1,8 @@
 """What the heads are trained for: the censored likelihood, and others to compare it with.
 
-All act on hazard logits [..., K] and on hazard counts (`predictor.training.losses.hazard_counts`), so that any objective
-trains any head and the predictor that comes out is the same kind of thing. A truncated draw counts only where it is known.
+All act on hazard logits [..., K] and on hazard counts (`predictor.training.losses.hazard_counts`), so that any
+objective trains any head and the predictor that comes out is the same kind of thing. A truncated draw counts only where
+it is known.
 """
 
 from collections.abc import Callable
