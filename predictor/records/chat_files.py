@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from predictor.errors import InputError
+from predictor.records.messages import TURN_KEYS
 from predictor.records.row_files import BATCH_SIZE, SUFFIXES, batches, count_rows, iter_file, open_parquet
 from predictor.records.rows import Row
 
@@ -13,7 +13,6 @@ CHAT_FIELDS = ("conversation", "conversations")
 ID_FIELDS = ("conversation_id", "conversation_hash", "prompt_id", "id")
 OTHER_FIELDS = ("model", "language", "redacted", "split")
 MAGIC = frozenset("*?[")
-TURN_KEYS = ("role", "content", "from", "value", "redacted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +105,17 @@ def _rows(file: Path) -> Iterator[Row]:
 
 
 def _chat_columns(file: Path) -> list[str]:
-    """Return the leaf columns of a parquet file that matter: of a turn only who speaks, what, and if redacted."""
+    """Return the leaf columns of a parquet file that matter; of a turn only what is read of a message."""
     opened = open_parquet(file)
-    chat_field = next(field for field in CHAT_FIELDS if field in opened.schema_arrow.names)
-    _require_turns(file, chat_field, opened.schema_arrow.field(chat_field).type)
     paths = [opened.schema.column(index).path for index in range(len(opened.schema.names))]
-    turns = [path for path in paths if path.startswith(f"{chat_field}.") and path.rpartition(".")[2] in TURN_KEYS]
+    turns = [path for path in paths if path.partition(".")[0] in CHAT_FIELDS and not _is_aside(path)]
     return turns + [path for path in paths if path in (*ID_FIELDS, *OTHER_FIELDS)]
 
 
-def _require_turns(file: Path, field: str, kind: Any) -> None:
-    import pyarrow.types as types
-
-    is_list = types.is_list(kind) or types.is_large_list(kind)
-    keys = {kind.value_type.field(i).name for i in range(kind.value_type.num_fields)} if is_list else set()
-    if not ({"role", "content"} <= keys or {"from", "value"} <= keys):
-        raise InputError(f"{file}: {field}: must be a list of {{role, content}} or {{from, value}}, not {kind}")
+def _is_aside(path: str) -> bool:
+    """Return whether a leaf such as conversation.list.element.country belongs to no part of a turn that is read."""
+    parts = path.split(".")
+    return len(parts) > 3 and parts[3] != "list" and parts[3] not in TURN_KEYS
 
 
 def _hub_advice(name: str, error: Exception) -> str:

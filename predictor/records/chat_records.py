@@ -1,12 +1,14 @@
 """Records gathered from rows of conversations, with a count of why others were left out."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from predictor.errors import InputError
 from predictor.records.chat_files import CHAT_FIELDS, ID_FIELDS
-from predictor.records.chat_turns import ChatOptions, Exchange, Turn, Unusable, find_exchange, turn_of
+from predictor.records.chat_turns import ChatOptions, Exchange, Unusable, find_exchange
+from predictor.records.messages import NotMessages, Turn, turns_of
 from predictor.records.records import SPLITS, Records
 from predictor.records.rows import Row, require_model
 
@@ -51,7 +53,7 @@ class ChatRecords:
             raise Unusable("language")
         if (split := row.text("split")) and split not in SPLITS:
             row.fail("split", f"{split!r} is not one of {', '.join(SPLITS)}; fill every row or leave the field out")
-        exchange = find_exchange(turns_of(row), self._options)
+        exchange = find_exchange(conversation_of(row), self._options)
         name = next((row.text(field) for field in ID_FIELDS if row.text(field)), f"row-{self.num_rows}")
         if name in self._ids:
             raise Unusable("duplicate id")
@@ -94,22 +96,23 @@ class ChatRecords:
         )
 
 
-def turns_of(row: Row) -> list[Turn]:
+def conversation_of(row: Row) -> list[Turn]:
     """Return the turns of a conversation; a `redacted` row without marks on its turns is redacted throughout.
 
     Raises:
-        InputError: the conversation is not a list of objects.
+        InputError: the conversation is not a list of messages.
     """
     field = next((name for name in CHAT_FIELDS if row.fields.get(name) is not None), None)
     if field is None:
         return []
     value = row.fields[field]
-    if not isinstance(value, list):
-        row.fail(field, f"must be a list of {{role, content}} or {{from, value}}, not {type(value).__name__}")
-    for turn in value:
-        if not isinstance(turn, dict):
-            row.fail(field, f"a turn must be an object with role and content, not {type(turn).__name__}")
-    turns = [turn_of(turn) for turn in value]
-    if row.fields.get("redacted") is True and all(turn.get("redacted") is None for turn in value):
-        return [Turn(turn.role, turn.content, True) for turn in turns]
+    try:
+        turns = turns_of(value)
+    except NotMessages as problem:
+        row.fail(field, str(problem))
+    marked = isinstance(value, list) and any(
+        isinstance(turn, dict) and turn.get("redacted") is not None for turn in value
+    )
+    if row.fields.get("redacted") is True and not marked:
+        return [replace(turn, is_redacted=True) for turn in turns]
     return turns

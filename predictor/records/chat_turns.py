@@ -1,18 +1,12 @@
 """From the turns of a recorded conversation to one prompt and the answer it got."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from predictor.errors import InputError
+from predictor.records.messages import Turn, is_unicode, joined_text, run_start
 
 MAX_PROMPT_CHARACTERS = 200_000
-ROLES = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
-    "system": "system",
-    **dict.fromkeys(("tool", "function", "function_call", "function_response", "observation", "ipython"), "tool"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +32,18 @@ class ChatOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message: `role` is user, assistant, system, tool or "" (unknown); `content` is unchecked."""
-
-    role: str
-    content: Any
-    is_redacted: bool = False
-
-    @property
-    def text(self) -> str:
-        """The content where it is text, else ""."""
-        return self.content if isinstance(self.content, str) else ""
-
-
-@dataclass(frozen=True, slots=True)
 class Exchange:
     """A prompt, its context included, and the answer that was recorded for it."""
 
     prompt: str
     answer: str
+    """What the model said, its reasoning first where the log keeps it: both are generated tokens."""
+    earlier: tuple[Turn, ...] = ()
+    """The messages before the prompt."""
 
 
 class Unusable(Exception):  # noqa: N818 - a finding about one conversation, not an error of the program
     """A conversation that gives no exchange; the message is the reason, a few words."""
-
-
-def turn_of(fields: Mapping[str, Any]) -> Turn:
-    """Return the turn in {"role", "content"} or {"from", "value"}, other keys ignored but `redacted`."""
-    role = fields.get("role") if fields.get("role") is not None else fields.get("from")
-    content = fields.get("content") if fields.get("content") is not None else fields.get("value")
-    return Turn(ROLES.get(str(role).strip().lower(), ""), content, fields.get("redacted") is True)
 
 
 def find_exchange(turns: Sequence[Turn], options: ChatOptions) -> Exchange:
@@ -87,14 +63,14 @@ def find_exchange(turns: Sequence[Turn], options: ChatOptions) -> Exchange:
     used = [*context, *turns[start : end + 1]]
     if any(turn.is_redacted for turn in used):
         raise Unusable("redacted")
-    prompt = render_prompt(context, "\n\n".join(turn.text for turn in turns[start:end] if turn.text.strip()), options)
+    prompt = render_prompt(context, joined_text(turns[start:end]), options)
     if not prompt.strip() or not turns[end - 1].text.strip() or not answer.strip():
-        raise Unusable("not text" if any(_is_other(turn) for turn in turns[start : end + 1]) else "empty")
+        raise Unusable("not text" if any(turn.has_other for turn in turns[start : end + 1]) else "empty")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise Unusable("too long")
-    if _has_half_surrogate(prompt) or _has_half_surrogate(answer):
+    if not (is_unicode(prompt) and is_unicode(answer)):
         raise Unusable("bad Unicode")
-    return Exchange(prompt, answer)
+    return Exchange(prompt, answer, tuple(turns[:start]))
 
 
 def render_prompt(context: Sequence[Turn], prompt: str, options: ChatOptions) -> str:
@@ -109,11 +85,8 @@ def render_prompt(context: Sequence[Turn], prompt: str, options: ChatOptions) ->
 
 def open_prompt(turns: Sequence[Turn], options: ChatOptions) -> str | None:
     """Return the prompt, its context included, that the turns end with; None where no user has spoken last."""
-    end = len(turns)
-    start = end
-    while start and turns[start - 1].role == "user":
-        start -= 1
-    prompt = "\n\n".join(turn.text for turn in turns[start:end] if turn.text.strip())
+    start = run_start(turns, len(turns))
+    prompt = joined_text(turns[start:])
     return render_prompt(_context(turns[:start], options), prompt, options) if prompt else None
 
 
@@ -122,7 +95,9 @@ def _opening(turns: Sequence[Turn]) -> int:
     if start is None:
         raise Unusable("empty")
     if turns[start].role != "user":
-        raise Unusable({"tool": "tool turn", "assistant": "assistant first"}.get(turns[start].role, "unknown role"))
+        raise Unusable(
+            {"tool": "tool turn", "assistant": "assistant first"}.get(turns[start].role) or _unknown(turns[start])
+        )
     return start
 
 
@@ -130,34 +105,24 @@ def _last_answered(turns: Sequence[Turn]) -> int:
     asked = [index for index in range(len(turns) - 1) if turns[index].role == "user" != turns[index + 1].role]
     if not asked:
         raise Unusable("no answer" if turns else "empty")
-    start = asked[-1]
-    while start and turns[start - 1].role == "user":
-        start -= 1
-    return start
+    return run_start(turns, asked[-1])
 
 
 def _answer(turns: Sequence[Turn], index: int) -> str:
     if index >= len(turns):
         raise Unusable("no answer")
-    if any(turn.role == "tool" for turn in turns[index : index + 2]):
+    answer = turns[index]
+    if answer.calls_tools or any(turn.role == "tool" for turn in turns[index : index + 2]):
         raise Unusable("tool turn")  # the answer is the call of a tool, or made from its result
-    if turns[index].role != "assistant":
-        raise Unusable("no answer" if turns[index].role == "system" else "unknown role")
-    return turns[index].text
+    if answer.role != "assistant":
+        raise Unusable("no answer" if answer.role == "system" else _unknown(answer))
+    return "\n\n".join(text for text in (answer.reasoning, answer.text) if text)
+
+
+def _unknown(turn: Turn) -> str:
+    return f"unknown role {turn.speaker[:40]!r}" if turn.speaker else "no role"
 
 
 def _context(earlier: Sequence[Turn], options: ChatOptions) -> list[Turn]:
     spoken = [turn for turn in earlier if turn.role not in ("tool", "") and turn.text.strip()]
     return spoken[max(len(spoken) - options.context_turns, 0) :]
-
-
-def _is_other(turn: Turn) -> bool:
-    return turn.content is not None and not isinstance(turn.content, str)
-
-
-def _has_half_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 from predictor.errors import InputError
 from predictor.progress import tracked
-from predictor.records.chat_turns import ChatOptions, open_prompt, turn_of
+from predictor.records.chat_turns import ChatOptions, open_prompt
+from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_text, turns_of
 from predictor.records.row_files import count_rows, iter_file
 
 
@@ -34,16 +35,14 @@ class Row:
         """
         value = self.fields.get("prompt")
         field = "prompt"
-        if value is None and (messages := self.fields.get("messages")) is not None:
+        if value is None and self.fields.get("messages") is not None:
             field = "messages"
-            if not isinstance(messages, list):
-                self.fail(field, f"must be a list of messages, not {type(messages).__name__}")
-            if chat_options is None:
-                value = last_content(messages, "user")
-            else:
-                value = open_prompt([turn_of(m) for m in messages if isinstance(m, dict)], chat_options)
+            turns = self.turns(field)
+            value = last_user_text(turns) or None if chat_options is None else open_prompt(turns, chat_options)
         if value is None:
-            self.fail(field, "no user message" if field == "messages" else "missing; give prompt (text) or messages")
+            self.fail(
+                field, "no user message with text" if field == "messages" else "missing; give prompt (text) or messages"
+            )
         if not isinstance(value, str):
             self.fail(field, f"must be text, not {type(value).__name__}")
         if not value.strip():
@@ -51,6 +50,17 @@ class Row:
         if not is_unicode(value):
             self.fail(field, "holds half of a surrogate pair, which is not valid Unicode; mend the text")
         return value
+
+    def turns(self, field: str = "messages") -> list[Turn]:
+        """Return the turns of a conversation; InputError where it is none, or a role in it is unknown."""
+        try:
+            turns = turns_of(self.fields.get(field))
+        except NotMessages as problem:
+            self.fail(field, str(problem))
+        for turn in turns:
+            if not turn.role:
+                self.fail(field, f"role {turn.speaker!r} is unknown; use system, user, assistant or tool")
+        return turns
 
     def token_count(self, field: str) -> int | None:
         """Return a positive whole number of tokens, or None where the field is absent."""
@@ -65,21 +75,6 @@ class Row:
         if value < 1:
             self.fail(field, f"{value} is not positive; a length counts the end token, so it is at least 1")
         return int(value)
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether no half of a surrogate pair stands alone, which JSON can escape and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def last_content(messages: Any, role: str) -> Any:
-    """Return the content of the last message of `role` in a list of {"role", "content"}, or None."""
-    spoken = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == role]
-    return spoken[-1] if spoken else None
 
 
 def read_rows(path: str | Path, model: str | None = None, *, one_model: bool = True) -> list[Row]:

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, field_validator, model_validator
 
-from predictor.records.chat_turns import ChatOptions, open_prompt, turn_of
-from predictor.records.rows import is_unicode, last_content
+from predictor.records.chat_turns import ChatOptions, open_prompt
+from predictor.records.messages import Turn, is_unicode, last_user_text, turns_of
 from predictor.sidecar.answers import Ask, Source
 from predictor.sidecar.feedback import State, Verdict
 
@@ -31,7 +31,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
     role: Annotated[str, Field(max_length=64)]
-    content: Any = Field(None, description="text, or a list of parts of which those of type `text` are read")
+    content: Any = Field(None, description="text, or a list of parts of which those that are text are read")
 
 
 class _Prompt(_Body):
@@ -62,18 +62,18 @@ class ChatPrompt(_Prompt):
     @field_validator("messages")
     @classmethod
     def _holds_user_text(cls, value: list[Message]) -> list[Message]:
-        if not all(is_unicode(text) for message in value if isinstance(text := _text(message.content), str)):
+        turns = _turns(value)
+        if not all(is_unicode(turn.text) for turn in turns):
             raise ValueError(NOT_UNICODE)
-        _checked(_last_user_text(value))
+        if not last_user_text(turns).strip():
+            raise ValueError("no message of role user with text as its content")
         return value
 
     def ask(self, chat_options: ChatOptions | None) -> Ask:
         """Return the prompt as the sidecar takes it, after the earlier turns that `chat_options` ask for."""
-        prompt = None
-        if chat_options is not None:
-            turns = [turn_of({"role": message.role, "content": _text(message.content)}) for message in self.messages]
-            prompt = open_prompt(turns, chat_options)
-        return Ask(prompt or _last_user_text(self.messages), self.max_new_tokens, self.request_id)
+        turns = _turns(self.messages)
+        prompt = None if chat_options is None else open_prompt(turns, chat_options)
+        return Ask(prompt or last_user_text(turns), self.max_new_tokens, self.request_id)
 
 
 def _checked(text: str) -> str:
@@ -84,19 +84,8 @@ def _checked(text: str) -> str:
     return text
 
 
-def _last_user_text(messages: list[Message]) -> str:
-    content = _text(last_content([message.model_dump() for message in messages], "user"))
-    if not isinstance(content, str):
-        raise ValueError("no message of role user with text as its content")
-    return content
-
-
-def _text(content: Any) -> Any:
-    """Return the text in the parts of a content, as in OpenAI's API; content that has no parts as it is."""
-    if not isinstance(content, list):
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "\n\n".join(text for text in texts if isinstance(text, str))
+def _turns(messages: list[Message]) -> list[Turn]:
+    return turns_of([message.model_dump() for message in messages])
 
 
 class _Options(_Body):

@@ -221,7 +221,7 @@ def test_a_conversation_to_answer_is_rendered_as_in_training(tmp_path: Path, tok
         answered = load_said(tmp_path, tokenizer, [*said, ("assistant", "garden")], turn="last", **options).records
         row = Row("file", 1, {"messages": asked})
         assert row.prompt(ChatOptions(**options)) == answered.prompts[1]
-    assert row.prompt() == "please"
+    assert row.prompt() == "more\n\nplease"
     with pytest.raises(InputError, match="row 1: messages: no user message"):
         Row("file", 1, {"messages": [*asked, {"role": "assistant", "content": "garden"}]}).prompt(ChatOptions())
 
@@ -241,8 +241,8 @@ def test_a_conversation_to_answer_is_rendered_as_in_training(tmp_path: Path, tok
         ([("tool", "a"), ("assistant", "b")], "tool turn"),
         ([("user", "a"), ("function_call", "b"), ("assistant", "c")], "tool turn"),
         ([("user", "a"), ("assistant", None), ("tool", "b"), ("assistant", "c")], "tool turn"),
-        ([("user", "a"), ("moderator", "b")], "unknown role"),
-        ([(None, "a"), ("assistant", "b")], "unknown role"),
+        ([("user", "a"), ("moderator", "b")], "unknown role 'moderator'"),
+        ([(None, "a"), ("assistant", "b")], "no role"),
         ([("user", 3), ("assistant", "b")], "not text"),
         ([("user", [{"type": "image"}]), ("assistant", "b")], "not text"),
         ([("user", "\ud800"), ("assistant", "b")], "bad Unicode"),
@@ -334,13 +334,18 @@ def test_languages_that_are_not_there_are_named(tmp_path: Path, tokenizer: str) 
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("a.jsonl", [lmsys(0), lmsys(1, conversation="hello")], "row 2: conversation: must be a list .* not str"),
+        (
+            "a.jsonl",
+            [lmsys(0), lmsys(1, conversation="hello")],
+            "row 2: conversation: must be a list of messages .* not text",
+        ),
         ("a.jsonl", [lmsys(0), lmsys(1, conversation=["hello"])], "row 2: conversation: a turn must be an object"),
         ("a.jsonl", [lmsys(0), [1]], "row 2: must be a JSON object, not list"),
         ("a.json", [lmsys(0), 7], "row 2: must be a JSON object, not int"),
         ("a.json", lmsys(0), "must be a JSON array of objects"),
-        ("a.parquet", [lmsys(0, conversation="hello")], "conversation: must be a list of .* not string"),
-        ("a.parquet", [lmsys(0, conversation=[{"text": "a"}])], "conversation: must be a list of"),
+        ("a.parquet", [lmsys(0, conversation="hello")], "row 1: conversation: must be a list of messages .* not text"),
+        ("a.parquet", [lmsys(0, conversation=[{"text": "a"}])], r"can be used \(1 no role\)"),
+        ("a.parquet", [lmsys(0, conversation=7)], "row 1: conversation: must be a list of messages .* not int"),
         ("a.jsonl", [lmsys(0, split="dev")], "row 1: split: 'dev' is not one of train"),
         ("a.jsonl", [lmsys(0, split="test"), lmsys(1)], "split: missing in some rows"),
         ("a.jsonl", [lmsys(0), lmsys(1, model=None)], r"model: several in one file; .* \(none\), vicuna-13b"),

@@ -103,7 +103,8 @@ def test_bounds_are_those_of_the_specification(client: TestClient, length_predic
         expected = length_predictor.spec.predictions(
             length_predictor.spec.survival_of(survivals(texts), model), 0.2, model=model
         )
-        messages = [{"role": "user", "content": "earlier"}, {"role": "user", "content": texts[1]}]
+        messages = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "answered"}]
+        messages.append({"role": "user", "content": texts[1]})
         parts = [{"type": "text", "text": texts[2]}, {"type": "image_url", "image_url": {"url": "x"}}]
         prompts = [{"prompt": texts[0]}, {"messages": messages}, {"messages": [{"role": "user", "content": parts}]}]
         answer = predict(client, prompts=prompts, tau=0.2, model=model, with_survival=True)
@@ -226,7 +227,11 @@ def test_feedback_may_carry_the_bound_itself(client: TestClient) -> None:
         (b'{"messages": [{"role": "system", "content": "x"}]}', 422, "no message of role user"),
         (b'{"messages": [{"role": "user", "content": 5}]}', 422, "text"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "user", "content": "x"}]}', 422, "surrogate"),
-        (b'{"messages": [{"role": "user", "content": [5, {"type": "text"}]}]}', 422, "messages: empty"),
+        (
+            b'{"messages": [{"role": "user", "content": [5, {"type": "text"}]}]}',
+            422,
+            "messages: no message of role user with text",
+        ),
         (b'{"prompt": "x", "tau": "0.1"}', 422, "tau"),
         (b'{"prompt": "x", "tau": 1.0}', 422, "tau"),
         (b'{"prompt": "x", "tau": 0.0001}', 422, "calibration prompts"),
