@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
     parser.add_argument("--max-running", type=int, default=32, help="answers generated at a time")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the served model brings; read it first"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--out", type=Path, required=True, help="records (parquet); an interrupted call continues")
 
@@ -48,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
 
     from pipelines.served_model import encode_prompts, load_served_model
 
-    served = load_served_model(args.served_model, args.max_new_tokens, args.device)
+    served = load_served_model(
+        args.served_model, args.max_new_tokens, args.device, trust_remote_code=args.trust_remote_code
+    )
     prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
     partial = Draws(args.out.with_name(args.out.name + ".partial.json"), _settings(args, [row.prompt for row in rows]))
     _collect_missing(args, served, prompts, partial)

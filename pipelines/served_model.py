@@ -56,7 +56,14 @@ def device_memory(remedy: str) -> Iterator[None]:
         raise InputError(f"out of memory: {remedy}; finished work is kept") from error
 
 
-def load_served_model(name: str, max_new_tokens: int, device: str | None = None, greedy: bool = False) -> ServedModel:
+def load_served_model(
+    name: str,
+    max_new_tokens: int,
+    device: str | None = None,
+    *,
+    greedy: bool = False,
+    trust_remote_code: bool = False,
+) -> ServedModel:
     """Return a served model from a local folder or the Hugging Face hub.
 
     Args:
@@ -64,6 +71,7 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
         max_new_tokens: Cap of every answer, in tokens.
         device: "cpu" or "cuda"; by default cuda where there is one.
         greedy: Take the likeliest token instead of the model's own sampling settings.
+        trust_remote_code: Run Python files that the model brings; without it a model that needs them is refused.
 
     Raises:
         InputError: It cannot be loaded, or has no end token.
@@ -77,10 +85,17 @@ def load_served_model(name: str, max_new_tokens: int, device: str | None = None,
     if (Path(name).exists() or name.count("/") != 1) and not (Path(name) / "config.json").exists():
         raise InputError(f"served model {name!r}: no folder with a config.json, and not a hub name (OWNER/MODEL)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[device], attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=DTYPES[device], attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"served model {name!r} brings Python code of its own, which does not run unless you read it and give "
+                "--trust-remote-code"
+            ) from error
         raise InputError(
             f"served model {name!r} cannot be loaded ({reason}); a hub model needs a network, a "
             f"gated one also its terms accepted at https://huggingface.co/{name} and `hf auth login`"

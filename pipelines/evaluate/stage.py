@@ -96,6 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the served model brings; read it first"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -127,7 +130,11 @@ def run(args: argparse.Namespace) -> None:
     store = RunStore(args.out, _settings(args), resume=args.resume)
     with device_memory("lower --kv-blocks, --max-batch-tokens or --max-new-tokens"):
         served = load_served_model(
-            args.served_model, args.max_new_tokens, args.device, greedy=args.decoding == "greedy"
+            args.served_model,
+            args.max_new_tokens,
+            args.device,
+            greedy=args.decoding == "greedy",
+            trust_remote_code=args.trust_remote_code,
         )
         case = prepare(args, served, options, store.case)
         store.require_prompts(case.texts)

@@ -34,7 +34,7 @@ def choose(
         out: Parquet to write.
     """
     table = pq.read_table(records, filters=[("model", "=", model), ("split", "=", split)])
-    encode = AutoTokenizer.from_pretrained(tokenizer)
+    encode = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     sizes = [len(ids) for ids in encode(table.column("prompt").to_pylist(), add_special_tokens=False)["input_ids"]]
     firsts = [lens[0] for lens in table.column("output_lens").to_pylist()]
     rows = enumerate(zip(sizes, firsts, strict=True))

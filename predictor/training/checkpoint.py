@@ -132,9 +132,13 @@ def _pretrained(name: str) -> tuple[Any, "Tokenizer"]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        encoder = AutoModel.from_pretrained(name, attn_implementation=attention())
-        fast = AutoTokenizer.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, attn_implementation=attention(), trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"encoder: {name!r} brings Python code of its own, which never runs; choose another"
+            ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"encoder: {name!r} is neither an encoder folder nor had from the hub ({reason})") from None
     tokenizer = getattr(fast, "backend_tokenizer", None)
@@ -148,9 +152,12 @@ def _pretrained(name: str) -> tuple[Any, "Tokenizer"]:
 def _bare_encoder(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModel
 
-    _read_json(folder / "config.json")
+    file = folder / "config.json"
+    if "auto_map" in _read_json(file):
+        raise InputError(f"{file}: auto_map: names Python code, which no predictor brings; copy the predictor again")
     build: Any = AutoModel.from_config
-    encoder = build(AutoConfig.from_pretrained(folder), attn_implementation=attention()).float()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    encoder = build(config, attn_implementation=attention(), trust_remote_code=False).float()
     if hasattr(encoder, "pooler"):
         encoder.pooler = None
     return encoder

@@ -53,7 +53,7 @@ def run(code: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[s
 
 @pytest.mark.skipif(not has_filters(), reason="the kernel cannot forbid sockets")
 def test_a_predictor_leaves_no_file_and_opens_no_socket(exports: dict[str, Path], tmp_path: Path) -> None:
-    """onnxruntime writes a device id under ~/.cache/Microsoft unless it is told not to before its import."""
+    """A device id stood under ~/.cache/Microsoft: onnxruntime reports home unless told not to before its import."""
     done = run(PREDICT, str(exports["fp32"]), home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("*")) == []
