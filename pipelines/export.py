@@ -125,4 +125,4 @@ def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple[
 
     exported = LengthPredictor(export)
     table = prompt_table(records_from_rows(read_rows(file, one_model=False)), exported.spec.models)
-    return table, survivals_with_progress(exported, table.prompts, label, shown=shown)
+    return table, survivals_with_progress(exported, table.prompts, label, table.contexts, shown=shown)

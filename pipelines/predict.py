@@ -11,6 +11,7 @@ from predictor.errors import InputError
 if TYPE_CHECKING:
     from predictor.bounds.bins import IntArray, LengthBins
     from predictor.bounds.distribution import FloatArray
+    from predictor.prompts.request_features import Contexts
     from predictor.quality import MeasuredBounds
     from predictor.records.records import Records
     from predictor.records.rows import Row
@@ -140,17 +141,24 @@ def predict_each(
 
 
 def survivals_with_progress(
-    length_predictor: "LengthPredictorLike", prompts: Sequence[str], label: str, *, shown: bool
+    length_predictor: "LengthPredictorLike",
+    prompts: Sequence[str],
+    label: str,
+    contexts: "Contexts" = None,
+    *,
+    shown: bool,
 ) -> "FloatArray":
-    """Return the survival [N, M, K+1] of N prompts for every served model, with a progress bar while it takes."""
+    """Return the survival [N, M, K+1] of N requests for every served model, with a progress bar while it takes."""
     import numpy as np
     from tqdm import tqdm
 
     parts = []
     with tqdm(total=len(prompts), desc=label, unit="prompt", disable=not shown) as progress:
         for start in range(0, len(prompts), CHUNK_SIZE):
-            chunk = prompts[start : start + CHUNK_SIZE]
-            parts.append(length_predictor.survivals(chunk))
+            rows = slice(start, start + CHUNK_SIZE)
+            chunk = prompts[rows]
+            known = {} if contexts is None else {"contexts": contexts[rows]}
+            parts.append(length_predictor.survivals(chunk, **known))
             progress.update(len(chunk))
     return np.concatenate(parts)
 

@@ -9,6 +9,7 @@ import onnxruntime
 
 from predictor.bounds.distribution import BoolArray, FloatArray, survival_from_hazard_logits
 from predictor.export_folder import MODEL, TOKENIZER, not_whole, read_export
+from predictor.prompts.request_features import Contexts
 from predictor.prompts.tokens import INPUT_NAMES, batches_by_length, encode_prompts, load_tokenizer
 from predictor.spec import LengthPredictorLike, MaxNewTokens, Predictions
 
@@ -49,9 +50,9 @@ class LengthPredictor(LengthPredictorLike):
         except Exception as error:
             raise not_whole(folder / MODEL, error) from None
 
-    def survivals(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
-        return self._survivals(prompts, None)
+    def survivals(self, prompts: Sequence[str], contexts: Contexts = None) -> FloatArray:
+        """Return the predicted survival [N, M, K+1] of N requests for every served model."""
+        return self._survivals(prompts, contexts, None)
 
     def predict(
         self,
@@ -60,27 +61,33 @@ class LengthPredictor(LengthPredictorLike):
         max_new_tokens: MaxNewTokens = None,
         model: str | None = None,
         *,
+        contexts: Contexts = None,
         timeout: float | None = None,
     ) -> Predictions:
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
         `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
-        the folder names. With a `timeout` in seconds, prompts are taken in order, and those not predicted by then get
-        the marginal predictions of the calibration split, which ignore the prompt (`Predictions.is_fallback`). The
-        network is stopped in the middle of its work, the tokenizer only between batches.
+        the folder names. `contexts` are what the requests say beside their prompts, one a prompt. With a `timeout` in
+        seconds, prompts are taken in order, and those not predicted by then get the marginal predictions of the
+        calibration split, which ignore the prompt (`Predictions.is_fallback`). The network is stopped in the middle of
+        its work, the tokenizer only between batches.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         if timeout is None:
-            return super().predict(prompts, tau, max_new_tokens, model)
-        survivals, is_fallback = self._survivals_within(prompts, timeout)
+            return super().predict(prompts, tau, max_new_tokens, model, contexts=contexts)
+        survivals, is_fallback = self._survivals_within(prompts, contexts, timeout)
         survival = self.spec.survival_of(survivals, model)
         return self.spec.predictions(survival, tau, max_new_tokens, model, is_fallback=is_fallback)
 
-    def _survivals(self, prompts: Sequence[str], run_options: onnxruntime.RunOptions | None) -> FloatArray:
+    def _survivals(
+        self, prompts: Sequence[str], contexts: Contexts, run_options: onnxruntime.RunOptions | None
+    ) -> FloatArray:
         spec = self.spec
-        inputs = encode_prompts(self._tokenizer, prompts, spec.max_prompt_tokens, self._terms)
+        inputs = encode_prompts(
+            self._tokenizer, prompts, spec.max_prompt_tokens, self._terms, contexts, spec.num_features
+        )
         logits = np.zeros((len(prompts), len(spec.models), spec.bins.num_bins), dtype=np.float32)
         for indices in batches_by_length(inputs.token_ids, self._batch_size):
             arrays = inputs.batch(indices, spec.pad_token_id)
@@ -90,7 +97,9 @@ class LengthPredictor(LengthPredictorLike):
             logits[indices] = output
         return survival_from_hazard_logits(logits)
 
-    def _survivals_within(self, prompts: Sequence[str], timeout: float) -> tuple[FloatArray, BoolArray]:
+    def _survivals_within(
+        self, prompts: Sequence[str], contexts: Contexts, timeout: float
+    ) -> tuple[FloatArray, BoolArray]:
         """Return the survivals as far as they came in `timeout` seconds, and which prompts [N] have none."""
         survivals = np.ones((len(prompts), len(self.spec.models), self.spec.bins.num_bins + 1))
         is_fallback = np.ones(len(prompts), dtype=np.bool_)
@@ -109,7 +118,8 @@ class LengthPredictor(LengthPredictorLike):
                 rows = slice(start, start + size)
                 if is_over.is_set():
                     break
-                survivals[rows] = self._survivals(prompts[rows], run_options)
+                known = None if contexts is None else contexts[rows]
+                survivals[rows] = self._survivals(prompts[rows], known, run_options)
                 is_fallback[rows] = False
         except Exception:  # onnxruntime's own, where it was stopped
             if not is_over.is_set():

@@ -12,6 +12,8 @@ from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.calibration import PitCalibration
 from predictor.bounds.distribution import BoolArray, FloatArray, bound_and_median
 from predictor.errors import InputError
+from predictor.prompts.features import NAMES
+from predictor.prompts.request_features import FEATURE_NAMES, Contexts
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.prompt_table import PromptTable
 
@@ -59,6 +61,8 @@ class PredictorSpec:
     """Earlier turns of a conversation that it was trained to see before the prompt, at most."""
     context_characters: int = 0
     """Characters of these turns, at most."""
+    num_features: int = len(FEATURE_NAMES)
+    """How many of `FEATURE_NAMES` it reads."""
 
     @property
     def chat_options(self) -> ChatOptions | None:
@@ -154,6 +158,7 @@ class PredictorSpec:
             "versions": self.versions,
             "context_turns": self.context_turns,
             "context_characters": self.context_characters,
+            "num_features": self.num_features,
         }
 
     @classmethod
@@ -176,6 +181,7 @@ class PredictorSpec:
                 dict(value["versions"]),
                 int(value.get("context_turns", 0)),
                 int(value.get("context_characters", 0)),
+                int(value.get("num_features", len(NAMES))),
             )
         except KeyError as error:
             raise InputError(f"{source}: {error.args[0]}: missing; write it again with this version of amin") from None
@@ -192,12 +198,15 @@ class LengthPredictorLike(Protocol):
         return self.spec.bins
 
     @abstractmethod
-    def survivals(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
+    def survivals(self, prompts: Sequence[str], contexts: Contexts = None) -> FloatArray:
+        """Return the predicted survival [N, M, K+1] of N requests for every served model.
 
-    def survival(self, prompts: Sequence[str], model: str | None = None) -> FloatArray:
-        """Return the predicted survival [N, K+1] of N prompts for a served model; InputError where it is unknown."""
-        return self.spec.survival_of(self.survivals(prompts), model)
+        `contexts` are what the requests say beside their prompts, one a prompt; None where nothing is known.
+        """
+
+    def survival(self, prompts: Sequence[str], model: str | None = None, contexts: Contexts = None) -> FloatArray:
+        """Return the predicted survival [N, K+1] of N requests for a served model; InputError where it is unknown."""
+        return self.spec.survival_of(self.survivals(prompts, contexts), model)
 
     def predict(
         self,
@@ -205,16 +214,18 @@ class LengthPredictorLike(Protocol):
         tau: float = 0.1,
         max_new_tokens: MaxNewTokens = None,
         model: str | None = None,
+        *,
+        contexts: Contexts = None,
     ) -> Predictions:
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
         `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
-        `spec` names.
+        `spec` names. `contexts` are what the requests say beside their prompts, one a prompt.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
-        return self.spec.predictions(self.survival(prompts, model), tau, max_new_tokens, model)
+        return self.spec.predictions(self.survival(prompts, model, contexts), tau, max_new_tokens, model)
 
 
 def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """The stages of `amin train`: data, network, fit and calibration."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
     from predictor.prompts.tokens import PromptInputs
     from predictor.records.chat_turns import ChatOptions
+    from predictor.records.prompt_table import PromptTable
     from predictor.records.records import Records
     from predictor.spec import PredictorSpec
     from predictor.splits.data_report import DataReport
@@ -117,10 +117,10 @@ def fit_predictor(
 
     network, tokenizer, spec = length_predictor.network, length_predictor.tokenizer, length_predictor.spec
     tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
-    inputs = [encode_with_progress(tokenizer, table.prompts, spec, shown=config.progress) for table in tables]
+    inputs = [encode_with_progress(tokenizer, table, spec, shown=config.progress) for table in tables]
     train, validation = (encode_table(table, part, spec.bins) for table, part in zip(tables, inputs, strict=True))
     if config.teacher is not None:
-        train = taught_by(config, train, tables[0].prompts, spec)
+        train = taught_by(config, train, tables[0], spec)
     network.unfreeze_last(config.unfrozen_layers)
     for module in network.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -142,7 +142,7 @@ def fit_predictor(
 
 
 def encode_with_progress(
-    tokenizer: "Tokenizer", prompts: Sequence[str], spec: "PredictorSpec", *, shown: bool
+    tokenizer: "Tokenizer", table: "PromptTable", spec: "PredictorSpec", *, shown: bool
 ) -> "PromptInputs":
     """Return what `predictor.prompts.tokens.encode_prompts` gives, with a progress bar while it takes."""
     import numpy as np
@@ -150,11 +150,12 @@ def encode_with_progress(
     from predictor.progress import progress_bar
     from predictor.prompts.tokens import PromptInputs, encode_prompts
 
-    parts = []
+    parts, prompts, contexts = [], table.prompts, table.contexts
     with progress_bar("encode prompts", "prompt", len(prompts), shown=shown) as progress:
         for start in range(0, len(prompts), CHUNK_SIZE):
-            chunk = prompts[start : start + CHUNK_SIZE]
-            parts.append(encode_prompts(tokenizer, chunk, spec.max_prompt_tokens, spec.terms))
+            rows = slice(start, start + CHUNK_SIZE)
+            chunk, known = prompts[rows], contexts[rows] if contexts else None
+            parts.append(encode_prompts(tokenizer, chunk, spec.max_prompt_tokens, spec.terms, known, spec.num_features))
             progress.update(len(chunk))
     return PromptInputs(
         [ids for part in parts for ids in part.token_ids],
@@ -207,7 +208,12 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     spec = PredictorSpec(bins, max_tokens, pad_id, models, default, terms, {}, versions(), turns, characters)
     spec.choose()
     shape = NetworkShape(
-        len(models), len(terms), config.num_components, config.hidden_size, tuple(config.heads.split(","))
+        len(models),
+        len(terms),
+        config.num_components,
+        config.hidden_size,
+        tuple(config.heads.split(",")),
+        spec.num_features,
     )
     network = HazardNetwork(encoder, bins, shape, config.dropout)
     keep_layers(network, config.num_layers)
@@ -224,7 +230,7 @@ def calibrate(length_predictor: "TorchLengthPredictor", calibration: "Records", 
     from predictor.records.prompt_table import prompt_table
 
     table = prompt_table(calibration, length_predictor.spec.models)
-    survivals = survivals_with_progress(length_predictor, table.prompts, "calibrate", shown=shown)
+    survivals = survivals_with_progress(length_predictor, table.prompts, "calibrate", table.contexts, shown=shown)
     length_predictor.spec = length_predictor.spec.recalibrated(survivals, table)
 
 

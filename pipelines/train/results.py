@@ -68,7 +68,9 @@ def measure(
 
     spec = length_predictor.spec
     table = prompt_table(splits["test"], spec.models)
-    survivals = survivals_with_progress(length_predictor, table.prompts, "measure", shown=config.progress)
+    survivals = survivals_with_progress(
+        length_predictor, table.prompts, "measure", table.contexts, shown=config.progress
+    )
     baselines = measure_all_baselines(config, splits, spec.models) if config.baselines else {}
     return TestResults(table, survivals, bounds_by_model(spec, survivals, table, config.tau), baselines)
 

@@ -1,18 +1,18 @@
 """What teachers predict for the training prompts, as targets of `amin train --teacher`."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from predictor.records.prompt_table import PromptTable
     from predictor.spec import PredictorSpec
     from predictor.training.config import TrainConfig
     from predictor.training.data import EncodedPrompts
 
 
 def taught_by(
-    config: "TrainConfig", train: "EncodedPrompts", prompts: Sequence[str], spec: "PredictorSpec"
+    config: "TrainConfig", train: "EncodedPrompts", table: "PromptTable", spec: "PredictorSpec"
 ) -> "EncodedPrompts":
     """Return `train` with targets from the teachers as well, asked once.
 
@@ -31,12 +31,12 @@ def taught_by(
         for teacher, name in zip(teachers, names, strict=True)
     ]
     survivals = [
-        survivals_with_progress(teacher, prompts, "ask teacher", shown=config.progress)[:, places]
+        survivals_with_progress(teacher, table.prompts, "ask teacher", table.contexts, shown=config.progress)[:, places]
         for teacher, places in zip(teachers, columns, strict=True)
     ]
     for name, predicted in zip(names, survivals, strict=True):
         if failed := int((~np.isfinite(predicted).all(axis=(1, 2))).sum()):
             raise InputError(
-                f"teacher: {name}: no number for {failed} of {len(prompts)} prompts; train or export it again"
+                f"teacher: {name}: no number for {failed} of {len(table.prompts)} prompts; train or export it again"
             )
     return taught(train, np.mean(survivals, axis=0), config.teacher_share)

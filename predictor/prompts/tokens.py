@@ -9,7 +9,8 @@ import numpy as np
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
-from predictor.prompts.features import FloatMatrix, text_features
+from predictor.prompts.features import FloatMatrix
+from predictor.prompts.request_features import FEATURE_NAMES, Contexts, request_features
 from predictor.prompts.terms import TermWeights, weigh_terms
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def keep_head_and_tail(token_ids: Sequence[int], max_tokens: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class PromptInputs:
-    """N prompts as the network takes them: token ids (cut), text features [N, F], and the terms of each, of V."""
+    """N prompts as the network takes them: token ids (cut), features [N, F], and the terms of each, of V."""
 
     token_ids: list[list[int]]
     features: FloatMatrix
@@ -58,7 +59,7 @@ class PromptInputs:
         return PromptInputs(token_ids, self.features[rows], terms, self.num_terms)
 
     def batch(self, indices: Sequence[int] | IntArray, pad_token_id: int) -> tuple[IntArray, IntArray, FloatMatrix]:
-        """Return `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]: text features, then term weights."""
+        """Return `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]: features, then term weights."""
         input_ids, attention_mask = pad([self.token_ids[i] for i in indices], pad_token_id)
         weights = np.zeros((len(indices), self.num_terms), dtype=np.float32)
         for row, index in enumerate(indices):
@@ -68,14 +69,20 @@ class PromptInputs:
 
 
 def encode_prompts(
-    tokenizer: "Tokenizer", prompts: Sequence[str], max_tokens: int, terms: Sequence[int] | IntArray
+    tokenizer: "Tokenizer",
+    prompts: Sequence[str],
+    max_tokens: int,
+    terms: Sequence[int] | IntArray,
+    contexts: Contexts = None,
+    num_features: int = len(FEATURE_NAMES),
 ) -> PromptInputs:
     """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms.
 
-    `terms` are the known ones, in increasing order; an array of them saves the time of making one.
+    `terms` are the known ones, in increasing order; an array of them saves the time of making one. `contexts` are what
+    the requests say beside their prompts.
 
     Raises:
-        InputError: `prompts` are not a sequence of strings.
+        InputError: `prompts` are not a sequence of strings, or there are not as many contexts.
     """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError("prompts: must be a sequence of strings")
@@ -83,7 +90,7 @@ def encode_prompts(
     known = np.asarray(terms, dtype=np.int64)
     return PromptInputs(
         [keep_head_and_tail(ids, max_tokens) for ids in full],
-        text_features(prompts, [len(ids) for ids in full]),
+        request_features(prompts, [len(ids) for ids in full], contexts, num_features),
         [weigh_terms(ids, known) for ids in full],
         len(known),
     )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
+from predictor.prompts.context import RequestContext
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.rows import Row, read_rows
 
@@ -26,7 +27,7 @@ class Records:
     that the length is only a lower limit. `datasets` is a group for reporting, "" where none is known; `models`
     likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
     will be served, so that what is measured on them holds for that log only. `num_prompt_tokens` are the served
-    model's, as given.
+    model's, as given. `contexts` are what the requests said beside their prompts, where the file tells.
     """
 
     prompts: tuple[str, ...]
@@ -39,6 +40,7 @@ class Records:
     max_new_tokens: tuple[int | None, ...] | None = None
     recorded: bool = False
     num_prompt_tokens: tuple[int, ...] | None = None
+    contexts: tuple[RequestContext, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -57,6 +59,7 @@ class Records:
             None if self.max_new_tokens is None else tuple(self.max_new_tokens[i] for i in chosen),
             self.recorded,
             None if self.num_prompt_tokens is None else tuple(self.num_prompt_tokens[i] for i in chosen),
+            None if self.contexts is None else tuple(self.contexts[i] for i in chosen),
         )
 
 

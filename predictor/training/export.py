@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictor.export_folder import MANIFEST, MODEL, TOKENIZER, sha256
-from predictor.prompts.features import NAMES
 from predictor.prompts.tokens import INPUT_NAMES
 from predictor.spec import PredictorSpec
 from predictor.training.model_card import model_card
@@ -34,7 +33,7 @@ def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precisio
     network.encoder.set_attn_implementation("eager")
     # Two tensors: given one twice, the exporter takes the mask for the tokens without a word.
     input_ids, attention_mask = torch.ones((2, 3), dtype=torch.int64), torch.ones((2, 3), dtype=torch.int64)
-    features = torch.ones((2, len(NAMES) + len(spec.terms)))
+    features = torch.ones((2, spec.num_features + len(spec.terms)))
     batch = torch.export.Dim("batch")
     width = torch.export.Dim("width", max=spec.max_prompt_tokens)
     with _quiet():

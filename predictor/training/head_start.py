@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.progress import tracked
-from predictor.prompts.features import NAMES, FloatMatrix
+from predictor.prompts.features import FloatMatrix
 from predictor.prompts.tokens import PromptInputs, batches_by_length
 from predictor.training.config import TrainConfig
 from predictor.training.data import TARGET_NAMES, EncodedPrompts
@@ -82,7 +82,7 @@ def pool_prompts(
     inputs, device = prompts.inputs, next(network.parameters()).device
     batches = list(batches_by_length(inputs.token_ids, BATCH_SIZE))
     pooled = torch.zeros(len(inputs), network.scaling.pooled_mean.shape[0], device=device)
-    features = torch.zeros(len(inputs), len(NAMES) + inputs.num_terms, device=device)
+    features = torch.zeros(len(inputs), network.shape.num_features + inputs.num_terms, device=device)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         for indices in tracked(batches, "read prompts", "batch", len(batches), shown=config.progress):
             batch = (torch.as_tensor(array, device=device) for array in inputs.batch(indices, pad_token_id))
@@ -95,7 +95,7 @@ def fit_scaling(network: HazardNetwork, train: PooledPrompts, seed: int) -> None
     """Set the scaling of `network` to the statistics of `train`."""
     fit_state_scaling(network, train)
     scaling = network.scaling
-    text = train.features[:, : len(NAMES)]
+    text = train.features[:, : network.shape.num_features]
     num_different = (text != text[:1]).sum(dim=0)
     scaling.feature_mean.copy_(text.mean(dim=0))
     known = 1.0 / (text.std(dim=0, correction=0) + 1e-4)

@@ -13,6 +13,8 @@ Kind = Literal["hazard", "mixture"]
 
 NUM_LOGISTICS = 4
 MODEL_SIZE = 32
+# Bumps of the hazard around a length asked for: their places and width, in log tokens from it.
+OBEYED_PLACES, OBEYED_WIDTH = (-2.0, -1.2, -0.6, 0.0, 0.6, 1.2, 2.0), 0.5
 # A hazard is a ratio of survivals; without these a lost last digit of float32 would become a logit of any size.
 LEAST_HAZARD = 1e-6
 LEAST_LOG_SURVIVAL = -30.0
@@ -23,13 +25,24 @@ class JointHead(nn.Module):
 
     The output layer is shared, plus a residual of weights and bias for each served model. Kind `hazard` gives the
     logits as they are; `mixture` gives the weights, places and scales of four logistic distributions of log length,
-    smooth where a bin has few draws, and from them the logits.
+    smooth where a bin has few draws, and from them the logits. With `reads_target`, a length that the request asks for
+    moves the answer's distribution towards it, by as much as each served model keeps to it: hazard logits gain bumps
+    around it, logistic places are drawn to it.
     """
 
     log_edges: Tensor
+    obeyed_places: Tensor
 
     def __init__(
-        self, kind: Kind, input_size: int, num_models: int, bins: LengthBins, hidden_size: int, dropout: float
+        self,
+        kind: Kind,
+        input_size: int,
+        num_models: int,
+        bins: LengthBins,
+        hidden_size: int,
+        dropout: float,
+        *,
+        reads_target: bool = False,
     ):
         super().__init__()
         self.kind = kind
@@ -43,19 +56,44 @@ class JointHead(nn.Module):
         self.output = nn.Linear(hidden_size, num_outputs)
         self.residual = nn.Parameter(torch.zeros(num_models, hidden_size, num_outputs))
         self.bias = nn.Parameter(torch.zeros(num_models, num_outputs))
+        self.obeying: nn.Linear | None = None
+        if reads_target:
+            self.obeying = nn.Linear(hidden_size, len(OBEYED_PLACES) if kind == "hazard" else 2)
+            nn.init.zeros_(self.obeying.weight)
+            nn.init.zeros_(self.obeying.bias)
+        self.register_buffer("obeyed_places", torch.tensor(OBEYED_PLACES), persistent=False)
         edges = torch.tensor(bins.as_array()[1:], dtype=torch.float32)
         self.register_buffer("log_edges", torch.log(edges + 0.5), persistent=False)
         nn.init.zeros_(self.gain.weight)
         nn.init.ones_(self.gain.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return hazard logits [B, M, K] of features [B, D]."""
+    def forward(self, features: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Return hazard logits [B, M, K] of features [B, D].
+
+        `asked` [B, 2] says whether a length is asked for, 1 or 0, and log(1 + its tokens).
+        """
         hidden = self.input(self.input_dropout(features)).unsqueeze(1)
         hidden = hidden * self.gain(self.embedding) + self.shift(self.embedding)
         hidden = self.dropout(nn.functional.gelu(hidden))
         outputs: Tensor = self.output(hidden) + self.bias
         outputs = outputs + torch.matmul(hidden.transpose(0, 1), self.residual).transpose(0, 1)
+        if self.obeying is not None:
+            assert asked is not None
+            outputs = self._obey(outputs, self.obeying(hidden), asked)
         return outputs if self.kind == "hazard" else logits_from_log_survival(self._log_survival(outputs))
+
+    def _obey(self, outputs: Tensor, response: Tensor, asked: Tensor) -> Tensor:
+        """Return outputs [B, M, O] moved towards the length asked for, as far as `response` [B, M, R] says."""
+        is_asked, target = asked[:, None, :1], asked[:, None, 1:]
+        if self.kind == "hazard":
+            # Beyond the outermost bumps their effect stays, so that a target holds for lengths far from it.
+            away = (self.log_edges - target[:, 0]).clamp(OBEYED_PLACES[0], OBEYED_PLACES[-1])
+            bumps = torch.exp(-0.5 * ((away.unsqueeze(1) - self.obeyed_places[:, None]) / OBEYED_WIDTH).square())
+            return outputs + is_asked * torch.matmul(response, bumps)
+        weights, places, log_scales = outputs.chunk(3, dim=-1)
+        gate, offset = torch.sigmoid(response[..., :1] - 2.0), response[..., 1:]
+        places = places + is_asked * gate * (target + offset - places)
+        return torch.cat([weights, places, log_scales], dim=-1)
 
     def start_at(self, hazard_logits: FloatArray) -> None:
         """Make the head predict for every prompt the hazard logits [M, K]; a mixture starts broad instead."""

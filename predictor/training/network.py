@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray, survival_from_hazard_logits
 from predictor.prompts.features import NAMES
+from predictor.prompts.request_features import FEATURE_NAMES, HAS_TARGET, LOG_TARGET, Contexts
 from predictor.prompts.tokens import PromptInputs, batches_by_length, encode_prompts
 from predictor.spec import LengthPredictorLike, PredictorSpec
 from predictor.training.heads import JointHead, mean_of_heads
@@ -30,15 +31,21 @@ class NetworkShape:
     num_components: int
     hidden_size: int
     heads: tuple[str, ...]
+    num_features: int = len(FEATURE_NAMES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the shape for JSON."""
         return asdict(self)
 
+    @property
+    def reads_target(self) -> bool:
+        """Whether the length that a request asks for is among the features."""
+        return self.num_features > max(HAS_TARGET, LOG_TARGET)
+
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "NetworkShape":
         """Return the shape that `to_dict` wrote."""
-        return cls(**{**value, "heads": tuple(value["heads"])})
+        return cls(**{"num_features": len(NAMES), **value, "heads": tuple(value["heads"])})
 
 
 class InputScaling(nn.Module):
@@ -59,7 +66,8 @@ class InputScaling(nn.Module):
 
     def __init__(self, pooled_size: int, shape: NetworkShape) -> None:
         super().__init__()
-        sizes = {"pooled": pooled_size, "feature": len(NAMES), "component": shape.num_components}
+        self._num_features = shape.num_features
+        sizes = {"pooled": pooled_size, "feature": shape.num_features, "component": shape.num_components}
         for name, size in sizes.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -67,9 +75,9 @@ class InputScaling(nn.Module):
         self.register_buffer("term_components", torch.zeros(shape.num_terms, shape.num_components))
 
     def forward(self, pooled: Tensor, features: Tensor) -> Tensor:
-        """Return [B, D] from pooled states [B, 2 W] and text features with term weights behind them [B, F + V]."""
-        text = (features[:, : len(NAMES)] - self.feature_mean) * self.feature_scale
-        terms = features[:, len(NAMES) :] * self.term_idf
+        """Return [B, D] from pooled states [B, 2 W] and features with term weights behind them [B, F + V]."""
+        text = (features[:, : self._num_features] - self.feature_mean) * self.feature_scale
+        terms = features[:, self._num_features :] * self.term_idf
         terms = terms / terms.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
         components = (terms @ self.term_components - self.component_mean) * self.component_scale
         text = text.clamp(-MAX_SCALED_FEATURE, MAX_SCALED_FEATURE)
@@ -87,9 +95,9 @@ class HazardNetwork(nn.Module):
         self.shape = shape
         pooled_size = 2 * encoder.config.hidden_size
         self.scaling = InputScaling(pooled_size, shape)
-        size = pooled_size + len(NAMES) + shape.num_components
+        size = pooled_size + shape.num_features + shape.num_components
         self.heads = nn.ModuleList(
-            JointHead(kind, size, shape.num_models, bins, shape.hidden_size, dropout)  # type: ignore[arg-type]
+            JointHead(kind, size, shape.num_models, bins, shape.hidden_size, dropout, reads_target=shape.reads_target)  # type: ignore[arg-type]
             for kind in shape.heads
         )
 
@@ -106,7 +114,8 @@ class HazardNetwork(nn.Module):
         """Return the hazard logits [H, B, M, K] of each head from pooled states and features; in float32."""
         with torch.autocast(pooled.device.type, enabled=False):
             inputs = self.scaling(pooled.float(), features.float())
-            return torch.stack([head(inputs) for head in self.heads])
+            asked = features[:, [HAS_TARGET, LOG_TARGET]].float() if self.shape.reads_target else None
+            return torch.stack([head(inputs, asked) for head in self.heads])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
         """Return hazard logits [B, M, K] of int64 `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]."""
@@ -146,10 +155,12 @@ class TorchLengthPredictor(LengthPredictorLike):
         self._batch_size = batch_size
         self._terms = np.asarray(spec.terms, dtype=np.int64)
 
-    def survivals(self, prompts: Sequence[str]) -> FloatArray:
-        """Return the predicted survival [N, M, K+1] of N prompts for every served model."""
+    def survivals(self, prompts: Sequence[str], contexts: Contexts = None) -> FloatArray:
+        """Return the predicted survival [N, M, K+1] of N requests for every served model."""
         spec = self.spec
-        inputs = encode_prompts(self.tokenizer, prompts, spec.max_prompt_tokens, self._terms)
+        inputs = encode_prompts(
+            self.tokenizer, prompts, spec.max_prompt_tokens, self._terms, contexts, spec.num_features
+        )
         return network_survivals(self.network, inputs, spec.pad_token_id, spec.bins.num_bins, self._batch_size)
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from tokenizers import Tokenizer
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import survival_from_hazard_logits
 from predictor.errors import InputError
+from predictor.prompts.context import RequestContext
+from predictor.prompts.features import NAMES
 from predictor.prompts.tokens import encode_prompts, keep_head_and_tail
 from predictor.spec import PredictorSpec
-from predictor.training.checkpoint import load_encoder, load_for_models, save_predictor
+from predictor.training.checkpoint import load_encoder, load_for_models, load_predictor, save_predictor
 from predictor.training.data import shuffled_batches
 from predictor.training.network import HazardNetwork, NetworkShape, TorchLengthPredictor, network_survivals
 
@@ -48,6 +51,52 @@ def test_padding_does_not_change_a_prediction(tiny_encoder: Path, heads: tuple[s
     np.testing.assert_allclose(padded[:1], alone, atol=1e-5)
     assert np.abs(padded[0] - padded[1]).max() > 1e-3
     assert np.abs(padded[:, 0] - padded[:, 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["hazard", "mixture"])
+def test_a_length_asked_for_moves_the_distribution_towards_it(tiny_encoder: Path, kind: str) -> None:
+    """A head that keeps to it shifts the median; one with no such length in the request is left as it was."""
+    network, tokenizer = make_network(tiny_encoder, (kind,))
+    inputs = encode_prompts(tokenizer, ["river night", "river night in 3 words", "river night in 40 words"], 30, TERMS)
+    before = network_survivals(network, inputs, 0, 6)
+    with torch.no_grad():
+        network.heads[0].obeying.bias.copy_(torch.tensor([9.0, 0.0] if kind == "mixture" else [-8.0] * 3 + [8.0] * 4))
+    after = network_survivals(network, inputs, 0, 6)
+    np.testing.assert_array_equal(after[0], before[0])
+    medians = [[np.sum(row > 0.5) for row in survivals[:, 0]] for survivals in (before, after)]
+    assert medians[1][1] < medians[1][2]
+    assert np.abs(after[1:] - before[1:]).max() > 0.05
+
+
+def test_a_predictor_reads_the_features_that_it_was_made_with(tiny_encoder: Path, tmp_path: Path) -> None:
+    """One of an older version goes on as it was; a context then changes nothing."""
+    encoder, tokenizer = load_encoder(str(tiny_encoder))
+    shape = NetworkShape(1, len(TERMS), 3, 8, ("hazard",), len(NAMES))
+    network = HazardNetwork(encoder, BINS, shape)
+    torch.nn.init.normal_(network.heads[0].residual)
+    spec = PredictorSpec(BINS, 8, 0, ("a",), "a", TERMS, {}, {}, num_features=len(NAMES))
+    save_predictor(tmp_path, network, tokenizer, spec)
+    file = tmp_path / "predictor.json"
+    stated = json.loads(file.read_text())
+    del stated["num_features"], stated["network"]["num_features"]
+    file.write_text(json.dumps(stated))
+    loaded = load_predictor(tmp_path)
+    assert loaded.spec.num_features == len(NAMES)
+    contexts = [RequestContext(num_tools=3)]
+    np.testing.assert_array_equal(loaded.survivals(["river"]), loaded.survivals(["river"], contexts))
+
+
+def test_what_a_request_says_beside_its_prompt_reaches_the_network(tiny_encoder: Path) -> None:
+    """A system prompt that asks for a length, tools and the rest change the survival."""
+    network, tokenizer = make_network(tiny_encoder)
+    spec = PredictorSpec(BINS, 8, 0, ("a", "b"), "a", TERMS, {}, {})
+    length_predictor = TorchLengthPredictor(network, tokenizer, spec)
+    contexts = [None, RequestContext(num_tools=3), RequestContext(system_prompt="Answer in one word.")]
+    survivals = length_predictor.survivals(["river"] * 3, contexts)
+    assert len(np.unique(survivals.reshape(3, -1), axis=0)) == 3
+    np.testing.assert_allclose(survivals[:1], length_predictor.survivals(["river"]), atol=1e-6)
+    with pytest.raises(InputError, match="contexts: 3 for 1 prompts"):
+        length_predictor.survivals(["river"], contexts)
 
 
 def test_a_network_for_other_served_models_keeps_what_it_knows(tiny_encoder: Path, tmp_path: Path) -> None:
