@@ -8,10 +8,11 @@ import numpy as np
 
 from pipelines.request_bounds import RequestBounds
 from scheduler.integrations.at_arrival import AtArrival
-from scheduler.kv_cache import KvCache, Limits
+from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -69,16 +70,14 @@ def continuous_batching_config(
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
 
-    def new_policy(kv_cache: KvCache, limits: Limits) -> Policy:
+    def new_policy(worker: Worker) -> Policy:
         rng = np.random.default_rng(settings.get("seed") or 0)
-        return make_policy(
-            policy, kv_cache, rng, resume=True, output_lens=None, limits=limits, **(policy_options or {})
-        )
+        return make_policy(policy, worker, rng, **(policy_options or {}))
 
     def text(token_ids: Sequence[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    new_policy(KvCache(num_blocks, page_size), Limits())
+    new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
     name = f"amin-{id(bounds)}"
     register(name, page_size, new_policy, lambda: at_arrival(bounds, decode or text, timeout))
     return ContinuousBatchingConfig(

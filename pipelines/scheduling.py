@@ -23,6 +23,7 @@ def policy_options(path: Path | None, name: str) -> dict[str, Any]:
 
     from scheduler.kv_cache import KvCache
     from scheduler.policies import make_policy
+    from scheduler.worker import Worker
 
     if path is None:
         return {}
@@ -30,7 +31,7 @@ def policy_options(path: Path | None, name: str) -> dict[str, Any]:
     try:
         if not isinstance(options, dict):
             raise InputError(f"options of {name} must be an object, not {options!r}")
-        make_policy(name, KvCache(1024, 16), np.random.default_rng(0), resume=False, output_lens=[], **options)
+        make_policy(name, Worker(KvCache(1024, 16)), np.random.default_rng(0), output_lens=[], **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return dict(options)

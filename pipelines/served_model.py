@@ -24,6 +24,7 @@ from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import make_policy
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 """Single precision on a CPU keeps greedy tokens independent of what else is in the batch."""
@@ -198,20 +199,20 @@ def generate(
     block_size = 16
     kv_cache = KvCache.from_budget(max(*sizes, max_running * sum(sizes) // len(sizes)) + block_size, block_size)
     requests = [Request(str(i), len(prompt), cap) for i, (prompt, cap) in enumerate(zip(prompts, caps, strict=True))]
+    worker = Worker(kv_cache, max_batch_tokens=max(512, 2 * max_running))
     executor = _Recorded(
         served.model,
         prompts,
-        kv_cache,
+        worker,
         served.generation_config,
-        max_batch_tokens=max(512, 2 * max_running),
         max_new_tokens=caps,
         seed=seed,
     )
     executor.on_snapshot = on_snapshot
-    policy = make_policy("fcfs-reserve", kv_cache, np.random.default_rng(seed), resume=False, output_lens=None)
+    policy = make_policy("fcfs-reserve", worker, np.random.default_rng(seed))
     with tqdm(total=len(prompts), desc=description, unit="answer") as bar:
         try:
-            Loop(policy, executor, requests, kv_cache).run(lambda finished: bar.update(len(finished)) and None)
+            Loop(policy, executor, requests).run(lambda finished: bar.update(len(finished)) and None)
         finally:
             executor.close()
     return [executor.outputs[i] for i in range(len(prompts))]

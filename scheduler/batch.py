@@ -87,6 +87,8 @@ class RunningBatch:
         self._by_residue[offset % size] -= 1
         self._offset_sum -= offset
         self.next_blocks += -(offset + self.clock + 1) // size
+        if index in self.stalled:
+            self.stalled = [other for other in self.stalled if other != index]
 
     def advance(self, num_iterations: int, stalled: Sequence[int] = ()) -> int:
         """Let iterations pass; return the blocks in use during the last of them.

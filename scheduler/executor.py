@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from scheduler.batch import RunningBatch
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 
 class Progress(NamedTuple):
@@ -25,7 +26,13 @@ class Progress(NamedTuple):
 
 
 class Executor(ABC):
-    """Carries out the iterations of one run."""
+    """Carries out the iterations of one run.
+
+    Attributes:
+        worker: What it runs on, the same that the policy has.
+    """
+
+    worker: Worker
 
     @property
     @abstractmethod

@@ -86,9 +86,12 @@ class Forecast:
 def through_bounds(lower: int, middle: int, upper: int, longest: int) -> Forecast:
     """Return a forecast for a request of which only bounds are known, in tokens, linear in between.
 
-    At least `lower` with probability .9, at least `middle` with .5, above `upper` with .05, never above `longest`.
+    At least `lower` with probability 0.9, at least `middle` with 0.5, above `upper` with 0.05, never above `longest`.
+    Edges that meet are moved one token apart, as far as `longest` leaves room.
     """
-    edges = [0]
-    for edge in (lower, middle, upper, longest):
-        edges.append(max(edge, edges[-1] + 1))
-    return Forecast(np.array(edges, dtype=np.int64), np.array([1.0, 0.9, 0.5, 0.05, 0.0]))
+    edges, survival = [0], [1.0]
+    for edge, alive in ((lower, 0.9), (middle, 0.5), (upper, 0.05), (longest, 0.0)):
+        if edges[-1] < longest:
+            edges.append(min(max(edge, edges[-1] + 1), longest))
+            survival.append(alive)
+    return Forecast(np.array(edges, dtype=np.int64), np.array(survival))

@@ -1,4 +1,4 @@
-"""KV-cache memory in blocks, and the limits that engines put on admission."""
+"""KV-cache memory in blocks."""
 
 from dataclasses import dataclass
 from typing import overload
@@ -41,34 +41,3 @@ class KvCache:
     def blocks(self, num_tokens: int | Ints) -> int | Ints:
         """Return the blocks that hold `num_tokens` tokens, element by element."""
         return -(-num_tokens // self.block_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an engine asks of an admission besides memory; an idle worker may always admit one request.
-
-    Attributes:
-        max_running: Most requests that run at once (vLLM's `max_num_seqs`), or None.
-        watermark_blocks: Blocks that must stay free in the iteration after an admission (vLLM v0's watermark).
-    """
-
-    max_running: int | None = None
-    watermark_blocks: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            InputError: A field is out of its range; the message names it.
-        """
-        if self.max_running is not None and self.max_running < 1:
-            raise InputError(f"max_running is {self.max_running}, must be >= 1")
-        if self.watermark_blocks < 0:
-            raise InputError(f"watermark_blocks is {self.watermark_blocks}, must be >= 0")
-
-    def room(self, num_running: int) -> float:
-        """Return how many more requests may run beside `num_running`."""
-        return float("inf") if self.max_running is None else self.max_running - num_running
-
-
-NO_LIMITS = Limits()

@@ -1,10 +1,25 @@
-"""Limits that hold for every schedule."""
+"""The memory that a request takes over its life, and the limits on latency that follow for every schedule."""
 
 import math
 from heapq import heappop, heappush
+from typing import overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@overload
+def volume(num_prompt_tokens: int, output_len: float) -> float: ...
+@overload
+def volume(num_prompt_tokens: Floats, output_len: Floats) -> Floats: ...
+def volume(num_prompt_tokens: int | Floats, output_len: float | Floats) -> float | Floats:
+    """Return s*o + o(o+1)/2: the token-iterations of memory that a request takes if it is never evicted.
+
+    With s prompt and o output tokens it holds s+1, s+2, ... s+o tokens in its o iterations.
+    """
+    return num_prompt_tokens * output_len + output_len * (output_len + 1) / 2
 
 
 def total_latency_lower_bound(num_prompt_tokens: ArrayLike, output_lens: ArrayLike, kv_budget: int) -> float:
@@ -21,7 +36,7 @@ def total_latency_lower_bound(num_prompt_tokens: ArrayLike, output_lens: ArrayLi
     """
     prompt = np.asarray(num_prompt_tokens, dtype=np.float64)
     output = np.asarray(output_lens, dtype=np.float64)
-    volumes = np.sort(prompt * output + output * (output + 1) / 2)
+    volumes = np.sort(volume(prompt, output))
     return float(max(np.cumsum(volumes).sum() / kv_budget, output.sum()))
 
 
@@ -42,7 +57,7 @@ def latency_lower_bound_with_arrivals(
     """
     prompt = np.asarray(num_prompt_tokens, dtype=np.float64)
     output = np.asarray(output_lens, dtype=np.float64)
-    sizes = (prompt * output + output * (output + 1) / 2) / kv_budget
+    sizes = volume(prompt, output) / kv_budget
     order = np.argsort(np.asarray(arrival_times), kind="stable")
     arrivals = [*np.asarray(arrival_times, dtype=np.float64)[order].tolist(), math.inf]
     waiting: list[float] = []

@@ -12,8 +12,8 @@ from scheduler.arrival_source import ArrivalSource, KnownArrivals
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor
-from scheduler.kv_cache import Ints, KvCache
-from scheduler.policy import Policy
+from scheduler.kv_cache import Ints
+from scheduler.policy import Policy, Status
 from scheduler.request import Request
 
 Floats = NDArray[np.float64]
@@ -107,32 +107,28 @@ class Loop:
         policy: Policy,
         executor: Executor,
         requests: Sequence[Request],
-        kv_cache: KvCache,
         *,
-        resume: bool = False,
         arrivals: ArrivalSource | None = None,
     ) -> None:
         """Check every request and start with nothing running.
 
         Args:
             policy: A new policy; it is used up by the run.
-            executor: A new executor that knows these requests by their index.
+            executor: A new executor on the same worker that knows these requests by their index.
             requests: The workload; an index is a position in it.
-            kv_cache: The memory, the same that the policy has.
-            resume: Whether an evicted request keeps its generated tokens; the policy must agree.
             arrivals: Hands the requests over, with what was found out about them since they arrived; by default each
                 at its arrival, as it is in `requests`.
 
         Raises:
             InputError: A request can never fit, or two have one id.
         """
-        check_requests(requests, executor, kv_cache)
-        self._policy, self._executor, self._requests, self._kv_cache = policy, executor, requests, kv_cache
-        self._resume = resume
+        assert policy.worker == executor.worker, "policy and executor are for different workers"
+        self._policy, self._executor, self._requests, self._worker = policy, executor, requests, policy.worker
+        check_requests(requests, executor)
         self._arrivals = arrivals or KnownArrivals(requests)
         self._next_arrival = self._arrivals.next_time
         self._num_waiting = 0
-        self._running = RunningBatch(kv_cache)
+        self._running = RunningBatch(self._worker.kv_cache)
         self._kept_tokens: dict[int, int] = {}
         self._outcomes = Outcomes(requests)
         self._without_token: list[int] = []  # running requests that have never produced one
@@ -176,7 +172,7 @@ class Loop:
         for index in preempted:
             outcomes.num_evictions[index] += 1
             outcomes.num_recomputed_tokens[index] += running.num_tokens(index) - self._executor.evict(index)
-            if self._resume:
+            if self._worker.resume:
                 self._kept_tokens[index] = running.num_generated(index)
             running.remove(index)
             if index in self._without_token:
@@ -200,7 +196,7 @@ class Loop:
         running, executor, first_blocks = self._running, self._executor, self._running.next_blocks
         count, started = len(running), executor.now
         assert count > 0, "the policy left the worker idle"
-        assert first_blocks <= self._kv_cache.num_blocks, "the policy left a batch that does not fit"
+        assert first_blocks <= self._worker.kv_cache.num_blocks, "the policy left a batch that does not fit"
         most = valid_for if valid_for == 1 else min(valid_for, running.num_iterations_that_fit())
         first_end, finished, stalled, num_iterations = executor.iterate(running, most, self._next_arrival)
         now = executor.now
@@ -211,7 +207,7 @@ class Loop:
             self._outcomes.finish_time[index] = now
             self._outcomes.output_len[index] = output_len = running.num_generated(index)
             running.remove(index)
-            self._policy.finish(index, output_len)
+            self._policy.end(index, Status.ANSWERED, output_len)
         entry = (now, now - started, num_iterations, self._num_waiting, count, first_blocks, last_blocks)
         self._outcomes.entries.extend(entry)
         return finished
@@ -226,11 +222,11 @@ class Loop:
         self._without_token = left
 
 
-def check_requests(requests: Sequence[Request], executor: Executor, kv_cache: KvCache) -> None:
+def check_requests(requests: Sequence[Request], executor: Executor) -> None:
     """Raise InputError for an empty workload, a repeated id, or a request that can never fit."""
     if not requests:
         raise InputError("the workload has no request")
-    seen = set[str]()
+    seen, kv_cache = set[str](), executor.worker.kv_cache
     for index, request in enumerate(requests):
         if request.request_id in seen:
             raise InputError(f"request_id {request.request_id!r} appears twice")

@@ -33,8 +33,8 @@ class Request:
     def forecast_or_bounds(self) -> Forecast:
         """Return the forecast; where there is none, one drawn through the bounds and the prediction.
 
-        A lower bound is taken to be reached with probability .9, an upper one with .05; `max_new_tokens` stands for an
-        upper bound that is not known, the middle of the bounds for the prediction.
+        A lower bound is taken to be reached with probability 0.9, an upper one with 0.05; `max_new_tokens` stands for
+        an upper bound that is not known, the middle of the bounds for the prediction.
         """
         if self.forecast is not None:
             return self.forecast

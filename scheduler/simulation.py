@@ -1,40 +1,22 @@
 """One simulated run of one policy."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scheduler.cost_model import CostModel
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
+from scheduler.policy import Policy
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 from scheduler.workload import Workload
 
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """What a workload runs on.
-
-    Attributes:
-        kv_cache: Its memory.
-        resume: Whether an evicted request keeps its generated tokens.
-        limits: What it asks of an admission besides memory.
-        cost_model: What an iteration takes; None for the iteration clock.
-        max_batch_tokens: Most tokens of one iteration (chunked prefill), or None.
-    """
-
-    kv_cache: KvCache
-    resume: bool = False
-    limits: Limits = NO_LIMITS
-    cost_model: CostModel | None = None
-    max_batch_tokens: int | None = None
+MakePolicy = Callable[[Worker, np.random.Generator], Policy]
 
 
 def simulate(
-    policy: str,
+    policy: str | MakePolicy,
     workload: Workload,
     worker: Worker,
     seed: int,
@@ -44,19 +26,16 @@ def simulate(
     """Return what happens to a workload under a policy; times in iterations, or seconds with a cost model.
 
     Args:
-        policy: A key of `scheduler.policies.POLICIES`.
-        workload: Requests and their true lengths, which go to the executor and to clairvoyant policies alone.
+        policy: A key of `scheduler.policies.POLICIES`, or what makes a policy.
+        workload: Requests and their true lengths, which go to the executor and to policies that read them alone.
         worker: What it runs on.
         seed: Of what the policy leaves to chance.
         on_finish: Told the indices of the requests that end, as they do.
-        options: Further arguments of the policy.
+        options: Further arguments of a policy that is named.
     """
-    output_lens = workload.output_lens
-    executor = SimulatedExecutor(
-        worker.kv_cache, output_lens, cost_model=worker.cost_model, max_batch_tokens=worker.max_batch_tokens
-    )
     rng = np.random.default_rng(seed)
-    made = make_policy(
-        policy, worker.kv_cache, rng, resume=worker.resume, output_lens=output_lens, limits=worker.limits, **options
-    )
-    return Loop(made, executor, workload.requests, worker.kv_cache, resume=worker.resume).run(on_finish)
+    if isinstance(policy, str):
+        made = make_policy(policy, worker, rng, output_lens=workload.output_lens, **options)
+    else:
+        made = policy(worker, rng)
+    return Loop(made, SimulatedExecutor(worker, workload.output_lens), workload.requests).run(on_finish)

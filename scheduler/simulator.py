@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from scheduler.batch import RunningBatch
-from scheduler.cost_model import Clock, CostModel
+from scheduler.cost_model import Clock
 from scheduler.errors import InputError
 from scheduler.executor import Executor, Progress
-from scheduler.kv_cache import KvCache
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 
 class SimulatedExecutor(Executor):
@@ -23,27 +23,15 @@ class SimulatedExecutor(Executor):
     now = 0.0
     """Iterations since the start, or seconds with a cost model."""
 
-    def __init__(
-        self,
-        kv_cache: KvCache,
-        output_lens: Sequence[int],
-        *,
-        cost_model: CostModel | None = None,
-        max_batch_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, worker: Worker, output_lens: Sequence[int]) -> None:
         """Start at time 0.
 
         Args:
-            kv_cache: The memory, for rejecting what can never fit.
+            worker: What it plays.
             output_lens: True output length by request index, each at least 1.
-            cost_model: What an iteration takes; None for the iteration clock.
-            max_batch_tokens: Most tokens of one iteration, or None: requests in decode come first with one each, then
-                prefills in order of admission, split where they do not fit (chunked prefill).
         """
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens is {max_batch_tokens}, must be >= 1")
-        self._kv_cache, self._output_lens = kv_cache, output_lens
-        self._clock, self._max_batch_tokens = Clock.of(cost_model), max_batch_tokens
+        self.worker, self._output_lens = worker, output_lens
+        self._clock, self._max_batch_tokens = Clock.of(worker.cost_model), worker.max_batch_tokens
         self._ticks = 0
         self._prefill: dict[int, tuple[int, int]] = {}  # tokens still to be prefilled, and to be generated then
         self._ends: list[tuple[int, int]] = []  # heap of (iteration, request); outdated entries stay
@@ -52,10 +40,11 @@ class SimulatedExecutor(Executor):
     def check(self, index: int, request: Request) -> None:
         """Raise InputError for a request whose true peak exceeds the cache."""
         peak = request.num_prompt_tokens + self._output_lens[index]
-        if self._kv_cache.blocks(peak) > self._kv_cache.num_blocks:
+        kv_cache = self.worker.kv_cache
+        if kv_cache.blocks(peak) > kv_cache.num_blocks:
             raise InputError(
                 f"request {request.request_id!r}: prompt and output take {peak} tokens, more than the KV budget of "
-                f"{self._kv_cache.kv_budget}"
+                f"{kv_cache.kv_budget}"
             )
 
     def wait_until(self, time: float) -> None:

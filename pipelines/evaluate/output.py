@@ -13,13 +13,13 @@ from pipelines.evaluate.cost_fit import FittedCost, fit_cost_model
 from pipelines.evaluate.replay import replay, write_workload
 from pipelines.evaluate.report import write_report
 from pipelines.evaluate.results import evaluation_results
-from pipelines.evaluate.run import ENGINE_FIFO, UNPREDICTED, MeasuredRun
+from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun, reads_predictions
 from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
 from pipelines.results import print_table, table, write_results
 from pipelines.served_model import ServedModel
 from scheduler.kv_cache import KvCache
-from scheduler.simulation import Worker
+from scheduler.worker import Worker
 
 
 def write_all(
@@ -85,7 +85,7 @@ def _write_inputs(
 def _with_predictions(runs: Sequence[MeasuredRun]) -> MeasuredRun:
     """Return a run whose requests carry predictions, or else the first of our loop."""
     ours = [measured for measured in runs if measured.run.policy != ENGINE_FIFO]
-    return next((measured for measured in ours if measured.run.policy not in UNPREDICTED), ours[0])
+    return next((measured for measured in ours if reads_predictions(measured.run.policy)), ours[0])
 
 
 def _bounds_and_lens(case: Case, runs: Sequence[MeasuredRun]) -> tuple[list[int], list[int]]:

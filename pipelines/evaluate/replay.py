@@ -16,7 +16,8 @@ from scheduler.cost_model import CostModel
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
 from scheduler.request import Request
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
 from scheduler.workload import Workload
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from pipelines.evaluate.case import Case
-from pipelines.evaluate.run import ENGINE_FIFO, UNPREDICTED, MeasuredRun
+from pipelines.evaluate.run import MeasuredRun, reads_predictions
 from pipelines.results import policy_figures
 from pipelines.served_model import ServedModel
 from scheduler.kv_cache import KvCache
@@ -51,7 +51,7 @@ def bound_figures(args: argparse.Namespace, case: Case, runs: Sequence[MeasuredR
 
     Where no policy has run that asks the predictor, of the bounds it gives without a time limit.
     """
-    used = [measured for measured in runs if measured.run.policy not in UNPREDICTED | {ENGINE_FIFO}]
+    used = [measured for measured in runs if reads_predictions(measured.run.policy)]
     pairs = [
         (request.output_len_lower_bound, length)
         for measured in used

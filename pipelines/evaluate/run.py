@@ -19,13 +19,12 @@ from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_fifo import EngineFifo
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
-from scheduler.policies import CLAIRVOYANT, make_policy
+from scheduler.policies import POLICIES, Reads, make_policy
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 ENGINE_FIFO = "engine-fifo"
 """The engine's own scheduler, without our loop: the control."""
-UNPREDICTED = CLAIRVOYANT | {"fcfs", "fcfs-reserve", "sglang", "past-future"}
-"""Policies that read nothing that a predictor says: their requests do not wait for it."""
 WARM_UP_REQUESTS = 8
 
 
@@ -63,10 +62,18 @@ def measure(
     lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
     forced = lens if args.decoding == "forced" else None
     prompts = [case.prompts[i] for i in order]
-    settings: dict[str, Any] = {"max_batch_tokens": args.max_batch_tokens, "forced_lens": forced, "seed": seed}
     title = "warm-up" if warm_up else f"{name} seed {seed}"
     if name == ENGINE_FIFO:
-        engine = EngineFifo(served.model, prompts, requests, kv_cache, served.generation_config, **settings)
+        engine = EngineFifo(
+            served.model,
+            prompts,
+            requests,
+            kv_cache,
+            served.generation_config,
+            max_batch_tokens=args.max_batch_tokens,
+            forced_lens=forced,
+            seed=seed,
+        )
         try:
             with tqdm(total=len(order), desc=title, unit="request") as bar:
                 result = engine.run(lambda finished: bar.update(len(finished)) and None)
@@ -74,16 +81,15 @@ def measure(
             engine.close()
         run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(args, requests))
         return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
-    resume = args.eviction == "resume"
-    options = case.policy_options[name]
-    policy = TimedPolicy(make_policy(name, kv_cache, rng, resume=resume, output_lens=lens, **options))
+    worker = Worker(kv_cache, resume=args.eviction == "resume", max_batch_tokens=args.max_batch_tokens)
+    policy = TimedPolicy(make_policy(name, worker, rng, output_lens=lens, **case.policy_options[name]))
     executor = TransformersExecutor(
-        served.model, prompts, kv_cache, served.generation_config, resume=resume, **settings
+        served.model, prompts, worker, served.generation_config, forced_lens=forced, seed=seed
     )
-    arrivals = None if name in UNPREDICTED else _predicted(args, case, order, requests, executor)
+    arrivals = _predicted(args, case, order, requests, executor) if reads_predictions(name) else None
     try:
         with tqdm(total=len(order), desc=title, unit="request") as bar:
-            loop = Loop(policy, executor, requests, kv_cache, resume=resume, arrivals=arrivals)
+            loop = Loop(policy, executor, requests, arrivals=arrivals)
             if arrivals:
                 arrivals.start()
             result = loop.run(lambda finished: bar.update(len(finished)) and None)
@@ -104,6 +110,11 @@ def measure(
         np.array(executor.iterations).reshape(-1, 4),
         _identical(case, order, executor.outputs),
     )
+
+
+def reads_predictions(name: str) -> bool:
+    """Return whether requests wait for a prediction under a policy, or under the engine's own scheduler."""
+    return name != ENGINE_FIFO and POLICIES[name].reads is Reads.PREDICTION
 
 
 def within_cache(kv_cache: KvCache, request: Request) -> Request:

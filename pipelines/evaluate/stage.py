@@ -193,7 +193,7 @@ def policy_names(text: str) -> Sequence[str]:
 
 
 def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
-    from scheduler.policies import CLAIRVOYANT
+    from scheduler.policies import Reads, policies_that_read
 
     require_at_least(args, 1, "seeds", "max_new_tokens", "max_batch_tokens", "kv_blocks", "limit")
     require_at_least(args, 4, "block_size")  # transformers takes no smaller pages
@@ -202,10 +202,9 @@ def _check(args: argparse.Namespace, names: Sequence[str]) -> None:
         raise InputError(f"--predict-timeout is {args.predict_timeout}, must be a number of milliseconds above 0")
     if not 0 <= args.warm_up <= 0.5:
         raise InputError(f"--warm-up is {args.warm_up}, must be a share in 0..0.5")
-    if args.decoding == "sample" and CLAIRVOYANT & set(names):
-        raise InputError(
-            f"--policies: {', '.join(CLAIRVOYANT & set(names))} needs true lengths: not with --decoding sample"
-        )
+    told = policies_that_read(Reads.OUTPUT_LEN) & set(names)
+    if args.decoding == "sample" and told:
+        raise InputError(f"--policies: {', '.join(sorted(told))} needs true lengths: not with --decoding sample")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

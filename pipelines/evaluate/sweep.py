@@ -16,7 +16,8 @@ from pipelines.served_model import ServedModel
 from scheduler.arrivals import poisson_arrivals
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
 from scheduler.workload import Workload
 
 POLICY = "amin-survival"

@@ -3,7 +3,7 @@
 from time import perf_counter
 
 from scheduler.batch import RunningBatch
-from scheduler.policy import Decision, Policy
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
 
 
@@ -12,7 +12,7 @@ class TimedPolicy(Policy):
 
     def __init__(self, policy: Policy) -> None:
         """Wrap a new policy."""
-        super().__init__(policy.kv_cache, policy.rng, resume=policy.resume, limits=policy.limits)
+        super().__init__(policy.worker, policy.rng)
         self._policy = policy
         self.waiting = policy.waiting
         self.seconds = 0.0
@@ -30,8 +30,8 @@ class TimedPolicy(Policy):
         self.seconds += perf_counter() - started
         return decision
 
-    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Pass on an end."""
         started = perf_counter()
-        self._policy.finish(index, output_len, is_running=is_running)
+        self._policy.end(index, status, num_generated, is_running=is_running)
         self.seconds += perf_counter() - started

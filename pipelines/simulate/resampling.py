@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.arrivals import times_at_load
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
 from scheduler.workload import Workload
 
 Floats = NDArray[np.float64]

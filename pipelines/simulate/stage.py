@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scheduler.errors import InputError
 
 if TYPE_CHECKING:
-    from scheduler.simulation import Worker
+    from scheduler.worker import Worker
     from scheduler.workload import Workload
 
 HELP = "simulate a workload under several policies (no torch)"
@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> None:
 def make_worker(args: argparse.Namespace) -> "Worker":
     """Return the worker that the options describe; InputError for one out of its range."""
     from scheduler.cost_model import CostModel
-    from scheduler.kv_cache import KvCache, Limits
-    from scheduler.simulation import Worker
+    from scheduler.kv_cache import KvCache
+    from scheduler.worker import Worker
 
     kv_cache = KvCache.from_budget(args.kv_budget, args.block_size)
     if not 0 <= args.watermark < 1:
@@ -145,7 +145,8 @@ def make_worker(args: argparse.Namespace) -> "Worker":
     return Worker(
         kv_cache,
         resume=args.eviction == "resume",
-        limits=Limits(args.max_running, int(args.watermark * kv_cache.num_blocks)),
+        max_running=args.max_running,
+        watermark_blocks=int(args.watermark * kv_cache.num_blocks),
         cost_model=None if args.cost_model == "iteration" else CostModel.read(Path(args.cost_model)),
         max_batch_tokens=args.max_batch_tokens,
     )

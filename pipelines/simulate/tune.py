@@ -10,7 +10,7 @@ from scheduler.errors import InputError
 
 if TYPE_CHECKING:
     from predictor.spec import LengthPredictorLike
-    from scheduler.simulation import Worker
+    from scheduler.worker import Worker
     from scheduler.workload import Workload
 
 HELP = "choose tau and the levels of amin-survival by simulated latency on your records"

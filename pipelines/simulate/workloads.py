@@ -11,8 +11,8 @@ from pipelines.simulate.traces import read_requests
 from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.errors import InputError
 from scheduler.json_file import read_json
-from scheduler.simulation import Worker
 from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 
 MADE_UP = "lmsys-shaped:"

@@ -27,11 +27,12 @@ from scheduler.executor import Progress
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
-from scheduler.policy import Decision, Policy
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
 from scheduler.simulator import SimulatedExecutor
 from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 
 MOCKER = Path(__file__).with_name("mocker.py")
@@ -70,8 +71,8 @@ def mocker_workload() -> Workload:
 class OneByOne(SimulatedExecutor):
     """Runs one iteration at a time, as an engine does, once `policy` is timed."""
 
-    def __init__(self, policy: "Timed", kv_cache: KvCache, output_lens: Sequence[int]) -> None:
-        super().__init__(kv_cache, output_lens)
+    def __init__(self, policy: "Timed", worker: Worker, output_lens: Sequence[int]) -> None:
+        super().__init__(worker, output_lens)
         self._policy = policy
 
     def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
@@ -87,7 +88,7 @@ class Timed(Policy):
     """Times the decisions of a policy from when no more than `num_waiting` requests wait."""
 
     def __init__(self, policy: Policy, num_waiting: int) -> None:
-        super().__init__(policy.kv_cache, policy.rng)
+        super().__init__(policy.worker, policy.rng)
         self._policy, self._num_waiting = policy, num_waiting
         self.is_timed = False
         self.num_running: list[int] = []
@@ -98,9 +99,9 @@ class Timed(Policy):
         """Pass it on."""
         self._policy.add(index, request)
 
-    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Pass it on."""
-        self._policy.finish(index, output_len, is_running=is_running)
+        self._policy.end(index, status, num_generated, is_running=is_running)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Pass it on and take the time."""
@@ -126,12 +127,12 @@ def decision_times(names: Iterable[str], num_running: int, num_waiting: int) -> 
     rows = []
     for name in names:
         tokens_each = 600 if name in RESERVING else 250  # about what each of that many takes
-        kv_cache = KvCache(num_running * tokens_each // 16, 16)
-        policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=True, output_lens=workload.output_lens)
+        worker = Worker(KvCache(num_running * tokens_each // 16, 16), resume=True)
+        policy = make_policy(name, worker, np.random.default_rng(0), output_lens=workload.output_lens)
         timed = Timed(policy, num_waiting)
-        executor = OneByOne(timed, kv_cache, workload.output_lens)
+        executor = OneByOne(timed, worker, workload.output_lens)
         with suppress(EnoughError):
-            Loop(timed, executor, workload.requests, kv_cache, resume=True).run()
+            Loop(timed, executor, workload.requests).run()
         micros = np.array(timed.seconds) * 1e6
         acted = micros[np.array(timed.acted)]
         rows.append({

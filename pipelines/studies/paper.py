@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scheduler.errors import InputError
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
 from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 
 logger = logging.getLogger(__name__)

@@ -105,8 +105,8 @@ def run_offline(options: dict[str, Any], workload: Workload) -> Outcome:
         engine.add_request(str(i), {"prompt_token_ids": tokens}, params)
     answers, latencies, iterations = zip(*run_engine(engine), strict=True)
     outcome = Outcome(list(answers), list(latencies), num_preemptions_offline(llm) - before, float(np.mean(iterations)))
-    mirror = getattr(engine.engine_core.engine_core.scheduler, "mirror", ())
-    assert len(mirror) == 0, "the policy still keeps finished requests"
+    runner = getattr(engine.engine_core.engine_core.scheduler, "runner", ())
+    assert len(runner) == 0, "the policy still keeps finished requests"
     engine.engine_core.shutdown()
     del llm, engine
     gc.collect()

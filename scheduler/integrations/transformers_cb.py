@@ -19,6 +19,7 @@ from scheduler.executor import Executor, Progress
 from scheduler.integrations.transformers_engine import Engine, Output
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 
 class TransformersExecutor(Executor):
@@ -32,42 +33,40 @@ class TransformersExecutor(Executor):
         self,
         model: Any,
         prompts: Sequence[list[int]],
-        kv_cache: KvCache,
+        worker: Worker,
         generation_config: GenerationConfig,
         *,
-        max_batch_tokens: int,
         forced_lens: Sequence[int] | None = None,
         max_new_tokens: Sequence[int] | None = None,
-        resume: bool = False,
         seed: int = 0,
     ) -> None:
-        """Set the engine up with a cache of `kv_cache`.
+        """Set the engine up with the worker's cache.
 
         Args:
             model: The served model.
             prompts: Token ids by request index.
-            kv_cache: The memory.
+            worker: The memory, and the most tokens of one iteration, without which there is no engine.
             generation_config: Sampling settings.
-            max_batch_tokens: Most tokens of one iteration.
             forced_lens: If given, request i generates exactly forced_lens[i] tokens, whatever the model says, so
                 that policies can be compared on the same work.
             max_new_tokens: Cap of each request's answer, in tokens; by default that of `generation_config` for all.
-            resume: Whether evicted requests keep their generated tokens.
             seed: Of the engine's sampling.
 
         Raises:
-            InputError: The engine could not make a cache of that size.
+            InputError: The engine could not make a cache of that size, or `worker` does not limit an iteration.
         """
+        if worker.max_batch_tokens is None:
+            raise InputError("max_batch_tokens is None, must be >= 1: an engine limits the tokens of an iteration")
         self._engine = Engine(
             model,
-            kv_cache,
+            worker.kv_cache,
             generation_config,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=worker.max_batch_tokens,
             is_forced=forced_lens is not None,
             seed=seed,
             safety_margin=0.0,  # memory is the policy's business
         )
-        self._prompts, self._resume, self._kv_cache = prompts, resume, kv_cache
+        self.worker, self._prompts = worker, prompts
         self._limits = forced_lens or max_new_tokens or [int(generation_config.max_new_tokens)] * len(prompts)
         self._states: dict[int, RequestState] = {}
         self._evicted: dict[int, RequestState] = {}
@@ -85,7 +84,7 @@ class TransformersExecutor(Executor):
 
     def check(self, index: int, request: Request) -> None:
         """Raise InputError for a prompt that leaves no room for `max_new_tokens` in the cache."""
-        check_room(request, self._limits[index], self._kv_cache)
+        check_room(request, self._limits[index], self.worker.kv_cache)
 
     @property
     def running_tokens(self) -> dict[int, list[int]]:
@@ -109,7 +108,7 @@ class TransformersExecutor(Executor):
             queues.waiting_requests_order.remove(state.request_id)
         else:
             self._engine.free(state)
-        if self._resume:
+        if self.worker.resume:
             self._evicted[index] = state.create_equivalent_initial_request()
         return num_missing
 

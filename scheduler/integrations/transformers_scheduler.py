@@ -17,11 +17,12 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 
 from scheduler.errors import InputError
 from scheduler.integrations.at_arrival import AtArrival
-from scheduler.integrations.mirror import Mirror
+from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.integrations.transformers_cb import check_room
-from scheduler.kv_cache import KvCache, Limits
-from scheduler.policy import Policy
+from scheduler.kv_cache import KvCache
+from scheduler.policy import Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 PAGE_SIZE_FIELD = (
     "page_size" if "page_size" in {field.name for field in fields(ContinuousBatchingConfig)} else "block_size"
@@ -34,7 +35,7 @@ Batch = tuple[list[FutureRequestState] | None, bool, int, int]
 def register(
     name: str,
     page_size: int,
-    make_policy: Callable[[KvCache, Limits], Policy],
+    make_policy: Callable[[Worker], Policy],
     make_at_arrival: Callable[[], AtArrival],
 ) -> None:
     """Add a scheduler `name` to those that transformers knows.
@@ -43,7 +44,7 @@ def register(
         name: For `ContinuousBatchingConfig(scheduler_type=name)`, whose `page_size` must be this one, with
             `allow_block_sharing` and `use_async_batching` off.
         page_size: Tokens in a block.
-        make_policy: Returns a new policy, which resumes evicted requests, for each engine that is set up.
+        make_policy: Returns a new policy for the worker that each engine makes.
         make_at_arrival: Likewise what predicts for the requests of an engine.
     """
     scheduler: Any = partial(
@@ -62,7 +63,7 @@ class PolicyScheduler(Scheduler):
         max_requests_per_batch: int,
         *,
         page_size: int,
-        make_policy: Callable[[KvCache, Limits], Policy],
+        make_policy: Callable[[Worker], Policy],
         make_at_arrival: Callable[[], AtArrival],
     ) -> None:
         """Build for an engine's cache; the margin of free blocks is left to the policy."""
@@ -71,14 +72,15 @@ class PolicyScheduler(Scheduler):
                 "ContinuousBatchingConfig: allow_block_sharing must be False: shared blocks are not counted"
             )
         self._kv_cache = KvCache(cache.num_blocks, page_size)
-        self._make_policy = partial(make_policy, self._kv_cache, Limits(max_running=max_requests_per_batch))
+        worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
+        self._make_policy = partial(make_policy, worker)
         self._make_at_arrival = make_at_arrival
         super().__init__(cache, 0.0, max_requests_per_batch)
 
     def reset(self) -> None:
         """Forget everything; a new policy starts."""
         super().reset()
-        self.mirror, self.at_arrival = Mirror(self._make_policy()), self._make_at_arrival()
+        self.runner, self.at_arrival = PolicyRunner(self._make_policy()), self._make_at_arrival()
         self._has_failed = False
         """Whether the engine could store nothing and asks again within the iteration."""
 
@@ -88,7 +90,7 @@ class PolicyScheduler(Scheduler):
         Raises:
             InputError: It asks for several sequences, or could not finish alone in the cache.
         """
-        if state.request_id not in self.mirror and state.request_id not in self.at_arrival:
+        if state.request_id not in self.runner and state.request_id not in self.at_arrival:
             self.at_arrival.add(self._facts(state), state.initial_tokens)
         super().add_waiting_request(state)
 
@@ -102,13 +104,13 @@ class PolicyScheduler(Scheduler):
         """Return the next iteration as the engine takes it, after the policy's evictions."""
         if not self._has_failed:
             self._let_go()
-            self.mirror.follow(self._num_generated)
-        for request in self.at_arrival.take(wait=not len(self.mirror)):
-            self.mirror.add(request)
-        for request_id in self.mirror.decide():
+            self.runner.follow(self._num_generated)
+        for request in self.at_arrival.take(wait=not len(self.runner)):
+            self.runner.add(request)
+        for request_id in self.runner.decide():
             self._evict(request_id)
         active = sorted(self.active_requests.values(), key=lambda state: state.status != RequestStatus.DECODING)
-        admitted = [self.waiting_requests[i] for i in self.mirror.running_ids() if i in self.waiting_requests]
+        admitted = [self.waiting_requests[i] for i in self.runner.running_ids() if i in self.waiting_requests]
         started = set[str]()
         batch, has_failed, *rest = self._process_candidates(
             [*active, *(() if self.block_new_requests else admitted)], token_budget, cache_budget, started
@@ -121,13 +123,14 @@ class PolicyScheduler(Scheduler):
         """Free a request that ended, and tell the policy."""
         state = self.active_requests.get(request_id)
         super().finish_request(request_id)
-        if request_id in self.mirror:
-            self.mirror.remove(request_id, generated(state) if state and generated(state) else None)
+        if request_id in self.runner:
+            num_generated = generated(state) if state else 0
+            self.runner.end(request_id, Status.ANSWERED if num_generated else Status.CANCELLED, num_generated)
 
     def _let_go(self) -> None:
         """Forget what the engine has dropped: cancelled and failed requests."""
-        for request_id in [i for i in self.mirror.request_ids() if not self._has(i)]:
-            self.mirror.remove(request_id, None)
+        for request_id in [i for i in self.runner.request_ids() if not self._has(i)]:
+            self.runner.end(request_id, Status.CANCELLED, 0)
         for request_id in [i for i in self.at_arrival.request_ids() if not self._has(i)]:
             self.at_arrival.discard(request_id)
 

@@ -24,11 +24,12 @@ from vllm.v1.request import RequestStatus
 
 from scheduler.errors import InputError
 from scheduler.integrations.at_arrival import AtArrival
-from scheduler.integrations.mirror import Mirror
-from scheduler.kv_cache import KvCache, Limits
+from scheduler.integrations.policy_runner import PolicyRunner
+from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
-from scheduler.policy import Policy
+from scheduler.policy import Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 try:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler as VllmScheduler
@@ -59,7 +60,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
 
         Raises:
             InputError: No policy has that name, it is a clairvoyant one, a setting is for predictions that this class
-                does not make, or the engine is set up for what the mirror cannot follow: speculative decoding, KV
+                does not make, or the engine is set up for what the policy cannot follow: speculative decoding, KV
                 connectors, or a model that does not generate token by token.
         """
         super().__init__(*args, **kwargs)
@@ -73,11 +74,13 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
                 raise InputError(f"AminScheduler does not work with {feature}")
         pool, num_groups = self.kv_cache_manager.block_pool, len(self.kv_cache_config.kv_cache_groups)
         kv_cache = KvCache((pool.num_gpu_blocks - 1) // num_groups, self.block_size)  # one block is vLLM's null block
-        limits = Limits(
+        worker = Worker(
+            kv_cache,
+            resume=True,
             max_running=getattr(self, "max_num_active_reqs", self.max_num_running_reqs),
             watermark_blocks=getattr(self.kv_cache_manager, "watermark_blocks", 0),
         )
-        self.mirror = Mirror(policy_from_settings(self.vllm_config.additional_config, kv_cache, limits))
+        self.runner = PolicyRunner(policy_from_settings(self.vllm_config.additional_config, worker))
         self.at_arrival = self.make_at_arrival(amin_settings(self.vllm_config.additional_config))
         self._has_warned = False
 
@@ -101,20 +104,20 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         """Queue a request in vLLM and tell the policy; a further chunk of a streamed input is vLLM's alone."""
         super().add_request(request)
         name = request.request_id
-        if name in self.mirror or name not in self.requests or (self.at_arrival and name in self.at_arrival):
+        if name in self.runner or name not in self.requests or (self.at_arrival and name in self.at_arrival):
             return
         if self.at_arrival is None or self._extra_args(request).get(BOUNDS[0]) is not None:
-            self.mirror.add(self._facts(request))
+            self.runner.add(self._facts(request))
         else:
             self.at_arrival.add(self._facts(request, is_predicted=True), request.prompt_token_ids)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Return vLLM's output for the next iteration, after the policy's evictions, with its admissions alone."""
-        self.mirror.follow(self._num_generated)
+        self.runner.follow(self._num_generated)
         if self.at_arrival is not None:
-            for request in self.at_arrival.take(wait=not len(self.mirror)):
-                self.mirror.add(request)
-        evicted = self.mirror.decide()
+            for request in self.at_arrival.take(wait=not len(self.runner)):
+                self.runner.add(request)
+        evicted = self.runner.decide()
         for request_id in evicted:
             self._evict(self.requests[request_id])
         shown = self._admitted_but_queued(set(evicted))
@@ -143,7 +146,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         A request evicted for this iteration comes back in the next one at the earliest: vLLM's first model runner takes
         one that was in the last batch for one that never left.
         """
-        requests = (self.requests[request_id] for request_id in self.mirror.running_ids() if request_id not in evicted)
+        requests = (self.requests[request_id] for request_id in self.runner.running_ids() if request_id not in evicted)
         return [request for request in requests if request.status in QUEUED and not request.num_computed_tokens]
 
     def _num_generated(self, request_id: str) -> int:
@@ -172,8 +175,9 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free a request that ended or was aborted, and tell the policy."""
         result = super()._free_request(request, *args, **kwargs)
-        if request.request_id in self.mirror:
-            self.mirror.remove(request.request_id, request.num_output_tokens if request.status in ANSWERED else None)
+        if request.request_id in self.runner:
+            status = Status.ANSWERED if request.status in ANSWERED else Status.CANCELLED
+            self.runner.end(request.request_id, status, request.num_output_tokens)
         if self.at_arrival is not None and request.request_id in self.at_arrival:
             self.at_arrival.discard(request.request_id)
         return result
@@ -184,12 +188,12 @@ def amin_settings(additional_config: Any) -> dict[str, Any]:
     return dict(additional_config.get("amin", {})) if isinstance(additional_config, Mapping) else {}
 
 
-def policy_from_settings(additional_config: Any, kv_cache: KvCache, limits: Limits) -> Policy:
+def policy_from_settings(additional_config: Any, worker: Worker) -> Policy:
     """Return the policy that `additional_config["amin"]` or AMIN_POLICY names; InputError where there is none."""
     settings = {key: value for key, value in amin_settings(additional_config).items() if key not in PREDICTION_SETTINGS}
     name = settings.pop("policy", os.environ.get("AMIN_POLICY", "amin"))
     rng = np.random.default_rng(settings.pop("seed", 0))
-    return make_policy(name, kv_cache, rng, resume=True, output_lens=None, limits=limits, **settings)
+    return make_policy(name, worker, rng, **settings)
 
 
 def read_bounds(extra_args: Mapping[str, Any], max_new_tokens: int) -> tuple[dict[str, Any], str]:

@@ -1,6 +1,8 @@
 """The table of policies by name; to add one, write its file and add its line here."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -8,72 +10,92 @@ from typing import Any
 import numpy as np
 
 from scheduler.errors import InputError
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.policies.amin import Amin
 from scheduler.policies.amin_survival import AminSurvival
-from scheduler.policies.by_estimate import Amax, Hindsight, HindsightSvf, Svf
-from scheduler.policies.fcfs import Fcfs, FcfsReserve, Sjf
+from scheduler.policies.by_estimate import amax, hindsight, hindsight_svf, svf
+from scheduler.policies.fcfs_reserve import FcfsReserve
+from scheduler.policies.fit_now import fcfs, sjf
 from scheduler.policies.past_future import PastFuture
 from scheduler.policies.sglang import SglangRatio
-from scheduler.policies.tie import Tie
+from scheduler.policies.tie import tie
 from scheduler.policy import Policy
+from scheduler.worker import Worker
 
-POLICIES: Mapping[str, Callable[..., Policy]] = {
-    "amin": Amin,
-    "amin-eviction": partial(Amin, refinement="eviction"),
-    "amin-survival": AminSurvival,
-    "amax": Amax,
-    "fcfs": Fcfs,
-    "fcfs-reserve": FcfsReserve,
-    "hindsight": Hindsight,
-    "hindsight-svf": HindsightSvf,
-    "past-future": PastFuture,
-    "sglang": SglangRatio,
-    "sjf": Sjf,
-    "svf": Svf,
-    "tie": Tie,
+
+class Reads(Enum):
+    """What a policy knows of an output length before it is out."""
+
+    REQUEST = "request"
+    """What the client asked for: prompt and `max_new_tokens`. Requests need not wait for a prediction."""
+    PREDICTION = "prediction"
+    """Also bounds, median or forecast."""
+    OUTPUT_LEN = "output_len"
+    """The truth, which only a study can give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A policy in the table: how it is made, from worker, rng and options, and what it reads."""
+
+    make: Callable[..., Policy]
+    reads: Reads
+
+
+POLICIES: Mapping[str, Entry] = {
+    "amin": Entry(Amin, Reads.PREDICTION),
+    "amin-eviction": Entry(partial(Amin, refinement="eviction"), Reads.PREDICTION),
+    "amin-survival": Entry(AminSurvival, Reads.PREDICTION),
+    "amax": Entry(amax, Reads.PREDICTION),
+    "fcfs": Entry(fcfs, Reads.REQUEST),
+    "fcfs-reserve": Entry(FcfsReserve, Reads.REQUEST),
+    "hindsight": Entry(hindsight, Reads.OUTPUT_LEN),
+    "hindsight-svf": Entry(hindsight_svf, Reads.OUTPUT_LEN),
+    "past-future": Entry(PastFuture, Reads.REQUEST),
+    "sglang": Entry(SglangRatio, Reads.REQUEST),
+    "sjf": Entry(sjf, Reads.PREDICTION),
+    "svf": Entry(svf, Reads.PREDICTION),
+    "tie": Entry(tie, Reads.PREDICTION),
 }
-CLAIRVOYANT = frozenset({"hindsight", "hindsight-svf"})
-"""Policies that are given the true output lengths; no others are."""
+
+
+def policies_that_read(reads: Reads) -> frozenset[str]:
+    """Return the names of the policies that read `reads`, and nothing beyond it."""
+    return frozenset(name for name, entry in POLICIES.items() if entry.reads is reads)
 
 
 def make_policy(
     name: str,
-    kv_cache: KvCache,
+    worker: Worker,
     rng: np.random.Generator,
     *,
-    resume: bool,
-    output_lens: Sequence[int] | None,
-    limits: Limits = NO_LIMITS,
+    output_lens: Sequence[int] | None = None,
     **options: Any,
 ) -> Policy:
     """Return a new policy by its name.
 
     Args:
         name: A key of `POLICIES`.
-        kv_cache: The memory to schedule.
+        worker: What the requests run on.
         rng: For random ties.
-        resume: Whether evicted requests keep their generated tokens.
-        output_lens: True lengths by request index, for the clairvoyant policies alone.
-        limits: What the engine asks of an admission besides memory.
+        output_lens: True lengths by request index; only policies that read them get them.
         options: Further arguments of the policy, such as the levels of `AminSurvival`.
 
     Raises:
         InputError: No policy has that name or one of the options, or it needs true lengths and there are none.
     """
     _check_options(name, options)
-    if name in CLAIRVOYANT:
+    if POLICIES[name].reads is Reads.OUTPUT_LEN:
         if output_lens is None:
             raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
         options["output_lens"] = output_lens
-    return POLICIES[name](kv_cache, rng, resume=resume, limits=limits, **options)
+    return POLICIES[name].make(worker, rng, **options)
 
 
 def _check_options(name: str, options: Iterable[str]) -> None:
     """Raise InputError unless there is a policy of that name, and it has all of the options."""
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
-    known = set(signature(POLICIES[name]).parameters) - {"kv_cache", "rng", "resume", "limits", "output_lens"}
+    known = set(signature(POLICIES[name].make).parameters) - {"worker", "rng", "output_lens"}
     for option in options:
         if option not in known:
             raise InputError(f"policy {name!r} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")

@@ -4,13 +4,14 @@ from typing import Literal
 
 import numpy as np
 
+from scheduler.admission import admit_while_peak_fits, evict_while_full
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.future_peak import FuturePeak
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.policies.least_bound import LeastBoundFirst
-from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 
 class Amin(Policy):
@@ -27,25 +28,23 @@ class Amin(Policy):
 
     def __init__(
         self,
-        kv_cache: KvCache,
+        worker: Worker,
         rng: np.random.Generator,
         *,
-        resume: bool = False,
-        limits: Limits = NO_LIMITS,
         refinement: Literal["token", "eviction"] = "token",
     ) -> None:
         """Start with nothing waiting; arguments as in `Policy`."""
-        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        super().__init__(worker, rng)
         if refinement not in ("token", "eviction"):
             raise InputError(f"refinement is {refinement!r}, must be token or eviction")
         self._bounds: dict[int, int] = {}
         self._kept_tokens: dict[int, int] = {}
-        self._peak = FuturePeak(kv_cache)
+        self._peak = FuturePeak(worker.kv_cache)
         self._victims = LeastBoundFirst(rng, by_token=refinement == "token")
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its lower bound."""
-        bound = min(request.output_len_lower_bound, max(1, self.kv_cache.kv_budget - request.num_prompt_tokens))
+        bound = min(request.output_len_lower_bound, max(1, self.worker.kv_cache.kv_budget - request.num_prompt_tokens))
         self._bounds[index] = bound
         self.waiting.add(bound, index, request)
 
@@ -54,8 +53,8 @@ class Amin(Policy):
         self._peak.follow(running)
         self._victims.follow(running)
         preempted: list[int] = []
-        if running.next_blocks > self.kv_cache.num_blocks:
-            preempted = evict_while_full(running, self.kv_cache.num_blocks, self._victims.pop_all(running.clock))
+        if running.next_blocks > self.worker.kv_cache.num_blocks:
+            preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, self._victims.pop_all(running.clock))
             for index in preempted:
                 self._requeue(index, running)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._bounds.__getitem__)
@@ -67,13 +66,13 @@ class Amin(Policy):
         self._peak.remove(index, running.clock)
         num_generated = running.num_generated(index)
         bound = self._bounds[index] = max(self._bounds[index], num_generated)
-        if self.resume:
+        if self.worker.resume:
             self._kept_tokens[index] = num_generated
-        self.waiting.requeue(bound, index, self._kept_tokens.get(index, 0))
+        self.waiting.requeue(index, self._kept_tokens.get(index, 0), bound)
 
-    def forget(self, index: int, *, is_running: bool) -> None:
-        """Drop a request that runs or else waits."""
-        super().forget(index, is_running=is_running)
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
+        """Let go of a request."""
+        super().end(index, status, num_generated, is_running=is_running)
         if is_running:
             self._peak.finish(index)
             self._victims.remove(index)

@@ -7,14 +7,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from scheduler.admission import admit_while_peak_fits, evict_while_full
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
 from scheduler.policies.expected_volume import ExpectedVolume
-from scheduler.policy import Decision, Policy, admit_while_peak_fits, evict_while_full
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 Victim = Literal["least-progress", "least-work", "least-bound"]
 
@@ -41,11 +42,9 @@ class AminSurvival(Policy):
 
     def __init__(
         self,
-        kv_cache: KvCache,
+        worker: Worker,
         rng: np.random.Generator,
         *,
-        resume: bool = False,
-        limits: Limits = NO_LIMITS,
         pack_level: float = 0.25,
         reserve_sd: float = 0.6,
         max_reserve: float = 0.075,
@@ -58,10 +57,8 @@ class AminSurvival(Policy):
         """Start with nothing waiting; arguments as in `Policy`, and each change by itself.
 
         Args:
-            kv_cache: As in `Policy`.
+            worker: As in `Policy`.
             rng: As in `Policy`.
-            resume: As in `Policy`.
-            limits: As in `Policy`.
             pack_level: Quantile to pack by, in (0, 1).
             reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
             max_reserve: Share of the cache that an admission leaves free at most, in [0, 1).
@@ -74,7 +71,7 @@ class AminSurvival(Policy):
         Raises:
             InputError: One of these is out of its range.
         """
-        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        super().__init__(worker, rng)
         _check("pack_level", pack_level, 1.0)
         _check("reserve_sd", reserve_sd, inf)
         _check("max_reserve", max_reserve, 1.0)
@@ -85,7 +82,7 @@ class AminSurvival(Policy):
         if victim not in get_args(Victim):
             raise InputError(f"victim is {victim!r}, must be one of {', '.join(get_args(Victim))}")
         self._pack_level, self._ageing = pack_level, ageing
-        self._reserve_sd, self._max_reserve = reserve_sd, int(max_reserve * kv_cache.num_blocks)
+        self._reserve_sd, self._max_reserve = reserve_sd, int(max_reserve * worker.kv_cache.num_blocks)
         self._renew, self._by_volume, self._victim = renew, by_volume, victim
         self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
@@ -100,7 +97,7 @@ class AminSurvival(Policy):
         self._known: dict[int, int] = {}  # tokens before the eviction, the most of several
         self._kept_tokens: dict[int, int] = {}
         self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
-        self._peak = FuturePeak(kv_cache)
+        self._peak = FuturePeak(worker.kv_cache)
 
     def add(self, index: int, request: Request) -> None:
         """Take in a request; it is queued by the next `schedule`."""
@@ -115,14 +112,14 @@ class AminSurvival(Policy):
         for index in self._new:
             if index in self._forecasts:
                 self._arrivals[index] = running.clock
-                self.waiting.requeue(self._key(index, 0), index, 0)
+                self.waiting.requeue(index, 0, self._key(index, 0))
         self._new.clear()
         self._follow(running)
         preempted: list[int] = []
-        if running.next_blocks > self.kv_cache.num_blocks:
+        if running.next_blocks > self.worker.kv_cache.num_blocks:
             order = list(reversed(running))
             order.sort(key=lambda index: self._worth(index, running.num_generated(index)))
-            preempted = evict_while_full(running, self.kv_cache.num_blocks, order)
+            preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, order)
             for index in preempted:
                 self._requeue(index, running)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve)
@@ -151,7 +148,7 @@ class AminSurvival(Policy):
             return generated
         if self._victim == "least-bound":
             return max(self._bounds[index], generated)
-        volume, kept = self._volumes[index], generated if self.resume else 0
+        volume, kept = self._volumes[index], generated if self.worker.resume else 0
         return (volume.spent(generated + 1) - volume.spent(kept)) / self._to_come(index, generated)
 
     def _to_come(self, index: int, generated: int) -> float:
@@ -172,11 +169,11 @@ class AminSurvival(Policy):
         self._variance -= self._variances[index]
         generated = running.num_generated(index)
         self._bounds[index] = self._bound(index, generated)
-        kept = generated if self.resume else 0
+        kept = generated if self.worker.resume else 0
         if kept:
             self._kept_tokens[index] = kept
         self._known[index] = max(generated, self._known.get(index, 0))
-        self.waiting.requeue(self._key(index, kept), index, kept)
+        self.waiting.requeue(index, kept, self._key(index, kept))
 
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
@@ -185,13 +182,13 @@ class AminSurvival(Policy):
     def _reserve(self, index: int, admitted: Sequence[int]) -> int:
         """Return the blocks that the admission of a request, after `admitted`, leaves free."""
         variance = self._variance + sum(self._variances[i] for i in admitted) + self._variances[index]
-        deviations = ceil(self._reserve_sd * sqrt(variance) / self.kv_cache.block_size)
-        return max(self.limits.watermark_blocks, min(deviations, self._max_reserve))
+        deviations = ceil(self._reserve_sd * sqrt(variance) / self.worker.kv_cache.block_size)
+        return max(self.worker.watermark_blocks, min(deviations, self._max_reserve))
 
     def _bound(self, index: int, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
         forecast, request = self._forecasts[index], self.waiting.request(index)
-        limit = min(request.max_new_tokens, self.kv_cache.kv_budget - request.num_prompt_tokens)
+        limit = min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
         bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._level)))
         if not self._renew:
             return min(max(bound, generated), limit)
@@ -203,20 +200,15 @@ class AminSurvival(Policy):
         """Return what the request waits by: what it takes until its end, and its age."""
         if not self._by_volume:
             return self._forecasts[index].conditional_quantile(self._known.get(index, 0), 0.5) - kept
-        return self._to_come(index, kept) + self._ageing * self.kv_cache.kv_budget * self._arrivals[index]
+        return self._to_come(index, kept) + self._ageing * self.worker.kv_cache.kv_budget * self._arrivals[index]
 
-    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
-        """Learn from whether the request ended below its first bound, and forget it."""
-        error = self._pack_level - (output_len < self._first_bounds[index])
-        self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
-        super().finish(index, output_len, is_running=is_running)
-
-    def forget(self, index: int, *, is_running: bool) -> None:
-        """Drop a request that runs or else waits."""
-        if index in self._arrivals:
-            super().forget(index, is_running=is_running)
-        else:
-            self.waiting.forget(index, is_queued=False)  # it came since the last decision
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
+        """Let go of a request; learn from an answer whether it ended below its first bound."""
+        if status is Status.ANSWERED:
+            error = self._pack_level - (num_generated < self._first_bounds[index])
+            self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
+        is_queued = index in self._arrivals and not is_running  # else it came since the last decision
+        self.waiting.remove(index, is_queued=is_queued)
         if is_running:
             self._peak.finish(index)
             self._variance -= self._variances[index]

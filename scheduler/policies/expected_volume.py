@@ -5,7 +5,7 @@ from bisect import bisect_right
 import numpy as np
 
 from scheduler.forecast import Forecast
-from scheduler.policies.by_estimate import volume
+from scheduler.latency_bounds import volume
 
 
 class ExpectedVolume:

@@ -5,17 +5,18 @@ from collections import deque
 
 import numpy as np
 
+from scheduler.admission import admit_or_evict
 from scheduler.batch import RunningBatch
-from scheduler.kv_cache import NO_LIMITS, Ints, KvCache, Limits
-from scheduler.policies.fcfs import Fcfs
-from scheduler.policy import Decision
+from scheduler.kv_cache import Ints
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 WINDOW, NUM_INITIAL = 200, 100
 RESERVE = 0.05
 
 
-class PastFuture(Fcfs):
+class PastFuture(Policy):
     """Admit in order of arrival while the peak of sampled lengths fits (arXiv 2507.10150; LightLLM `PastFutureQueue`).
 
     Before every iteration with a request waiting, the length of each running one is drawn anew from the last 200 output
@@ -24,11 +25,9 @@ class PastFuture(Fcfs):
     memory runs out the last admitted is paused.
     """
 
-    def __init__(
-        self, kv_cache: KvCache, rng: np.random.Generator, *, resume: bool = False, limits: Limits = NO_LIMITS
-    ) -> None:
+    def __init__(self, worker: Worker, rng: np.random.Generator) -> None:
         """Start with nothing waiting and no history; arguments as in `Policy`."""
-        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        super().__init__(worker, rng)
         self._history: deque[int] = deque(maxlen=WINDOW)
         self._max_new_tokens: dict[int, int] = {}
 
@@ -37,12 +36,12 @@ class PastFuture(Fcfs):
         if not self._history:
             self._history.extend([request.max_new_tokens] * NUM_INITIAL)
         self._max_new_tokens[index] = request.max_new_tokens
-        super().add(index, request)
+        self.waiting.add(0.0, index, request)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the preemptions that the next iteration needs, or else the admissions whose sampled peak fits."""
-        if not self.waiting or running.next_blocks > self.kv_cache.num_blocks:
-            return super().schedule(running)
+        if not self.waiting or running.next_blocks > self.worker.kv_cache.num_blocks:
+            return admit_or_evict(self, running, reversed)
         return Decision((), self._admit(running), 1 if self.waiting else math.inf)
 
     def _admit(self, running: RunningBatch) -> list[int]:
@@ -52,17 +51,17 @@ class PastFuture(Fcfs):
         limits = np.array([self._max_new_tokens[index] for index in indices.tolist()], dtype=np.int64)
         lengths = self._running_lens(history, generated, limits, num_samples)
         remaining = np.maximum(1, np.minimum(limits, lengths) - generated)
-        free = self.kv_cache.num_blocks - running.next_blocks - self.limits.watermark_blocks
-        room = self.limits.room(len(running))
+        free = self.worker.kv_cache.num_blocks - running.next_blocks - self.worker.watermark_blocks
+        slots = self.worker.free_slots(len(running))
         admitted: list[int] = []
         while self.waiting:
             index, tokens, kept = self.waiting.head()
             drawn = np.minimum(history[self.rng.integers(len(history), size=num_samples)], self._max_new_tokens[index])
-            free -= self.kv_cache.blocks(tokens + 1)
+            free -= self.worker.kv_cache.blocks(tokens + 1)
             held = np.append(held, tokens)
             remaining = np.column_stack([remaining, np.maximum(1, drawn - kept)])
             peak = future_peak_tokens(held, remaining)
-            full = peak >= (1 - RESERVE) * self.kv_cache.kv_budget or free < 0 or room <= len(admitted)
+            full = peak >= (1 - RESERVE) * self.worker.kv_cache.kv_budget or free < 0 or slots <= len(admitted)
             if full and (admitted or len(running)):
                 break
             admitted.append(self.waiting.pop())
@@ -82,14 +81,11 @@ class PastFuture(Fcfs):
         lengths: Ints = np.rint(low + (place - left) * (high - low)).astype(np.int64)
         return lengths
 
-    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
-        """Remember how long the answer was."""
-        super().finish(index, output_len, is_running=is_running)
-        self._history.append(output_len)
-
-    def forget(self, index: int, *, is_running: bool) -> None:
-        """Drop a request that runs or else waits."""
-        super().forget(index, is_running=is_running)
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
+        """Let go of a request; remember how long an answer was."""
+        super().end(index, status, num_generated, is_running=is_running)
+        if status is Status.ANSWERED:
+            self._history.append(num_generated)
         del self._max_new_tokens[index]
 
 

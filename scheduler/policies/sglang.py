@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from scheduler.batch import RunningBatch
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
-from scheduler.policy import Decision, Policy
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 INITIAL_RATIO, LEAST_RATIO, DECAY_STEPS = 0.7, 0.7 * 0.14, 600
 RETRACT_STEPS = 20
@@ -27,11 +27,9 @@ class SglangRatio(Policy):
     (sum of generated + 20 n) / (sum of max_new_tokens + 1) of the n that stay.
     """
 
-    def __init__(
-        self, kv_cache: KvCache, rng: np.random.Generator, *, resume: bool = False, limits: Limits = NO_LIMITS
-    ) -> None:
+    def __init__(self, worker: Worker, rng: np.random.Generator) -> None:
         """Start with nothing waiting; arguments as in `Policy`."""
-        super().__init__(kv_cache, rng, resume=resume, limits=limits)
+        super().__init__(worker, rng)
         self._num_queued = 0
         self._is_full = False
         self._max_new_sum, self._prompt_sum, self._num_clipped = 0, 0, 0  # of the running requests
@@ -56,27 +54,28 @@ class SglangRatio(Policy):
         if not len(running):
             self._ratio_at_reset, self._num_decays = INITIAL_RATIO, 0
         self._clock = running.clock
-        preempted = self._retract(running) if running.next_blocks > self.kv_cache.num_blocks else []
+        preempted = self._retract(running) if running.next_blocks > self.worker.kv_cache.num_blocks else []
         admitted = [] if preempted or self._is_full else self._admit(running)
         self._decays = not (preempted or admitted)
         return Decision(preempted, admitted, 1 if preempted else math.inf)
 
     def _admit(self, running: RunningBatch) -> list[int]:
-        size, requests, blocks = self.kv_cache.block_size, self.waiting.request, self.kv_cache.blocks
-        free = self.kv_cache.kv_budget - size * running.current_blocks
+        kv_cache, requests = self.worker.kv_cache, self.waiting.request
+        size, blocks = kv_cache.block_size, kv_cache.blocks
+        free = kv_cache.kv_budget - size * running.current_blocks
         unborn = self._max_new_sum - (running.total_tokens - self._prompt_sum)
         if self._num_clipped:
             unborn = sum(min(requests(index).max_new_tokens - running.num_generated(index), CLIP) for index in running)
         reserved = self._ratio * unborn
-        spare = self.kv_cache.num_blocks - running.next_blocks - self.limits.watermark_blocks
-        room = self.limits.room(len(running))
+        spare = kv_cache.num_blocks - running.next_blocks - self.worker.watermark_blocks
+        slots = self.worker.free_slots(len(running))
         admitted: list[int] = []
         while self.waiting:
             index, held, num_generated = self.waiting.head()
             max_new_tokens = requests(index).max_new_tokens
             need = held + min(max_new_tokens - num_generated, CLIP)
             spare -= blocks(held + 1)
-            if (need >= free - reserved or spare < 0 or room <= len(admitted)) and (len(running) or admitted):
+            if (need >= free - reserved or spare < 0 or slots <= len(admitted)) and (len(running) or admitted):
                 self._is_full = True
                 break
             free -= size * blocks(held) + min(max_new_tokens, CLIP)
@@ -96,27 +95,28 @@ class SglangRatio(Policy):
             key=lambda i: (running.num_generated(i), -self.waiting.request(i).num_prompt_tokens, i),
             reverse=True,
         )
-        held = {index: self.kv_cache.blocks(running.num_tokens(index)) for index in kept}
-        free, needed = self.kv_cache.num_blocks - sum(held.values()), running.next_blocks
+        kv_cache = self.worker.kv_cache
+        held = {index: kv_cache.blocks(running.num_tokens(index)) for index in kept}
+        free, needed = kv_cache.num_blocks - sum(held.values()), running.next_blocks
         retracted: list[int] = []
-        while needed > self.kv_cache.num_blocks or (
-            len(kept) > 1 and free * self.kv_cache.block_size < RETRACT_STEPS * len(kept)
+        while needed > kv_cache.num_blocks or (
+            len(kept) > 1 and free * kv_cache.block_size < RETRACT_STEPS * len(kept)
         ):
             index = kept.pop()
             free, needed = free + held[index], needed - running.blocks(index)
             retracted.append(index)
             self._count(index, -1)
             self._num_queued += 1
-            self.waiting.requeue(self._num_queued, index, running.num_generated(index) if self.resume else 0)
+            self.waiting.requeue(index, running.num_generated(index) if self.worker.resume else 0, self._num_queued)
         generated = sum(running.num_generated(index) for index in kept)
         allowed = sum(self.waiting.request(index).max_new_tokens for index in kept)
         self._ratio_at_reset, self._num_decays = min(1.0, (generated + RETRACT_STEPS * len(kept)) / (allowed + 1)), 0
         self._is_full = False
         return retracted
 
-    def forget(self, index: int, *, is_running: bool) -> None:
-        """Drop a request that runs or else waits; there is room to try again."""
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
+        """Let go of a request; there is room to try again."""
         if is_running:
             self._count(index, -1)
-        super().forget(index, is_running=is_running)
+        super().end(index, status, num_generated, is_running=is_running)
         self._is_full = False

@@ -16,6 +16,7 @@ from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 CAP = 40
 
@@ -76,19 +77,11 @@ def run_policy(
         Request(f"r{i}", len(prompt), CAP, output_len_lower_bound=int(bound), forecast=even)
         for i, (prompt, bound) in enumerate(zip(prompts, lower, strict=True))
     ]
-    kv_cache = KvCache(num_blocks, 4)
-    executor = TransformersExecutor(
-        served.model,
-        prompts,
-        kv_cache,
-        served.generation_config,
-        max_batch_tokens=48,
-        forced_lens=forced,
-        resume=resume,
-    )
+    worker = Worker(KvCache(num_blocks, 4), resume=resume, max_batch_tokens=48)
+    executor = TransformersExecutor(served.model, prompts, worker, served.generation_config, forced_lens=forced)
     lens = forced or [CAP] * 20
-    policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=resume, output_lens=lens)
-    result = Loop(policy, executor, requests, kv_cache, resume=resume).run()
+    policy = make_policy(name, worker, np.random.default_rng(0), output_lens=lens)
+    result = Loop(policy, executor, requests).run()
     executor.close()
     return executor.outputs, result
 

@@ -10,10 +10,11 @@ import pytest
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError
 from scheduler.integrations.at_arrival import AtArrival
-from scheduler.kv_cache import KvCache, Limits
+from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
 from scheduler.request import Request
+from scheduler.worker import Worker
 
 CAP, PAGE_SIZE = 40, 16
 
@@ -64,9 +65,9 @@ def config_of(policy: str, num_blocks: int) -> Any:
 
     from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
 
-    def new_policy(kv_cache: KvCache, limits: Limits) -> Policy:
-        assert kv_cache == KvCache(num_blocks, PAGE_SIZE)
-        return make_policy(policy, kv_cache, np.random.default_rng(0), resume=True, output_lens=None, limits=limits)
+    def new_policy(worker: Worker) -> Policy:
+        assert worker.kv_cache == KvCache(num_blocks, PAGE_SIZE)
+        return make_policy(policy, worker, np.random.default_rng(0))
 
     register(
         "policy-under-test", PAGE_SIZE, new_policy, lambda: AtArrival(made_up, lambda request: request, timeout=30.0)
@@ -106,11 +107,11 @@ def drive(model: Any, config: Any, prompts: list[list[int]]) -> tuple[Any, dict[
 def test_tokens_are_those_of_an_engine_with_room(model: Any, prompts: list[list[int]], policy: str) -> None:
     """Greedily, in single precision, whatever is evicted; and little memory does make the policy evict."""
     alone, expected = drive(model, config_of(policy, 64), prompts)
-    assert alone.mirror.num_evictions == 0
+    assert alone.runner.num_evictions == 0
     tight, outputs = drive(model, config_of(policy, 10), prompts)
     assert len(outputs) == len(prompts)
-    assert tight.mirror.num_evictions > 0
-    assert not len(tight.mirror)
+    assert tight.runner.num_evictions > 0
+    assert not len(tight.runner)
     for name, output in outputs.items():
         assert output.generated_tokens == expected[name].generated_tokens
         assert output.prompt_ids == prompts[int(name[1:])]
@@ -167,7 +168,7 @@ def test_a_cancelled_request_is_forgotten(model: Any, prompts: list[list[int]]) 
             while (output := manager.get_result(timeout=0)) is not None:
                 done.add(output.request_id)
     assert done == {f"r{i}" for i in range(len(prompts))} - {*cancelled}
-    assert not len(processor.scheduler.mirror)
+    assert not len(processor.scheduler.runner)
     manager.destroy()
 
 
@@ -192,7 +193,7 @@ def test_the_name_of_a_cancelled_request_can_be_used_again(model: Any, policy: s
 
     manager.add_request(list(range(4, 14)), request_id="again", max_new_tokens=CAP)
     run()
-    assert not len(processor.scheduler.mirror)
+    assert not len(processor.scheduler.runner)
     manager.add_request(list(range(4, 84)), request_id="again", max_new_tokens=CAP)
     manager.add_request(list(range(4, 14)), request_id="other", max_new_tokens=10)
     run()
@@ -200,7 +201,7 @@ def test_the_name_of_a_cancelled_request_can_be_used_again(model: Any, policy: s
         outputs[output.request_id] = output
     assert "exceed the KV cache of 6 blocks" in str(outputs["again"].error)
     assert outputs["other"].error is None
-    assert not len(processor.scheduler.mirror)
+    assert not len(processor.scheduler.runner)
     manager.destroy()
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +14,21 @@ from scheduler.batch import RunningBatch
 from scheduler.cost_model import CostModel
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
-from scheduler.kv_cache import KvCache, Limits
+from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
-from scheduler.policy import Decision, Policy
+from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 
 
 class Case(NamedTuple):
-    """A workload, its hidden lengths and the cache that it runs in."""
+    """A workload, its hidden lengths and the worker that it runs on."""
 
     requests: list[Request]
     output_lens: list[int]
-    kv_cache: KvCache
-    limits: Limits = Limits()
-    cost_model: CostModel | None = None
-    max_batch_tokens: int | None = None
+    worker: Worker
 
 
 @dataclass
@@ -66,18 +64,21 @@ class Recorder(Policy):
         assert len(self.steps) <= self.max_steps, "the policy makes no progress"
         return decision
 
-    def finish(self, index: int, output_len: int, *, is_running: bool = True) -> None:
+    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Pass it on."""
-        self.policy.finish(index, output_len, is_running=is_running)
+        self.policy.end(index, status, num_generated, is_running=is_running)
+
+    @property
+    def worker(self) -> Worker:
+        """That of the policy."""
+        return self.policy.worker
 
 
 class GuardedExecutor(SimulatedExecutor):
     """Fails instead of running for ever; one after the other, requests would take the sum of their lengths."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__(
-            case.kv_cache, case.output_lens, cost_model=case.cost_model, max_batch_tokens=case.max_batch_tokens
-        )
+        super().__init__(case.worker, case.output_lens)
         latest = max((request.arrival_time for request in case.requests), default=0)
         self._deadline = latest + 100 * sum(case.output_lens)
 
@@ -103,11 +104,10 @@ def run_policy() -> Callable[..., RunResult]:
     """A function that runs a case under a policy, given by name or built."""
 
     def run(policy: str | Policy, case: Case, *, resume: bool = False, seed: int = 0) -> RunResult:
-        requests, output_lens, kv_cache, limits, *_ = case
+        case = case._replace(worker=replace(case.worker, resume=resume))
         if isinstance(policy, str):
-            rng = np.random.default_rng(seed)
-            policy = make_policy(policy, kv_cache, rng, resume=resume, output_lens=output_lens, limits=limits)
-        return Loop(policy, GuardedExecutor(case), requests, kv_cache, resume=resume).run()
+            policy = make_policy(policy, case.worker, np.random.default_rng(seed), output_lens=case.output_lens)
+        return Loop(policy, GuardedExecutor(case), case.requests).run()
 
     return run
 
@@ -138,7 +138,7 @@ def make_case() -> Callable[..., Case]:
             )
             for i in range(size)
         ]
-        return Case(requests, list(output_lens), KvCache.from_budget(kv_budget))
+        return Case(requests, list(output_lens), Worker(KvCache.from_budget(kv_budget)))
 
     return make
 
@@ -179,8 +179,8 @@ def cases() -> Callable[..., st.SearchStrategy[Case]]:
             most = max(most, prompt + (cap if fits else max(output_len, lower)))
         kv_budget = -(-most // block_size) * block_size + draw(st.integers(0, 60))
         requests = [Request(f"r{index}", *row) for index, row in enumerate(rows)]
-        case = Case(requests, output_lens, KvCache.from_budget(kv_budget, block_size))
-        return case._replace(**draw(engine_settings)) if engine else case
+        settings = draw(engine_settings) if engine else {}
+        return Case(requests, output_lens, Worker(KvCache.from_budget(kv_budget, block_size), **settings))
 
     return draw_case
 
@@ -192,9 +192,8 @@ forecasts = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(
 seconds = st.sampled_from([0.0, 0.001, 0.013, 1 / 3])
 engine_settings = st.fixed_dictionaries(
     {
-        "limits": st.builds(
-            Limits, max_running=st.integers(1, 6) | st.none(), watermark_blocks=st.sampled_from([0, 0, 1, 7])
-        ),
+        "max_running": st.integers(1, 6) | st.none(),
+        "watermark_blocks": st.sampled_from([0, 0, 1, 7]),
         "cost_model": st.builds(CostModel, st.sampled_from([0.25, 1.0, 3.7]), seconds, seconds, seconds) | st.none(),
         "max_batch_tokens": st.integers(1, 12) | st.none(),
     }

@@ -20,7 +20,8 @@ class SlowLoop:
     def __init__(self, name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> None:
         self.holds_back = name in ("fcfs", "sjf", "tie", "past-future", "sglang")
         self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
-        self.requests, self.output_lens, self.kv_cache = case.requests, case.output_lens, case.kv_cache
+        self.requests, self.output_lens, self.worker = case.requests, case.output_lens, case.worker
+        self.kv_cache = self.worker.kv_cache
         self.rng = np.random.default_rng(seed)
         everyone = range(len(self.requests))
         self.generated = dict.fromkeys(everyone, 0)
@@ -104,10 +105,10 @@ class SlowLoop:
     def fits(self, candidate: int) -> bool:
         """Return whether the running requests and the candidate fit together, as the policy sees it."""
         together = [*self.running, candidate]
-        limits = self.case.limits
-        if limits.max_running is not None and len(together) > limits.max_running:
+        worker = self.worker
+        if worker.max_running is not None and len(together) > worker.max_running:
             return False
-        available = self.kv_cache.num_blocks - limits.watermark_blocks
+        available = self.kv_cache.num_blocks - worker.watermark_blocks
         if self.name == "fcfs-reserve":
             reserved = [self.requests[i].num_prompt_tokens + self.requests[i].max_new_tokens for i in together]
             return sum(self.blocks(tokens) for tokens in reserved) <= available
@@ -137,7 +138,7 @@ class SlowLoop:
 
     def compute(self) -> tuple[list[int], Fraction]:
         """Return which requests get a token in one iteration, and its duration."""
-        budget = self.case.max_batch_tokens or 10**9
+        budget = self.worker.max_batch_tokens or 10**9
         decoding = [i for i in self.running if not self.in_prefill(i)][:budget]
         budget -= len(decoding)
         got, prefilled = list(decoding), 0
@@ -150,7 +151,7 @@ class SlowLoop:
                     got.append(i)
                     self.started.add(i)
                 self.to_prefill[i] = max(0, self.to_prefill[i] - chunk)
-        cost = self.case.cost_model
+        cost = self.worker.cost_model
         if cost is None:
             return got, Fraction(1)
         tokens = sum(self.held(i) for i in self.running) + len(got)
@@ -173,7 +174,7 @@ class SlowLoop:
         while len(self.finish_time) < len(self.requests):
             if not self.running and not self.waiting(now):
                 arrivals = [r.arrival_time for r in self.requests if r.arrival_time > now]
-                now = tick_after(min(arrivals), self.case.cost_model)
+                now = tick_after(min(arrivals), self.worker.cost_model)
                 continue
             before = set(self.running)
             self.start_iteration()
@@ -216,7 +217,7 @@ class SlowTie(SlowLoop):
         new = sorted(set(seen) - set(self.scores), key=lambda i: (self.requests[i].arrival_time, i))
         for i in new:
             queue = [j for j in self.scores if j not in self.running and j not in self.finish_time]
-            beta = min(0.5, max(0.1, 0.1 * len(queue) / (self.case.limits.max_running or 32)))
+            beta = min(0.5, max(0.1, 0.1 * len(queue) / (self.worker.max_running or 32)))
             forecast, cap = self.requests[i].forecast_or_bounds(), self.requests[i].max_new_tokens
             self.scores[i] = forecast.mean(cap) + beta * forecast.tail_mean(0.9, cap)
         return super().waiting(now)
@@ -265,9 +266,9 @@ class SlowSglang(SlowLoop):
                 return
             need = self.held(i) + min(caps[i] - self.generated[i], 4096)
             together = [*self.running, i]
-            limits = self.case.limits
-            full = limits.max_running is not None and len(together) > limits.max_running
-            full |= self.next_blocks(together) > self.kv_cache.num_blocks - limits.watermark_blocks
+            worker = self.worker
+            full = worker.max_running is not None and len(together) > worker.max_running
+            full |= self.next_blocks(together) > self.kv_cache.num_blocks - worker.watermark_blocks
             if (full or need >= free - reserved) and self.running:
                 self.is_full = True
                 return
@@ -327,9 +328,9 @@ class SlowPastFuture(SlowLoop):
                 length = min(history[place], self.requests[i].max_new_tokens)
                 row.append((self.held(i), max(1, length - self.generated[i])))
             peak = max(self.slow_peak(row, 1) for row in items)
-            limits = self.case.limits
-            full = limits.max_running is not None and len(self.running) >= limits.max_running
-            full |= self.next_blocks([*self.running, i]) > self.kv_cache.num_blocks - limits.watermark_blocks
+            worker = self.worker
+            full = worker.max_running is not None and len(self.running) >= worker.max_running
+            full |= self.next_blocks([*self.running, i]) > self.kv_cache.num_blocks - worker.watermark_blocks
             budget = self.kv_cache.num_blocks * self.kv_cache.block_size
             if (full or peak >= (1 - 0.05) * budget) and self.running:
                 break
@@ -417,13 +418,13 @@ class SlowSurvival(SlowLoop):
     def fits(self, candidate: int) -> bool:
         """Return whether no iteration in which the candidate runs is too full; renewed bounds may fill a later one."""
         together = [*self.running, candidate]
-        limits = self.case.limits
-        if limits.max_running is not None and len(together) > limits.max_running:
+        worker = self.worker
+        if worker.max_running is not None and len(together) > worker.max_running:
             return False
         requests = [self.requests[i] for i in together]
         variance = sum(round(r.forecast_or_bounds().variance(r.max_new_tokens)) for r in requests)
         deviation = 0.6 * math.sqrt(variance) / self.kv_cache.block_size
-        kept_free = max(limits.watermark_blocks, min(math.ceil(deviation), int(0.075 * self.kv_cache.num_blocks)))
+        kept_free = max(worker.watermark_blocks, min(math.ceil(deviation), int(0.075 * self.kv_cache.num_blocks)))
         if self.next_blocks(together) > self.kv_cache.num_blocks - kept_free:
             return False
         left = {i: max(1, self.estimate[i] - self.generated[i]) for i in together}

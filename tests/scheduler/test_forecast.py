@@ -70,6 +70,15 @@ def test_bounds_alone_make_a_forecast() -> None:
 
 
 def test_nothing_known_is_the_middle_of_the_limit() -> None:
-    """Without bounds the limit is the upper one, and equal points are moved apart."""
+    """Without bounds the limit is the upper one; points that meet are moved apart."""
     assert Request("r", 5, 100).predicted_len() == 50
-    assert Request("r", 5, 1).forecast_or_bounds().edges.tolist() == [0, 1, 2, 3, 4]
+    assert Request("r", 5, 9, 0.0, 3, 3, 3).forecast_or_bounds().edges.tolist() == [0, 3, 4, 5, 9]
+
+
+@pytest.mark.parametrize("bounds", [(5, 5, 5), (4, 5, 5), (1, 1, 1), (3, 4, 9), (7, 8, 9)])
+def test_a_forecast_through_bounds_ends_at_the_longest_answer(bounds: tuple[int, int, int]) -> None:
+    """Bounds that meet there do not reach beyond it, and the lower one stays the low quantile."""
+    forecast = through_bounds(*bounds, longest=5)
+    assert forecast.edges.tolist() == sorted(set(forecast.edges.tolist()))
+    assert forecast.edges[-1] == 5
+    assert int(forecast.quantile(0.1)) == min(5, bounds[0])

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.errors import InputError
-from scheduler.kv_cache import KvCache, Limits
+from scheduler.kv_cache import KvCache
+from scheduler.worker import Worker
 
 PROPERTY = settings(max_examples=120, deadline=None, derandomize=True)
 BLOCK_SIZES = st.integers(1, 17)
@@ -47,11 +48,12 @@ def test_a_budget_without_a_block_is_an_input_error(kv_budget: int, block_size: 
     ("values", "message"),
     [
         ({"max_running": 0}, "max_running is 0, must be >= 1"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens is 0, must be >= 1"),
         ({"watermark_blocks": -1}, "watermark_blocks is -1, must be >= 0"),
     ],
 )
 def test_a_limit_out_of_range_is_an_input_error(values: dict[str, int], message: str) -> None:
     """The message names the field and its value."""
     with pytest.raises(InputError) as raised:
-        Limits(**values)
+        Worker(KvCache(10), **values)
     assert str(raised.value) == message

@@ -15,6 +15,7 @@ from scheduler.policies import POLICIES, make_policy
 from scheduler.policy import Decision
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
 EVERY_POLICY = pytest.mark.parametrize("name", POLICIES)
@@ -108,7 +109,7 @@ def test_what_holds_in_every_run(
 ) -> None:
     """Each request gets its tokens, no faster than one an iteration, within the budget, and none is lost or made."""
     case = data.draw(cases(fits=False))
-    requests, output_lens, kv_cache, *_ = case
+    requests, output_lens, kv_cache = case.requests, case.output_lens, case.worker.kv_cache
     result = run_policy(name, case, resume=resume)
     timeline = result.timeline
     first_iteration = np.ceil(result.arrival_time)
@@ -135,11 +136,12 @@ def test_what_holds_in_every_run(
 @given(data=st.data())
 def test_every_request_finishes_exactly_once(cases: Callable, name: str, resume: bool, data: st.DataObject) -> None:
     """`on_finish` names each index once, in the iteration that `finish_time` gives."""
-    requests, output_lens, kv_cache, *_ = data.draw(cases(fits=False))
-    policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=resume, output_lens=output_lens)
-    executor = SimulatedExecutor(kv_cache, output_lens)
+    requests, output_lens, worker = data.draw(cases(fits=False))
+    worker = replace(worker, resume=resume)
+    policy = make_policy(name, worker, np.random.default_rng(0), output_lens=output_lens)
+    executor = SimulatedExecutor(worker, output_lens)
     told: list[tuple[int, float]] = []
-    loop = Loop(policy, executor, requests, kv_cache, resume=resume)
+    loop = Loop(policy, executor, requests)
     result = loop.run(lambda indices: told.extend((index, executor.now) for index in indices))
     assert sorted(told) == list(enumerate(result.finish_time))
 
@@ -154,7 +156,7 @@ def test_no_run_beats_the_volume_bound(
     """The total latency of requests that all arrive at 0 respects the limit of every schedule."""
     case = data.draw(cases(at_once=True, fits=False))
     prompts = [request.num_prompt_tokens for request in case.requests]
-    kv_budget = case.kv_cache.num_blocks * case.kv_cache.block_size
+    kv_budget = case.worker.kv_cache.kv_budget
     total = run_policy(name, case, resume=resume).finish_time.sum()
     assert total >= total_latency_lower_bound(prompts, case.output_lens, kv_budget) * (1 - 1e-12)
 
@@ -180,7 +182,7 @@ def test_a_bound_never_falls_and_an_eviction_raises_it_to_what_was_generated(
 ) -> None:
     """Between two decisions the bound of request i is unchanged, or max(bound_i, generated_i) if it was evicted."""
     case = data.draw(cases(fits=False))
-    amin = make_policy(name, case.kv_cache, np.random.default_rng(0), resume=resume, output_lens=None)
+    amin = make_policy(name, replace(case.worker, resume=resume), np.random.default_rng(0))
     expected = [request.output_len_lower_bound for request in case.requests]
 
     def check(running: RunningBatch, decision: Decision) -> None:
@@ -196,10 +198,10 @@ def test_a_bound_never_falls_and_an_eviction_raises_it_to_what_was_generated(
 
 def test_a_schedule_worked_by_hand() -> None:
     """Of two requests of 3 tokens in a cache of 4 Amin evicts one after two tokens, and restarts it at once."""
-    kv_cache = KvCache(4)
+    worker = Worker(KvCache(4))
     requests = [Request("a", 0, 3), Request("b", 0, 3, output_len_lower_bound=2)]
-    policy = make_policy("amin", kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
-    result = Loop(policy, SimulatedExecutor(kv_cache, [3, 3]), requests, kv_cache).run()
+    policy = make_policy("amin", worker, np.random.default_rng(0))
+    result = Loop(policy, SimulatedExecutor(worker, [3, 3]), requests).run()
     evicted = int(result.num_evictions.argmax())
     assert result.num_evictions.sum() == 1
     assert result.num_recomputed_tokens[evicted] == 2
@@ -209,10 +211,10 @@ def test_a_schedule_worked_by_hand() -> None:
 
 def test_the_clock_jumps_over_idle_time() -> None:
     """A request that arrives at 2.5 after all else is done starts at 3, and idle time has no row in the timeline."""
-    kv_cache = KvCache(10)
+    worker = Worker(KvCache(10))
     requests = [Request("late", 1, 4, arrival_time=2.5), Request("early", 1, 4)]
-    policy = make_policy("fcfs", kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
-    result = Loop(policy, SimulatedExecutor(kv_cache, [2, 1]), requests, kv_cache).run()
+    policy = make_policy("fcfs", worker, np.random.default_rng(0))
+    result = Loop(policy, SimulatedExecutor(worker, [2, 1]), requests).run()
     assert result.finish_time.tolist() == [5, 1]
     assert result.timeline.end.tolist() == [1, 5]
     assert result.timeline.num_iterations.tolist() == [1, 2]

@@ -12,6 +12,7 @@ from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 
 REQUESTS = [Request(f"r{i}", 5, 20, arrival_time=0.01 * i) for i in range(6)]
 
@@ -113,11 +114,11 @@ class Delayed(KnownArrivals):
 def simulated(delayed: bool) -> RunResult:
     """The outcome of four requests in the simulator under amin."""
     requests = [Request(f"r{i}", 2, 8, arrival_time=float(2 * i)) for i in range(4)]
-    kv_cache = KvCache(30)
-    policy = make_policy("amin", kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
-    executor = SimulatedExecutor(kv_cache, [5, 6, 7, 8])
+    worker = Worker(KvCache(30))
+    policy = make_policy("amin", worker, np.random.default_rng(0))
+    executor = SimulatedExecutor(worker, [5, 6, 7, 8])
     arrivals = Delayed(requests) if delayed else None
-    return Loop(policy, executor, requests, kv_cache, arrivals=arrivals).run()
+    return Loop(policy, executor, requests, arrivals=arrivals).run()
 
 
 def test_the_clock_of_a_request_starts_at_its_arrival() -> None:

@@ -10,14 +10,15 @@ from pipelines.evaluate import sweep
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.cost_fit import fit_cost_model, non_negative_least_squares
 from pipelines.evaluate.replay import replay, write_workload
-from pipelines.evaluate.run import UNPREDICTED, MeasuredRun
+from pipelines.evaluate.run import MeasuredRun, reads_predictions
 from pipelines.results import PolicyRun
 from scheduler.cost_model import CostModel
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES
 from scheduler.request import Request
-from scheduler.simulation import Worker, simulate
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload
 
 TRUE = CostModel(0.01, 1e-4, 5e-4, 2e-6)
@@ -104,7 +105,7 @@ def test_only_policies_that_read_predictions_wait_for_them(policy: str) -> None:
         for i, r in enumerate(at_once)
     ]  # fmt: skip
     plain, other = (simulate(policy, Workload(each, lens), worker, 0) for each in (at_once, bounded))
-    assert (plain.finish_time == other.finish_time).all() == (policy in UNPREDICTED)
+    assert (plain.finish_time == other.finish_time).all() != reads_predictions(policy)
 
 
 def test_the_workload_file_is_what_simulate_reads(tmp_path: Path) -> None:

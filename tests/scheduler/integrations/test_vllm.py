@@ -15,9 +15,9 @@ import pytest
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.integrations.at_arrival import AtArrival
-from scheduler.integrations.mirror import Mirror
-from scheduler.policies import CLAIRVOYANT, POLICIES
-from scheduler.policies.fcfs import Fcfs
+from scheduler.integrations.policy_runner import PolicyRunner
+from scheduler.policies import POLICIES, Reads, policies_that_read
+from scheduler.policies.fit_now import FitNow
 from scheduler.policy import Decision
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -38,7 +38,7 @@ with warnings.catch_warnings():
 
 ROOT = Path(__file__).parents[3]
 BLOCK_SIZE, MAX_MODEL_LEN, STOP = 16, 160, 2
-POLICY_NAMES = sorted(POLICIES.keys() - CLAIRVOYANT)
+POLICY_NAMES = sorted(POLICIES.keys() - policies_that_read(Reads.OUTPUT_LEN))
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's, not ours
 
@@ -96,7 +96,7 @@ class Engine:
         output = self.scheduler.schedule()
         ids = list(output.num_scheduled_tokens)
         assert output.preempted_req_ids.isdisjoint(ids), "the first model runner takes them for never gone"
-        self._check_mirror()
+        self._check_runner()
         sampled = [self._sample(self.scheduler.requests[request_id]) for request_id in ids]
         result = ModelRunnerOutput(ids, {request_id: i for i, request_id in enumerate(ids)}, sampled)
         self._in_flight.append((output, result))
@@ -110,19 +110,19 @@ class Engine:
             return []
         return [STOP if position == last else 10 + position]
 
-    def _check_mirror(self) -> None:
+    def _check_runner(self) -> None:
         """It counts the tokens as of before this iteration; only what is in flight at an eviction comes later."""
-        mirror, requests = self.scheduler.mirror, self.scheduler.requests
-        for index, request_id in zip(mirror.running, mirror.running_ids(), strict=True):
-            request, counted = requests[request_id], mirror.running.num_generated(index)
+        runner, requests = self.scheduler.runner, self.scheduler.requests
+        for index, request_id in zip(runner.running, runner.running_ids(), strict=True):
+            request, counted = requests[request_id], runner.running.num_generated(index)
             ahead = request.num_output_tokens + request.num_output_placeholders - counted
             assert ahead in ((-1, 0) if request.status == RequestStatus.PREEMPTED else (0, 1)), request_id
 
     def check_memory(self) -> None:
-        """What vLLM has handed out is within what the mirror counts, which is within the cache."""
-        pool, running = self.scheduler.kv_cache_manager.block_pool, self.scheduler.mirror.running
+        """What vLLM has handed out is within what the runner counts, which is within the cache."""
+        pool, running = self.scheduler.kv_cache_manager.block_pool, self.scheduler.runner.running
         used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
-        assert used <= running.next_blocks <= self.scheduler.mirror.policy.kv_cache.num_blocks
+        assert used <= running.next_blocks <= self.scheduler.runner.policy.worker.kv_cache.num_blocks
 
     def run(self, *, max_steps: int = 20_000, check_memory: bool = True) -> None:
         """Run to the end; nothing may be left anywhere."""
@@ -147,13 +147,13 @@ class Engine:
 
 
 def assert_nothing_kept(scheduler: AminScheduler) -> None:
-    """The mirror and every collection of the policy by request are empty."""
-    mirror = scheduler.mirror
-    assert len(mirror) == len(mirror.running) == len(mirror.policy.waiting) == mirror.running.next_blocks == 0
-    mirror.policy.schedule(mirror.running)  # what has finished is taken out by the next call
-    held = {name: value for name, value in vars(mirror).items() if isinstance(value, dict) and value}
-    held |= {name: value for name, value in vars(mirror.policy).items() if isinstance(value, dict) and value}
-    held |= {name: value for name, value in vars(mirror.policy.waiting).items() if isinstance(value, dict) and value}
+    """The runner and every collection of the policy by request are empty."""
+    runner = scheduler.runner
+    assert len(runner) == len(runner.running) == len(runner.policy.waiting) == runner.running.next_blocks == 0
+    runner.policy.schedule(runner.running)  # what has finished is taken out by the next call
+    held = {name: value for name, value in vars(runner).items() if isinstance(value, dict) and value}
+    held |= {name: value for name, value in vars(runner.policy).items() if isinstance(value, dict) and value}
+    held |= {name: value for name, value in vars(runner.policy.waiting).items() if isinstance(value, dict) and value}
     assert held == {}
 
 
@@ -174,7 +174,7 @@ def test_every_policy_serves_a_standing_queue(vllm_config: Any, name: str, depth
     engine.run()
     engine.check_tokens(set(engine.requests))
     by_vllm = sum(request.num_preemptions for request in engine.requests.values())
-    assert by_vllm <= engine.scheduler.mirror.num_evictions
+    assert by_vllm <= engine.scheduler.runner.num_evictions
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -227,10 +227,10 @@ def test_a_request_as_long_as_the_cache_runs_alone(vllm_config: Any) -> None:
     engine.output_lens["long"] = 1000
     engine.run(max_steps=110)
     assert engine.requests["long"].num_output_tokens == 100
-    assert engine.scheduler.mirror.num_evictions == 0
+    assert engine.scheduler.runner.num_evictions == 0
 
 
-class Restless(Fcfs):
+class Restless(FitNow):
     """Evicts all that runs every seventh iteration and admits it in the same breath, as a decision may."""
 
     def schedule(self, running: RunningBatch) -> Decision:
@@ -243,13 +243,13 @@ class Restless(Fcfs):
 def test_a_request_evicted_and_admitted_at_once_comes_back_an_iteration_later(vllm_config: Any, depth: int) -> None:
     """With all its tokens."""
     engine = Engine(make_scheduler(vllm_config, 16), depth)
-    policy = engine.scheduler.mirror.policy
-    engine.scheduler.mirror = Mirror(Restless(policy.kv_cache, policy.rng, resume=True, limits=policy.limits))
+    policy = engine.scheduler.runner.policy
+    engine.scheduler.runner = PolicyRunner(Restless(policy.worker, policy.rng))
     for i in range(4):
         engine.add(f"r{i}", 20, 30)
     engine.run()
     engine.check_tokens(set(engine.requests))
-    assert engine.scheduler.mirror.num_evictions >= 16
+    assert engine.scheduler.runner.num_evictions >= 16
 
 
 def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
@@ -269,8 +269,8 @@ def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
         engine.add(f"r{i}", num_prompt_tokens, 40)
     engine.add("brought", 20, 40, output_len_lower_bound=5)
     seen: dict[str, int] = {}
-    add = engine.scheduler.mirror.policy.add
-    engine.scheduler.mirror.policy.add = lambda index, request: (
+    add = engine.scheduler.runner.policy.add
+    engine.scheduler.runner.policy.add = lambda index, request: (
         seen.update({request.request_id: request.output_len_lower_bound}),
         add(index, request),
     )
@@ -355,10 +355,10 @@ def test_the_policy_is_chosen_by_configuration_or_environment(
 ) -> None:
     """The configuration wins; a policy that needs true lengths is refused."""
     monkeypatch.setenv("AMIN_POLICY", "sjf")
-    assert isinstance(make_scheduler(vllm_config, 10).mirror.policy, POLICIES["sjf"])  # type: ignore[arg-type]
+    assert isinstance(make_scheduler(vllm_config, 10).runner.policy, FitNow)
     chosen = make_scheduler(vllm_config, 10, policy="amin-survival", pack_level=0.3)
-    assert type(chosen.mirror.policy).__name__ == "AminSurvival"
-    for name in (*CLAIRVOYANT, "no such policy"):
+    assert type(chosen.runner.policy).__name__ == "AminSurvival"
+    for name in (*policies_that_read(Reads.OUTPUT_LEN), "no such policy"):
         with pytest.raises(InputError):
             make_scheduler(vllm_config, 10, policy=name)
 

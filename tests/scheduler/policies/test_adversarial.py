@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from scheduler.errors import InputError
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
-from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
+from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 
 EVERY_POLICY = pytest.mark.parametrize("name", POLICIES)
 EVERY_MODE = pytest.mark.parametrize("resume", [False, True], ids=["restart", "resume"])
@@ -24,8 +26,9 @@ class UncheckedExecutor(SimulatedExecutor):
 
 def run(requests: list[Request], output_lens: list[int], kv_cache: KvCache, name: str = "amin") -> Any:
     """Return the result of a run."""
-    policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=False, output_lens=output_lens)
-    return Loop(policy, SimulatedExecutor(kv_cache, output_lens), requests, kv_cache).run()
+    worker = Worker(kv_cache)
+    policy = make_policy(name, worker, np.random.default_rng(0), output_lens=output_lens)
+    return Loop(policy, SimulatedExecutor(worker, output_lens), requests).run()
 
 
 @EVERY_MODE
@@ -38,7 +41,7 @@ def test_thrashing_ends(
     """Lower bounds of 1, long outputs and memory for little more than one request: every cycle makes progress."""
     output_lens = {"equal": [40] * 12, "distinct": list(range(29, 41)), "two-point": [2, 40] * 6}[lengths]
     case = make_case(output_lens, 42 + slack, prompt=2)
-    policy = make_policy(name, case.kv_cache, np.random.default_rng(0), resume=resume, output_lens=output_lens)
+    policy = make_policy(name, replace(case.worker, resume=resume), np.random.default_rng(0), output_lens=output_lens)
     # One after the other they take sum(o) decisions; a livelock would take any number.
     steps = recorder(policy, max_steps=12 * sum(output_lens))
     result = run_policy(steps, case, resume=resume)
@@ -55,7 +58,7 @@ def test_a_wide_two_point_workload_ends(
     """Lengths of 20 and 400 behind one lower bound of 20: Amin evicts often, and ends."""
     output_lens = [20, 400, 20, 400, 400] * 8
     case = make_case(output_lens, 800, lower=20)
-    policy = make_policy(name, case.kv_cache, np.random.default_rng(0), resume=resume, output_lens=output_lens)
+    policy = make_policy(name, replace(case.worker, resume=resume), np.random.default_rng(0), output_lens=output_lens)
     result = run_policy(recorder(policy, max_steps=5 * sum(output_lens)), case, resume=resume)
     assert np.isfinite(result.finish_time).all()
     assert result.num_evictions.max() > 1
@@ -94,12 +97,14 @@ def test_whole_blocks_decide_whether_a_request_fits() -> None:
 
 
 # Policies that reserve max_new_tokens rely on an executor that checks them; hindsight relies on true lengths.
-@pytest.mark.parametrize("name", [name for name in POLICIES if name not in CLAIRVOYANT | {"fcfs-reserve"}])
+@pytest.mark.parametrize(
+    "name", [name for name in POLICIES if name not in policies_that_read(Reads.OUTPUT_LEN) | {"fcfs-reserve"}]
+)
 def test_a_request_that_outgrows_the_cache_alone_is_named(name: str) -> None:
     """An executor that cannot check lengths beforehand ends in an error with the id, not in a livelock."""
-    kv_cache = KvCache(10)
-    policy = make_policy(name, kv_cache, np.random.default_rng(0), resume=False, output_lens=None)
-    loop = Loop(policy, UncheckedExecutor(kv_cache, [50]), [Request("endless", 1, 50)], kv_cache)
+    worker = Worker(KvCache(10))
+    policy = make_policy(name, worker, np.random.default_rng(0))
+    loop = Loop(policy, UncheckedExecutor(worker, [50]), [Request("endless", 1, 50)])
     with pytest.raises(InputError, match="'endless' outgrew the KV cache"):
         loop.run()
 
@@ -147,7 +152,7 @@ def test_the_bounds_of_a_request_may_meet() -> None:
 def test_an_unknown_policy_is_an_input_error() -> None:
     """The message names it and all that there are."""
     with pytest.raises(InputError) as raised:
-        make_policy("fifo", KvCache(10), np.random.default_rng(0), resume=False, output_lens=[1])
+        make_policy("fifo", Worker(KvCache(10)), np.random.default_rng(0), output_lens=[1])
     assert "'fifo'" in str(raised.value)
     assert all(name in str(raised.value) for name in POLICIES)
 
@@ -155,4 +160,4 @@ def test_an_unknown_policy_is_an_input_error() -> None:
 def test_hindsight_without_true_lengths_is_an_input_error() -> None:
     """Free sampling has none to give."""
     with pytest.raises(InputError, match="'hindsight' needs the true output lengths"):
-        make_policy("hindsight", KvCache(10), np.random.default_rng(0), resume=False, output_lens=None)
+        make_policy("hindsight", Worker(KvCache(10)), np.random.default_rng(0))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.forecast import Forecast
-from scheduler.policies.by_estimate import volume
+from scheduler.latency_bounds import volume
 from scheduler.policies.expected_volume import ExpectedVolume
 
 EDGES = np.array([0, 3, 10, 40])

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -9,23 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.admission import admit_or_evict
 from scheduler.batch import RunningBatch
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
-from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
-from scheduler.policy import Decision, Policy, admit_while_current_fits, evict_while_full
+from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
+from scheduler.policy import Decision, Policy
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
+from scheduler.worker import Worker
 
-NON_CLAIRVOYANT = [name for name in POLICIES if name not in CLAIRVOYANT]
-Build = Callable[[KvCache, Sequence[int]], Policy]
+UNTOLD = [name for name in POLICIES if name not in policies_that_read(Reads.OUTPUT_LEN)]
+Build = Callable[[Worker, Sequence[int]], Policy]
 
 
 class Peeking(Policy):
     """A cheat: admits the truly shortest first while current tokens fit."""
 
-    def __init__(self, kv_cache: KvCache, output_lens: Sequence[int]) -> None:
-        super().__init__(kv_cache, np.random.default_rng(0))
+    def __init__(self, worker: Worker, output_lens: Sequence[int]) -> None:
+        super().__init__(worker, np.random.default_rng(0))
         self._output_lens = output_lens
 
     def add(self, index: int, request: Request) -> None:
@@ -34,19 +36,16 @@ class Peeking(Policy):
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Preempt the last admitted, else admit while current tokens fit."""
-        preempted = evict_while_full(running, self.kv_cache.num_blocks, reversed(running))
-        for index in preempted:
-            self.waiting.requeue(self._output_lens[index], index, 0)
-        return Decision(preempted, [] if preempted else admit_while_current_fits(self, running))
+        return admit_or_evict(self, running, reversed)
 
 
 def run_recorded(build: Build, recorder: Any, case: Any, output_lens: Sequence[int], resume: bool) -> tuple[list, list]:
     """Return the steps that decided something, and which requests had finished after how many iterations."""
-    kv_cache = case.kv_cache
-    policy = recorder(build(kv_cache, output_lens))
-    executor = SimulatedExecutor(kv_cache, output_lens)
+    worker = replace(case.worker, resume=resume)
+    policy = recorder(build(worker, output_lens))
+    executor = SimulatedExecutor(worker, output_lens)
     finished: list[tuple[int, int]] = []
-    loop = Loop(policy, executor, case.requests, kv_cache, resume=resume)
+    loop = Loop(policy, executor, case.requests)
     loop.run(lambda indices: finished.extend((loop._running.clock, index) for index in indices))
     return [step for step in policy.steps if step.preempt or step.admit], finished
 
@@ -67,7 +66,7 @@ def first_peek(
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["restart", "resume"])
-@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
+@pytest.mark.parametrize("name", UNTOLD)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_decisions_do_not_depend_on_lengths_not_yet_seen(
@@ -77,13 +76,13 @@ def test_decisions_do_not_depend_on_lengths_not_yet_seen(
     case = data.draw(cases())
     others = [data.draw(st.integers(1, request.max_new_tokens)) for request in case.requests]
 
-    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
-        return make_policy(name, kv_cache, np.random.default_rng(0), resume=resume, output_lens=output_lens)
+    def build(worker: Worker, output_lens: Sequence[int]) -> Policy:
+        return make_policy(name, worker, np.random.default_rng(0), output_lens=output_lens)
 
     assert first_peek(build, recorder, case, others, resume=resume) is None
 
 
-@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
+@pytest.mark.parametrize("name", UNTOLD)
 def test_a_long_run_does_not_peek_either(make_case: Callable, recorder: type, name: str) -> None:
     """Lengths that agree but for the last request leave 60 finishes to compare, evictions among them."""
     rng = np.random.default_rng(5)
@@ -91,8 +90,8 @@ def test_a_long_run_does_not_peek_either(make_case: Callable, recorder: type, na
     case = make_case(output_lens, 80, prompt=2, lower=2, upper=40)
     others = [*output_lens[:-1], 30 - output_lens[-1] % 2]
 
-    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
-        return make_policy(name, kv_cache, np.random.default_rng(0), resume=False, output_lens=output_lens)
+    def build(worker: Worker, output_lens: Sequence[int]) -> Policy:
+        return make_policy(name, worker, np.random.default_rng(0), output_lens=output_lens)
 
     assert first_peek(build, recorder, case, others) is None
 
@@ -101,10 +100,10 @@ def test_a_long_run_does_not_peek_either(make_case: Callable, recorder: type, na
 def test_a_policy_that_peeks_is_caught(make_case: Callable, recorder: type, cheat: Any) -> None:
     """The check above can fail: it tells a cheat, and the clairvoyant baseline, by their first decision."""
 
-    def build(kv_cache: KvCache, output_lens: Sequence[int]) -> Policy:
+    def build(worker: Worker, output_lens: Sequence[int]) -> Policy:
         if cheat == "hindsight":
-            return make_policy(cheat, kv_cache, np.random.default_rng(0), resume=False, output_lens=output_lens)
-        return cheat(kv_cache, output_lens)
+            return make_policy(cheat, worker, np.random.default_rng(0), output_lens=output_lens)
+        return cheat(worker, output_lens)
 
     peek = first_peek(build, recorder, make_case([3, 9, 9], 10, prompt=1), [9, 9, 3])
     assert peek is not None
@@ -127,11 +126,11 @@ def test_a_request_has_no_field_for_its_true_length() -> None:
     }
 
 
-@pytest.mark.parametrize("name", NON_CLAIRVOYANT)
-def test_only_clairvoyant_policies_take_true_lengths(name: str) -> None:
+@pytest.mark.parametrize("name", UNTOLD)
+def test_only_policies_that_read_true_lengths_take_them(name: str) -> None:
     """The others have no argument for them, and `make_policy` does not pass them on."""
     with pytest.raises(TypeError, match="output_lens"):
-        POLICIES[name](KvCache(10), np.random.default_rng(0), output_lens=[1])
+        POLICIES[name].make(Worker(KvCache(10)), np.random.default_rng(0), output_lens=[1])
     secret = [123_457]
-    policy = make_policy(name, KvCache(10), np.random.default_rng(0), resume=False, output_lens=secret)
+    policy = make_policy(name, Worker(KvCache(10)), np.random.default_rng(0), output_lens=secret)
     assert all(value is not secret for value in vars(policy).values())

@@ -5,57 +5,72 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.integrations.mirror import Mirror
-from scheduler.kv_cache import NO_LIMITS, KvCache, Limits
-from scheduler.policies import CLAIRVOYANT, POLICIES, make_policy
+from scheduler.integrations.policy_runner import PolicyRunner
+from scheduler.kv_cache import KvCache
+from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
 from scheduler.policies.amin_survival import AminSurvival
 from scheduler.policies.past_future import PastFuture
+from scheduler.policy import Status
 from scheduler.request import Request
+from scheduler.worker import Worker
 
-ONLINE = sorted(set(POLICIES) - CLAIRVOYANT)
+ONLINE = sorted(POLICIES.keys() - policies_that_read(Reads.OUTPUT_LEN))
 
 
-def mirror_of(name: str, budget: int, limits: Limits = NO_LIMITS) -> Mirror:
-    """A mirror of a new policy on a cache of single tokens."""
-    rng = np.random.default_rng(0)
-    return Mirror(make_policy(name, KvCache(budget, 1), rng, resume=True, output_lens=None, limits=limits))
+def runner_of(name: str, budget: int, max_running: int | None = None) -> PolicyRunner:
+    """A runner of a new policy on a cache of single tokens."""
+    worker = Worker(KvCache(budget, 1), resume=True, max_running=max_running)
+    return PolicyRunner(make_policy(name, worker, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_nobody_waits_behind_a_cancelled_request(name: str) -> None:
     """It was the head of the queue and had no room; what comes after it has."""
-    mirror = mirror_of(name, 1000)
-    mirror.add(Request("long", 600, 100, output_len_lower_bound=100))
-    mirror.decide()
-    mirror.add(Request("head", 500, 10))
-    mirror.follow(lambda _: 1)
-    mirror.decide()
-    mirror.remove("head", None)
-    mirror.add(Request("small", 10, 10))
+    runner = runner_of(name, 1000)
+    runner.add(Request("long", 600, 100, output_len_lower_bound=100))
+    runner.decide()
+    runner.add(Request("head", 500, 10))
+    runner.follow(lambda _: 1)
+    runner.decide()
+    runner.end("head", Status.CANCELLED, 0)
+    runner.add(Request("small", 10, 10))
     for step in range(2, 5):
-        mirror.follow(lambda _, step=step: step)
-        mirror.decide()
-    assert list(mirror.running_ids()) == ["long", "small"]
+        runner.follow(lambda _, step=step: step)
+        runner.decide()
+    assert list(runner.running_ids()) == ["long", "small"]
 
 
 def test_a_cancelled_request_is_no_answer() -> None:
     """Forty clients that leave after three tokens teach nothing; forty answers of three tokens do."""
     for is_answer in (False, True):
-        survival, past = mirror_of("amin-survival", 10_000), mirror_of("past-future", 10_000)
+        survival, past = runner_of("amin-survival", 10_000), runner_of("past-future", 10_000)
         assert isinstance(survival.policy, AminSurvival)
         assert isinstance(past.policy, PastFuture)
         level = survival.policy._level
-        for mirror in (survival, past):
+        for runner in (survival, past):
             for k in range(40):
-                mirror.add(Request(str(k), 5, 100, output_len_lower_bound=50, output_len_prediction=70))
-            mirror.decide()
+                runner.add(Request(str(k), 5, 100, output_len_lower_bound=50, output_len_prediction=70))
+            runner.decide()
             for step in (1, 2, 3):
-                mirror.follow(lambda _, step=step: step)
-                mirror.decide()
+                runner.follow(lambda _, step=step: step)
+                runner.decide()
             for k in range(40):
-                mirror.remove(str(k), 3 if is_answer else None)
+                runner.end(str(k), Status.ANSWERED if is_answer else Status.CANCELLED, 3)
         assert (survival.policy._level < level) == is_answer
         assert (3 in past.policy._history) == is_answer
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_request_may_end_between_its_iteration_and_the_decision(name: str) -> None:
+    """It got no token in that iteration, as in prefill, and the policy is not told of a stall of who is gone."""
+    runner = runner_of(name, 1000)
+    for request_id in ("stays", "goes"):
+        runner.add(Request(request_id, 10, 20, output_len_lower_bound=5))
+    runner.decide()
+    runner.follow(lambda _: 0)
+    runner.end("goes", Status.CANCELLED, 0)
+    runner.decide()
+    assert list(runner.running_ids()) == ["stays"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,7 +78,7 @@ def test_a_cancelled_request_is_no_answer() -> None:
 def test_a_lagging_engine_with_cancellations_ends_with_nothing_kept(name: str, seed: int) -> None:
     """Tokens come late, requests are cancelled while they wait or run, and the last token may be in flight."""
     rng = np.random.default_rng(seed)
-    mirror = mirror_of(name, 120, Limits(max_running=6))
+    runner = runner_of(name, 120, 6)
     left, tokens, lens = 25, dict[str, int](), dict[str, int]()
     for step in range(4000):
         if left and rng.random() < 0.4:
@@ -71,26 +86,26 @@ def test_a_lagging_engine_with_cancellations_ends_with_nothing_kept(name: str, s
             limit = int(rng.integers(1, 30))
             request = Request(f"r{left}", int(rng.integers(0, 40)), limit, float(step))
             lens[request.request_id], tokens[request.request_id] = int(rng.integers(1, limit + 1)), 0
-            mirror.add(request)
-        mirror.follow(tokens.__getitem__)
-        evicted = mirror.decide()
-        assert mirror.running.next_blocks <= 120
+            runner.add(request)
+        runner.follow(tokens.__getitem__)
+        evicted = runner.decide()
+        assert runner.running.next_blocks <= 120
         for request_id in evicted:  # the last token was in flight
             if tokens[request_id] + 1 == lens[request_id]:
-                mirror.remove(request_id, lens[request_id])
-        for request_id in list(mirror.running_ids()):
+                runner.end(request_id, Status.ANSWERED, lens[request_id])
+        for request_id in list(runner.running_ids()):
             tokens[request_id] += rng.random() < 0.8
             if tokens[request_id] == lens[request_id]:
-                mirror.remove(request_id, lens[request_id])
-        for request_id in list(mirror.request_ids()):
+                runner.end(request_id, Status.ANSWERED, lens[request_id])
+        for request_id in list(runner.request_ids()):
             if rng.random() < 0.01:
-                mirror.remove(request_id, None)
-        if not left and not len(mirror):
+                runner.end(request_id, Status.CANCELLED, tokens[request_id])
+        if not left and not len(runner):
             break
-    assert not len(mirror)
-    assert not len(mirror.running)
-    assert not mirror.policy.waiting
-    kept = {key: value for key, value in vars(mirror.policy).items() if isinstance(value, dict) and value}
+    assert not len(runner)
+    assert not len(runner.running)
+    assert not runner.policy.waiting
+    kept = {key: value for key, value in vars(runner.policy).items() if isinstance(value, dict) and value}
     assert not kept
 
 
@@ -109,7 +124,7 @@ def held(thing: object) -> int:
 def test_nothing_is_kept_of_requests_that_are_gone(name: str) -> None:
     """After 1,500 of them, ended, evicted on the way or cancelled, with always one there."""
     rng = np.random.default_rng(5)
-    mirror = mirror_of(name, 200, Limits(max_running=20))
+    runner = runner_of(name, 200, 20)
     lens: dict[str, int] = {}
     generated: dict[str, int] = {}
     while len(lens) < 1500:
@@ -117,16 +132,15 @@ def test_nothing_is_kept_of_requests_that_are_gone(name: str) -> None:
             request_id = str(len(lens))
             lens[request_id], generated[request_id] = int(rng.integers(1, 60)), 0
             bound = int(rng.integers(1, 60)) if rng.random() < 0.3 else 1
-            mirror.add(Request(request_id, int(rng.integers(1, 40)), 64, output_len_lower_bound=bound))
+            runner.add(Request(request_id, int(rng.integers(1, 40)), 64, output_len_lower_bound=bound))
         if rng.random() < 0.2:
             gone = str(rng.choice(list(generated)))
-            mirror.remove(gone, None)
-            del generated[gone]
-        mirror.decide()
-        for request_id in mirror.running_ids():
+            runner.end(gone, Status.CANCELLED, generated.pop(gone))
+        runner.decide()
+        for request_id in runner.running_ids():
             generated[request_id] += 1
-        mirror.follow(generated.__getitem__)
-        for request_id in list(mirror.running_ids()):
+        runner.follow(generated.__getitem__)
+        for request_id in list(runner.running_ids()):
             if generated[request_id] >= lens[request_id]:
-                mirror.remove(request_id, generated.pop(request_id))
-    assert held(mirror) < 400
+                runner.end(request_id, Status.ANSWERED, generated.pop(request_id))
+    assert held(runner) < 400

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 
 from scheduler.batch import RunningBatch
-from scheduler.policy import Policy
+from scheduler.policy import Policy, Status
 from scheduler.request import Request
 
 
-class Mirror:
-    """A policy and the batch it is shown, kept in step with an engine that may lag behind its decisions."""
+class PolicyRunner:
+    """Runs a policy for an engine: keeps the batch that it is shown in step with what the engine did."""
 
     def __init__(self, policy: Policy) -> None:
-        """Start empty; `policy` is new and resumes evicted requests."""
-        self.policy, self.running = policy, RunningBatch(policy.kv_cache)
+        """Start empty; `policy` is new, on a worker that resumes evicted requests."""
+        self.policy, self.running = policy, RunningBatch(policy.worker.kv_cache)
         self.num_evictions = 0
         self._indices: dict[str, int] = {}
         self._requests: dict[int, Request] = {}
@@ -27,7 +27,7 @@ class Mirror:
         return len(self._requests)
 
     def request_ids(self) -> Iterator[str]:
-        """Yield what has been added and not removed."""
+        """Yield what has been added and has not ended."""
         return iter(self._indices)
 
     def running_ids(self) -> Iterator[str]:
@@ -47,7 +47,7 @@ class Mirror:
         running.advance(1, stalled)
 
     def decide(self) -> list[str]:
-        """Ask the policy, take its decision as carried out, and return whom to evict, in order."""
+        """Ask the policy, take its decision as carried out, and return the requests to evict, in order."""
         if not self._requests:
             return []
         decision = self.policy.schedule(self.running)
@@ -60,8 +60,8 @@ class Mirror:
         self.num_evictions += len(decision.preempt)
         return [self._requests[index].request_id for index in decision.preempt]
 
-    def remove(self, request_id: str, output_len: int | None) -> None:
-        """Let go of a request that ended with so many tokens, or that was cancelled: None.
+    def end(self, request_id: str, status: Status, num_generated: int) -> None:
+        """Let go of a request, as `Policy.end`.
 
         One that the policy has waiting can have ended too: its last token was in flight when it was evicted.
         """
@@ -71,7 +71,4 @@ class Mirror:
             self.running.remove(index)
         del self._requests[index]
         self._kept_tokens.pop(index, None)
-        if output_len is None:
-            self.policy.forget(index, is_running=is_running)
-        else:
-            self.policy.finish(index, output_len, is_running=is_running)
+        self.policy.end(index, status, num_generated, is_running=is_running)
