@@ -5,77 +5,126 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from pipelines.files import check_output
+from pipelines.files import check_output, require_free
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
-STAGES = {
-    "demo": "pipelines.demo",
-    "collect": "pipelines.collect",
-    "train": "pipelines.train.stage",
-    "predict": "pipelines.predict",
-    "export": "pipelines.export",
-    "serve": "pipelines.serve",
-    "simulate": "pipelines.simulate.stage",
-    "map": "pipelines.simulate.gain_map",
-    "tune": "pipelines.simulate.tune",
-    "evaluate": "pipelines.evaluate.stage",
-    "paper": "pipelines.studies.paper",
-}
-"""The module of each command, imported only when the command is called."""
-FILE_STAGES = ("collect", "predict")
-"""Those whose --out is a file; that of the others is a folder."""
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A sub-command, by name: nothing is imported before it is called."""
+
+    help: str
+    """What it does, in a line."""
+    module: str
+    """Has `run(settings)`, which does the work."""
+    settings: str = ""
+    """Module and name of the dataclass that `run` takes; "" where the module reads its options itself."""
+    extra: str = "train"
+    """Extra of the distribution that has what it imports."""
+    writes_file: bool = False
+    """Whether --out is a file; else it is a folder."""
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults of the options that have one, and examples as they are written."""
+COMMANDS: Mapping[str, Command] = {
+    "demo": Command(
+        "run the whole chain on the bundled model and prompts (about ten minutes on two cores, no network)",
+        "pipelines.demo", "pipelines.settings.demo.DemoSettings",
+    ),
+    "collect": Command(
+        "generate answers with the served model and record their lengths", "pipelines.collect", writes_file=True
+    ),
+    "train": Command("train and calibrate a predictor of lower bounds on response length", "pipelines.train.stage"),
+    "predict": Command(
+        "predict lower bounds and medians of response length for the prompts of a file",
+        "pipelines.predict", "pipelines.settings.predict.PredictSettings", writes_file=True,
+    ),
+    "export": Command(
+        "export a predictor to ONNX, calibrated and measured on the exported graph",
+        "pipelines.export", "pipelines.settings.export.ExportSettings",
+    ),
+    "serve": Command(
+        "serve an export over HTTP: bounds at arrival, corrected online by what becomes of the requests",
+        "pipelines.serve", "pipelines.settings.serve.ServeSettings", extra="serve",
+    ),
+    "simulate": Command("simulate a workload under several policies (no torch)", "pipelines.simulate.stage"),
+    "map": Command(
+        "gain of a policy over fcfs, by load and by quality of the predictions", "pipelines.simulate.gain_map"
+    ),
+    "tune": Command(
+        "choose tau and the levels of amin-survival by simulated latency on your records", "pipelines.simulate.tune"
+    ),
+    "evaluate": Command(
+        "generate with a real model under several policies, driven by the predictor's bounds",
+        "pipelines.evaluate.stage",
+    ),
+    "paper": Command(
+        "reproduce the experiments of the paper behind Amin, claim by claim (no torch)", "pipelines.studies.paper"
+    ),
+}  # fmt: skip
+DESCRIPTION = (
+    "Length-aware scheduling for LLM serving: train a predictor of lower bounds on response length, export it, and "
+    "evaluate it with the Amin policy beside every other."
+)
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 bad usage or bad input (one line says where), 130 and 143 interrupted, 1 anything else."
+)
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+
+def run_stage(name: str, argv: Sequence[str]) -> None:
+    """Run a sub-command with the words that follow its name; raises what the stage raises.
+
+    Raises:
+        InputError: an option, a file or a row that the user can fix.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    command = COMMANDS[name]
+    if command.settings:
+        from pipelines.options import parse
+
+        module, _, kind = command.settings.rpartition(".")
+        settings = parse(getattr(import_module(module), kind), argv, f"amin {name}", command.help)
+        stage = None
+    else:
+        stage, settings = _parse_by_module(name, command, argv)
+    out = getattr(settings, "out", None)
+    if out is not None:
+        inputs = [path for each in ("prompts", "data") if isinstance(path := getattr(settings, each, None), Path)]
+        check_output(out, "--out", is_folder=not command.writes_file, inputs=inputs)
+        require_free(out, settings)
+    (stage or import_module(command.module)).run(settings)
 
 
-def build_parser(stages: Iterable[str]) -> argparse.ArgumentParser:
-    """Return the parser with the sub-commands named in `stages`."""
-    parser = argparse.ArgumentParser(
-        prog="amin",
-        description="Length-aware scheduling for LLM serving: train a predictor of lower bounds on response length, "
-        "export it, and evaluate it with the Amin policy beside every other.",
-        epilog="Exit codes: 0 done, 2 bad usage or bad input (one line says where), 130 and 143 interrupted, "
-        "1 anything else.",
-    )
-    commands = parser.add_subparsers(dest="stage", metavar="COMMAND", required=True)
-    for name in stages:
-        stage = import_module(STAGES[name])
-        command = commands.add_parser(name, help=stage.HELP, description=stage.HELP, formatter_class=HelpFormatter)
-        stage.add_arguments(command)
-        command.set_defaults(run=stage.run)
-    return parser
+def _parse_by_module(name: str, command: Command, argv: Sequence[str]) -> tuple[Any, Any]:
+    stage = import_module(command.module)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"amin {name}", description=command.help, formatter_class=formatter)
+    stage.add_arguments(parser)
+    return stage, parser.parse_args(list(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log is not a screen: a line of progress now and then
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    named = arguments[0] if arguments else ""
-    args = build_parser([named] if named in STAGES else STAGES).parse_args(arguments)
+    name, *rest = sys.argv[1:] if argv is None else [*argv] or [""]
+    if name not in COMMANDS:
+        _overview().parse_args([name, *rest] if name else [])
+        return 0
     try:
-        if getattr(args, "out", None) is not None:
-            inputs = [vars(args)[name] for name in ("prompts", "data") if isinstance(vars(args).get(name), Path)]
-            check_output(args.out, "--out", is_folder=args.stage not in FILE_STAGES, inputs=inputs)
-        args.run(args)
+        run_stage(name, rest)
     except (PredictorInputError, SchedulerInputError) as error:
-        print(f"amin {args.stage}: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(name, 2, f"error: {error}")
     except ModuleNotFoundError as error:
         if error.name in ("predictor", "scheduler", "pipelines"):
             raise
-        print(f"amin {args.stage}: error: {error.name} is not installed: pip install -e '.[train]'", file=sys.stderr)
-        return 2
+        return _fail(name, 2, f"error: {error.name} is not installed: pip install -e '.[{COMMANDS[name].extra}]'")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output has gone
         return 1
@@ -83,17 +132,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         place = "the output" if error.filename is None else error.filename
-        print(f"amin {args.stage}: error: {place}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _fail(name, 2, f"error: {place}: {error.strerror}")
     except KeyboardInterrupt:
-        print(f"amin {args.stage}: interrupted; finished work is kept", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _fail(name, 128 + signal.SIGINT, "interrupted; finished work is kept")
     except SystemExit as stop:
         if stop.code != 128 + signal.SIGTERM:
             raise
-        print(f"amin {args.stage}: terminated; finished work is kept", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return _fail(name, 128 + signal.SIGTERM, "terminated; finished work is kept")
     return 0
+
+
+def _fail(name: str, code: int, line: str) -> int:
+    print(f"amin {name}: {line}", file=sys.stderr)
+    return code
+
+
+def _overview() -> argparse.ArgumentParser:
+    """Return the parser of what comes before a command: `--help`, or a name that there is not."""
+    parser = argparse.ArgumentParser(prog="amin", description=DESCRIPTION, epilog=EXIT_CODES)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,54 +1,37 @@
 """Export a predictor for serving: an ONNX graph, calibrated as exported."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.files import atomic_directory
+from pipelines.predict import survivals_with_progress
 from pipelines.scheduling import FILE_NAME
+from pipelines.settings.export import ExportSettings
+from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
-
-if TYPE_CHECKING:
-    from predictor.bounds.distribution import FloatArray
-    from predictor.records.prompt_table import PromptTable
-    from predictor.spec import PredictorSpec
-
-HELP = "export a predictor to ONNX, calibrated and measured on the exported graph"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `amin export`."""
-    parser.add_argument(
-        "run_folder", metavar="RUN", type=Path, help="folder that amin train wrote, or a predictor folder"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the export")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="int8 is smaller and faster")
-    parser.add_argument(
-        "--max-prompt-tokens", type=int, metavar="N",
-        help="read fewer tokens of a prompt than in training: faster, a little worse; default: as many",
-    )  # fmt: skip
-    parser.add_argument("--tau", type=float, default=0.1, help="probability allowed below the bound, for the measures")
-    parser.add_argument(
-        "--license", default="other", help="licence of the weights, as Hugging Face names it, for README.md"
-    )
-    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show progress bars")
+from predictor.export_folder import MANIFEST, MODEL, TOKENIZER
+from predictor.quality import bounds_by_model, pool
+from predictor.records.prompt_table import PromptTable, prompt_table
+from predictor.records.records import records_from_rows
+from predictor.records.rows import read_rows
+from predictor.serving import LengthPredictor
+from predictor.spec import PredictorSpec
+from predictor.training.checkpoint import load_predictor, predictor_folder, versions
+from predictor.training.export import write_graph, write_manifest
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: ExportSettings) -> None:
     """Write the export, whole or not at all, and print what was measured on the test split.
 
     Raises:
         InputError: the folder holds no predictor, or int8 or fewer tokens are wanted without a calibration split.
     """
-    from pipelines.files import atomic_directory
-    from predictor.training.checkpoint import load_predictor, predictor_folder, versions
-    from predictor.training.export import write_graph, write_manifest
-
-    folder = predictor_folder(args.run_folder)
-    check_replaceable(args.out)
+    folder = predictor_folder(settings.run_folder)
+    check_replaceable(settings.out)
     splits = folder.resolve().parent
-    is_cut = args.max_prompt_tokens is not None
-    changed = "--max-prompt-tokens" if is_cut else "int8" if args.precision == "int8" else None
+    is_cut = settings.max_prompt_tokens is not None
+    changed = "--max-prompt-tokens" if is_cut else "int8" if settings.precision == "int8" else None
     if changed and not (splits / "calibration.parquet").is_file():
         raise InputError(
             f"{splits / 'calibration.parquet'}: no such file; {changed} shifts the quantiles, which must be calibrated "
@@ -56,27 +39,26 @@ def run(args: argparse.Namespace) -> None:
         )
     length_predictor = load_predictor(folder)
     trained = length_predictor.spec.max_prompt_tokens
-    max_tokens = args.max_prompt_tokens if is_cut else trained
+    max_tokens = settings.max_prompt_tokens or trained
     if not 4 <= max_tokens <= trained:
         raise InputError(f"--max-prompt-tokens: must lie between 4 and {trained}, not {max_tokens}")
     spec = replace(length_predictor.spec, versions=versions(), max_prompt_tokens=max_tokens)
-    with atomic_directory(args.out) as aside:
-        write_graph(length_predictor, aside, args.precision)
-        write_manifest(aside, spec, args.precision, None, args.out.name, args.license)
-        spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=args.progress)
-        write_manifest(aside, spec, args.precision, None, args.out.name, args.license)
-        measured = measure(aside, args.tau, splits / "test.parquet", shown=args.progress)
-        write_manifest(aside, spec, args.precision, measured, args.out.name, args.license)
-    size = (args.out / "model.onnx").stat().st_size / 2**20
-    print(f"{args.out}: {args.precision}, {size:.1f} MiB")
+    with atomic_directory(settings.out) as aside:
+        write_graph(length_predictor, aside, settings.precision)
+        write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
+        spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=settings.progress)
+        write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
+        measured = measure(aside, settings.tau, splits / "test.parquet", shown=settings.progress)
+        write_manifest(aside, spec, settings.precision, measured, settings.out.name, settings.license)
+    size = (settings.out / "model.onnx").stat().st_size / 2**20
+    print(f"{settings.out}: {settings.precision}, {size:.1f} MiB")
     if measured is not None:
-        print(f"coverage {measured['coverage']:.3f} (target {1 - args.tau:.2f}), tightness {measured['tightness']:.3f}")
+        target = 1 - settings.tau
+        print(f"coverage {measured['coverage']:.3f} (target {target:.2f}), tightness {measured['tightness']:.3f}")
 
 
 def check_replaceable(out: Path) -> None:
     """Raise InputError unless `out` is missing, empty or an earlier export, which a new one replaces whole."""
-    from predictor.export_folder import MANIFEST, MODEL, TOKENIZER
-
     there = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if MANIFEST in there and FILE_NAME in there:
         raise InputError(
@@ -87,7 +69,7 @@ def check_replaceable(out: Path) -> None:
         raise InputError(f"--out: {out} holds {min(other)}, which no export wrote; give a new folder")
 
 
-def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool) -> "PredictorSpec":
+def recalibrate(export: Path, spec: PredictorSpec, file: Path, *, shown: bool) -> PredictorSpec:
     """Return `spec` with the calibration of the exported graph on the records in `file`; as it is without the file."""
     if not file.is_file():
         return spec
@@ -97,32 +79,22 @@ def recalibrate(export: Path, spec: "PredictorSpec", file: Path, *, shown: bool)
 
 def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
     """Return the measures of the export on the records in `file`, as `quality`; None without the file."""
-    from predictor.serving import LengthPredictor
-
     if not file.is_file():
         return None
     table, survivals = survivals_of(export, file, "measure", shown=shown)
     return quality(LengthPredictor(export).spec, survivals, table, tau)
 
 
-def quality(spec: "PredictorSpec", survivals: "FloatArray", table: "PromptTable", tau: float) -> dict[str, Any]:
+def quality(spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau: float) -> dict[str, Any]:
     """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model."""
-    from predictor.quality import bounds_by_model, pool
-
     parts = bounds_by_model(spec, survivals, table, tau)
     qualities = {model: part.quality(tau, spec.bins.max_length).to_dict() for model, part in parts.items()}
     pooled = pool(parts, table).quality(tau, spec.bins.max_length)
     return {**pooled.to_dict(), "models": qualities}
 
 
-def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple["PromptTable", "FloatArray"]:
+def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple[PromptTable, FloatArray]:
     """Return the records in `file` and what the export predicts for their prompts, [P, M, K+1]."""
-    from pipelines.predict import survivals_with_progress
-    from predictor.records.prompt_table import prompt_table
-    from predictor.records.records import records_from_rows
-    from predictor.records.rows import read_rows
-    from predictor.serving import LengthPredictor
-
     exported = LengthPredictor(export)
     table = prompt_table(records_from_rows(read_rows(file, one_model=False)), exported.spec.models)
     return table, survivals_with_progress(exported, table.prompts, label, table.contexts, shown=shown)

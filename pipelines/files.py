@@ -35,6 +35,18 @@ def check_output(path: Path, option: str, *, is_folder: bool, inputs: Sequence[P
         raise InputError(f"{option}: {path} cannot be written ({error.strerror}); give another name") from None
 
 
+def require_free(out: Path, settings: Any) -> None:
+    """Raise InputError where `out` holds something and the settings, which have `force`, do not say what to do with it.
+
+    With `force` it is replaced; with `resume`, where the stage has that, it goes on with it.
+    """
+    if not hasattr(settings, "force") or settings.force or getattr(settings, "resume", False):
+        return
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        go_on = "continue it with --resume, replace it with --force" if hasattr(settings, "resume") else "add --force"
+        raise InputError(f"--out: {out} is there already; {go_on}, or give another name")
+
+
 def _aside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,90 +1,65 @@
 """Predict a lower bound and a median for every prompt of a file."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.files import atomic_file, check_output, write_json
+from pipelines.settings.predict import PredictSettings
+from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
+from predictor.prompts.request_features import Contexts
+from predictor.quality import MeasuredBounds
+from predictor.records.records import Records, has_lengths, prompt_of, records_from_rows, select_rows
+from predictor.records.rows import Row
+from predictor.resolve import resolve_predictor
+from predictor.spec import LengthPredictorLike, PredictorSpec
 
-if TYPE_CHECKING:
-    from predictor.bounds.bins import IntArray, LengthBins
-    from predictor.bounds.distribution import FloatArray
-    from predictor.prompts.request_features import Contexts
-    from predictor.quality import MeasuredBounds
-    from predictor.records.records import Records
-    from predictor.records.rows import Row
-    from predictor.spec import LengthPredictorLike, PredictorSpec
-
-HELP = "predict lower bounds and medians of response length for the prompts of a file"
 CHUNK_SIZE = 128
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `amin predict`."""
-    parser.add_argument("path", metavar="RUN_OR_EXPORT", type=Path, help="folder that amin train or amin export wrote")
-    parser.add_argument("--data", type=Path, required=True, help="prompts (.parquet or .jsonl)")
-    parser.add_argument("--tau", type=float, default=0.1, help="probability allowed below the bound")
-    parser.add_argument("--split", help="only the rows of this split; default: all")
-    parser.add_argument(
-        "--model",
-        help="served model to predict for; only its rows where the data has some. Default: each row's own where the "
-        "predictor knows it, else the predictor's default; average stands for one it does not know",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file; a line per row, lengths in tokens")
-    parser.add_argument(
-        "--workload",
-        type=Path,
-        help="also write records as a workload for amin simulate, a line per draw (JSONL; the edges of its field "
-        "survival, for --bins, go to WORKLOAD.bins.json)",
-    )
-    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="show a progress bar")
-
-
-def run(args: argparse.Namespace) -> None:
+def run(settings: PredictSettings) -> None:
     """Write a line per row, in order: index (row of the file, from 0), output_len_lower_bound, output_len_median.
 
     Raises:
         InputError: a file, row or option that the user can mend.
     """
-    from pipelines.files import atomic_file, check_output
-    from predictor.quality import MeasuredBounds
-    from predictor.records.records import has_lengths, prompt_of, records_from_rows, select_rows
-    from predictor.resolve import resolve_predictor
-
-    if args.workload is not None:
-        check_output(args.workload, "--workload", is_folder=False, inputs=[args.data, args.out])
-    length_predictor = resolve_predictor(args.path)
+    if settings.workload is not None:
+        check_output(settings.workload, "--workload", is_folder=False, inputs=[settings.data, settings.out])
+    length_predictor = resolve_predictor(settings.path)
     spec = length_predictor.spec
-    rows = select_rows(args.data, None, args.split)
-    if args.model is not None:
-        spec.choose(args.model)
-        rows = [row for row in rows if row.text("model") == args.model] or rows
+    rows = select_rows(settings.data, None, settings.split)
+    if settings.model is not None:
+        spec.choose(settings.model)
+        rows = [row for row in rows if row.text("model") == settings.model] or rows
     prompts = [prompt_of(row, spec.chat_options) for row in rows]
     records = records_from_rows(rows) if has_lengths(rows) else None
-    if args.workload is not None:
-        _check_servable(args.data, rows, records)
-    choices = [args.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
+    if settings.workload is not None:
+        _check_servable(settings.data, rows, records)
+    choices = [settings.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
     for choice in set(choices):
-        spec.calibration(choice).level(args.tau)
+        spec.calibration(choice).level(settings.tau)
     survivals = survivals_with_progress(
-        length_predictor, [row.prompt for row in prompts], "predict", shown=args.progress
+        length_predictor, [row.prompt for row in prompts], "predict", shown=settings.progress
     )
-    bounds, medians = predict_each(spec, survivals, choices, args.tau, [row.max_new_tokens for row in prompts])
-    with atomic_file(args.out) as aside, aside.open("w", encoding="utf-8") as lines:
+    bounds, medians = predict_each(spec, survivals, choices, settings.tau, [row.max_new_tokens for row in prompts])
+    with atomic_file(settings.out) as aside, aside.open("w", encoding="utf-8") as lines:
         for row, bound, middle in zip(prompts, bounds, medians, strict=True):
             line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
             lines.write(json.dumps(line) + "\n")
-    print(f"{len(rows)} bounds at tau {args.tau}: {args.out}")
-    if args.workload is not None and records is not None:
+    print(f"{len(rows)} bounds at tau {settings.tau}: {settings.out}")
+    if settings.workload is not None and records is not None:
         survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
-        write_workload(args.workload, rows, records, (bounds, medians), survival, spec.bins)
+        write_workload(settings.workload, rows, records, (bounds, medians), survival, spec.bins)
     if records is not None:
-        print_quality(MeasuredBounds(records, bounds, medians), args.tau, spec.bins.max_length)
+        print_quality(MeasuredBounds(records, bounds, medians), settings.tau, spec.bins.max_length)
 
 
-def _check_servable(data: Path, rows: Sequence["Row"], records: "Records | None") -> None:
+def _check_servable(data: Path, rows: Sequence[Row], records: Records | None) -> None:
     if records is None:
         raise InputError(f"--workload: {data} has no lengths to serve")
     for row in rows:
@@ -94,18 +69,16 @@ def _check_servable(data: Path, rows: Sequence["Row"], records: "Records | None"
 
 def write_workload(
     path: Path,
-    rows: Sequence["Row"],
-    records: "Records",
-    predicted: tuple["IntArray", "IntArray"],
-    survival: Sequence["FloatArray"],
-    bins: "LengthBins",
+    rows: Sequence[Row],
+    records: Records,
+    predicted: tuple[IntArray, IntArray],
+    survival: Sequence[FloatArray],
+    bins: LengthBins,
 ) -> None:
     """Write a line for each draw of each row, arriving at 0, and the edges of the field survival beside it.
 
     Lengths, and the limit max_new_tokens where a row has none, end at the last edge.
     """
-    from pipelines.files import atomic_file, write_json
-
     lower, middle = predicted
     with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as lines:
         for i, row in enumerate(rows):
@@ -126,11 +99,9 @@ def write_workload(
 
 
 def predict_each(
-    spec: "PredictorSpec", survivals: "FloatArray", choices: Sequence[str], tau: float, limits: Sequence[int | None]
-) -> tuple["IntArray", "IntArray"]:
+    spec: PredictorSpec, survivals: FloatArray, choices: Sequence[str], tau: float, limits: Sequence[int | None]
+) -> tuple[IntArray, IntArray]:
     """Return the lower bounds and medians [N] of N prompts, each for its own choice of served model."""
-    import numpy as np
-
     bounds, medians = np.zeros(len(choices), dtype=np.int64), np.zeros(len(choices), dtype=np.int64)
     for choice in set(choices):
         rows = np.flatnonzero(np.asarray(choices) == choice)
@@ -141,17 +112,14 @@ def predict_each(
 
 
 def survivals_with_progress(
-    length_predictor: "LengthPredictorLike",
+    length_predictor: LengthPredictorLike,
     prompts: Sequence[str],
     label: str,
-    contexts: "Contexts" = None,
+    contexts: Contexts = None,
     *,
     shown: bool,
-) -> "FloatArray":
+) -> FloatArray:
     """Return the survival [N, M, K+1] of N requests for every served model, with a progress bar while it takes."""
-    import numpy as np
-    from tqdm import tqdm
-
     parts = []
     with tqdm(total=len(prompts), desc=label, unit="prompt", disable=not shown) as progress:
         for start in range(0, len(prompts), CHUNK_SIZE):
@@ -163,7 +131,7 @@ def survivals_with_progress(
     return np.concatenate(parts)
 
 
-def print_quality(measured: "MeasuredBounds", tau: float, max_length: int) -> None:
+def print_quality(measured: MeasuredBounds, tau: float, max_length: int) -> None:
     """Print coverage and tightness of bounds, where they are of one served model."""
     if len(set(measured.records.models)) > 1:
         print("several served models in the data: choose one with --model to see coverage")

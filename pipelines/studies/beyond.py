@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import atomic_file, write_json
+from pipelines.settings.predict import PredictSettings
 from pipelines.simulate.resampling import seconds_per_iteration, stretched
 from pipelines.studies.beyond_cells import MODELS, Cell, Variant, cells
 from pipelines.studies.beyond_sources import WRONG_MODEL, Draw, changed, source, with_upper_bounds
@@ -43,10 +44,8 @@ def predictions(predictor: Path, data: Path, split: str, out: Path) -> dict[str,
             with atomic_file(first) as aside:
                 rows = pq.read_table(data)
                 pq.write_table(rows.filter(pc.equal(rows["model"], MODELS[0])), aside)
-            parser = argparse.ArgumentParser()
-            predict.add_arguments(parser)
-            options = ["--data", file, "--split", split, "--model", model, "--out", out / "bounds.jsonl"]
-            predict.run(parser.parse_args([str(word) for word in [predictor, *options, "--workload", path]]))
+            bounds = out / "bounds.jsonl"
+            predict.run(PredictSettings(predictor, file, bounds, split=split, model=model, workload=path))
         edges = np.asarray(json.loads(path.with_name(path.name + ".bins.json").read_text()), dtype=np.int64)
         workloads[name] = with_upper_bounds(read_workload(path, edges=edges))
     return workloads

@@ -71,19 +71,20 @@ def test_an_export_replaces_nothing_but_an_export(
     (mine / "thesis.txt").write_text("years of work")
     for folder in (mine, run_folder, run_folder / "predictor"):
         before = sorted(folder.rglob("*"))
-        assert "which no export wrote" in refused(["export", run_folder, "--out", folder], capsys)
+        assert "is there already; add --force" in refused(["export", run_folder, "--out", folder], capsys)
+        assert "which no export wrote" in refused(["export", run_folder, "--out", folder, "--force"], capsys)
         assert sorted(folder.rglob("*")) == before
     (mine / "thesis.txt").unlink()
     assert main(["export", str(run_folder), "--out", str(mine), "--no-progress"]) == 0
-    assert main(["export", str(run_folder), "--out", str(mine), "--no-progress"]) == 0
+    assert main(["export", str(run_folder), "--out", str(mine), "--no-progress", "--force"]) == 0
     assert {file.name for file in mine.iterdir()} == {file.name for file in exports["fp32"].iterdir()}
     (mine / "scheduling.json").write_text("{}")
-    assert "was tuned for the export" in refused(["export", run_folder, "--out", mine], capsys)
+    assert "was tuned for the export" in refused(["export", run_folder, "--out", mine, "--force"], capsys)
 
 
 def test_a_demo_does_not_go_on_from_records_made_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does it start with a number that no stage takes."""
-    assert "--limit is 0" in refused(["demo", "--out", tmp_path / "demo", "--limit", 0], capsys)
+    assert "--limit: must be at least 1, not 0" in refused(["demo", "--out", tmp_path / "demo", "--limit", 0], capsys)
     folder = tmp_path / "demo"
     folder.mkdir()
     made = {"served_model": "m", "prompts": "p.jsonl", "draws": "1", "limit": "5"}

@@ -1,5 +1,3 @@
-import argparse
-import importlib
 import json
 import shutil
 import signal
@@ -13,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pipelines.cli import STAGES, main
+from pipelines.cli import main, run_stage
 from predictor.errors import InputError
 from predictor.prompts.tokens import encode_prompts, load_tokenizer
 from predictor.records.records import read_records
@@ -30,10 +28,7 @@ QUICK = (*SHORT, "--no-progress", "--accelerator", "cpu", "--head-lr", "0.01")
 
 def amin(stage: str, *argv: Any) -> None:
     """Run a stage as the command line does, without its exit codes."""
-    module = importlib.import_module(STAGES[stage])
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    module.run(parser.parse_args([str(value) for value in argv]))
+    run_stage(stage, [str(value) for value in argv])
 
 
 def prompts(records_file: Path) -> list[str]:

@@ -1,0 +1,50 @@
+"""What `amin serve` is asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pipelines.settings.option import Positional
+from predictor.ranges import Count, Probability, Range, check_ranges
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Settings of `amin serve`."""
+
+    export: Annotated[Path, Positional("SERVING")]
+    """Folder that amin export wrote."""
+    host: str = "127.0.0.1"
+    """Address to listen on; anyone who reaches it can use and steer the server."""
+    port: Annotated[int, Range(0, 65535)] = 8080
+    """Port; 0 takes a free one and prints it."""
+    tau: Probability = 0.1
+    """Probability allowed below the bound, where a request names none."""
+    deadline_ms: Annotated[float, Range(1, 60_000)] = 100.0
+    """Milliseconds until the marginal bound is the answer."""
+    max_wait_ms: Annotated[float, Range(0, 60_000)] = 2.0
+    """Milliseconds that a prompt waits for others in its batch."""
+    max_batch: Count = 8
+    """Most prompts in one inference."""
+    max_queue: Count = 256
+    """Most prompts that wait; others get the marginal bound at once."""
+    workers: Annotated[int, Range(1, 4096)] = 2
+    """Inferences at the same time, each on a core of its own."""
+    threads: Annotated[int, Range(0, 4096)] = 1
+    """Threads of onnxruntime in an inference; 0: its own choice."""
+    max_body_bytes: Count = 1 << 20
+    """Largest request body."""
+    max_prompts: Annotated[int, Range(1, 4096)] = 256
+    """Most prompts in one request."""
+    max_prompt_chars: Count = 20_000
+    """Longer prompts get the marginal bound at once."""
+    max_connections: Count = 512
+    """Most open connections; others get 503."""
+    adapt: Literal["off", "lower", "both"] = "lower"
+    """What feedback may do to the bounds."""
+    step: Annotated[float, Range(0, 0.25, (True, False))] = 0.005
+    """Step of the online correction."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of range."""
+        check_ranges(self)
