@@ -184,14 +184,14 @@ def test_a_kept_connection_does_not_hold_up_the_end(exports: dict[str, Path]) ->
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--port 70000", "--port: must lie between"),
+        ("--port 70000", "--port: must be at least 0 and at most 65535, not 70000"),
         ("--host 203.0.113.7", "cannot listen there"),
-        ("--tau 0", "tau: must lie between 0 and 1"),
+        ("--tau 0", "--tau: must be above 0 and below 1"),
         ("--tau 0.001", "calibration prompts"),
         ("--max-batch 0", "--max-batch: must be at least 1"),
-        ("--deadline-ms nan", "--deadline-ms: must lie between"),
-        ("--step 3", "--step: must lie between"),
-        ("--threads -1", "--threads: must lie between 0 and 4096"),
+        ("--deadline-ms nan", "--deadline-ms: must be a number"),
+        ("--step 3", "--step: must be above 0 and at most 0.25"),
+        ("--threads -1", "--threads: must be at least 0 and at most 4096"),
     ],
 )
 def test_bad_options_end_with_2_and_one_line(
