@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.request_bounds import RequestBounds
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -17,7 +17,7 @@ from scheduler.worker import Worker
 Decode = Callable[[Sequence[int]], str]
 
 
-def at_arrival(bounds: RequestBounds, decode: Decode, timeout: float = 0.05) -> AtArrival:
+def background_predictions(bounds: RequestBounds, decode: Decode, timeout: float = 0.05) -> BackgroundPredictions:
     """Return what predicts for the requests of an engine as they arrive.
 
     Args:
@@ -29,7 +29,7 @@ def at_arrival(bounds: RequestBounds, decode: Decode, timeout: float = 0.05) -> 
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
         return bounds.predicted(requests, [decode(ids) for ids in prompts])
 
-    return AtArrival(complete, bounds.marginal, timeout)
+    return BackgroundPredictions(complete, bounds.marginal, timeout)
 
 
 def continuous_batching_config(
@@ -79,7 +79,7 @@ def continuous_batching_config(
 
     new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
     name = f"amin-{id(bounds)}"
-    register(name, page_size, new_policy, lambda: at_arrival(bounds, decode or text, timeout))
+    register(name, page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout))
     return ContinuousBatchingConfig(
         **{
             PAGE_SIZE_FIELD: page_size,

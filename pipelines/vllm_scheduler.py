@@ -14,17 +14,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipelines.plug_ins import at_arrival
+from pipelines.plug_ins import background_predictions
 from pipelines.request_bounds import RequestBounds
 from scheduler.errors import InputError
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.vllm import AminScheduler
 
 
 class PredictingScheduler(AminScheduler):
     """`AminScheduler` that predicts the bounds of requests which bring none."""
 
-    def make_at_arrival(self, settings: Mapping[str, Any]) -> AtArrival:
+    def make_predictions(self, settings: Mapping[str, Any]) -> BackgroundPredictions:
         """Return the predictor that `settings` name, at work on a thread beside the engine's loop.
 
         Raises:
@@ -41,4 +41,4 @@ class PredictingScheduler(AminScheduler):
             return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
         bounds = RequestBounds.read(Path(settings["predictor"]), settings.get("model"), settings.get("tau", 0.1))
-        return at_arrival(bounds, decode, settings.get("timeout", 0.05))
+        return background_predictions(bounds, decode, settings.get("timeout", 0.05))

@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, Scheduler
 
 from scheduler.errors import InputError
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.integrations.transformers_cb import check_room
 from scheduler.kv_cache import KvCache
@@ -36,7 +36,7 @@ def register(
     name: str,
     page_size: int,
     make_policy: Callable[[Worker], Policy],
-    make_at_arrival: Callable[[], AtArrival],
+    make_predictions: Callable[[], BackgroundPredictions],
 ) -> None:
     """Add a scheduler `name` to those that transformers knows.
 
@@ -45,10 +45,10 @@ def register(
             `allow_block_sharing` and `use_async_batching` off.
         page_size: Tokens in a block.
         make_policy: Returns a new policy for the worker that each engine makes.
-        make_at_arrival: Likewise what predicts for the requests of an engine.
+        make_predictions: Likewise what predicts for the requests of an engine.
     """
     scheduler: Any = partial(
-        PolicyScheduler, page_size=page_size, make_policy=make_policy, make_at_arrival=make_at_arrival
+        PolicyScheduler, page_size=page_size, make_policy=make_policy, make_predictions=make_predictions
     )
     SCHEDULER_MAPPING[name] = scheduler
 
@@ -64,7 +64,7 @@ class PolicyScheduler(Scheduler):
         *,
         page_size: int,
         make_policy: Callable[[Worker], Policy],
-        make_at_arrival: Callable[[], AtArrival],
+        make_predictions: Callable[[], BackgroundPredictions],
     ) -> None:
         """Build for an engine's cache; the margin of free blocks is left to the policy."""
         if cache.use_prefix_sharing:
@@ -74,13 +74,13 @@ class PolicyScheduler(Scheduler):
         self._kv_cache = KvCache(cache.num_blocks, page_size)
         worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
         self._make_policy = partial(make_policy, worker)
-        self._make_at_arrival = make_at_arrival
+        self._make_predictions = make_predictions
         super().__init__(cache, 0.0, max_requests_per_batch)
 
     def reset(self) -> None:
         """Forget everything; a new policy starts."""
         super().reset()
-        self.runner, self.at_arrival = PolicyRunner(self._make_policy()), self._make_at_arrival()
+        self.runner, self.predictions = PolicyRunner(self._make_policy()), self._make_predictions()
         self._has_failed = False
         """Whether the engine could store nothing and asks again within the iteration."""
 
@@ -90,8 +90,8 @@ class PolicyScheduler(Scheduler):
         Raises:
             InputError: It asks for several sequences, or could not finish alone in the cache.
         """
-        if state.request_id not in self.runner and state.request_id not in self.at_arrival:
-            self.at_arrival.add(self._facts(state), state.initial_tokens)
+        if state.request_id not in self.runner and state.request_id not in self.predictions:
+            self.predictions.add(self._facts(state), state.initial_tokens)
         super().add_waiting_request(state)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
@@ -105,7 +105,7 @@ class PolicyScheduler(Scheduler):
         if not self._has_failed:
             self._let_go()
             self.runner.follow(self._num_generated)
-        for request in self.at_arrival.take(wait=not len(self.runner)):
+        for request in self.predictions.take(wait=not len(self.runner)):
             self.runner.add(request)
         for request_id in self.runner.decide():
             self._evict(request_id)
@@ -131,8 +131,8 @@ class PolicyScheduler(Scheduler):
         """Forget what the engine has dropped: cancelled and failed requests."""
         for request_id in [i for i in self.runner.request_ids() if not self._has(i)]:
             self.runner.end(request_id, Status.CANCELLED, 0)
-        for request_id in [i for i in self.at_arrival.request_ids() if not self._has(i)]:
-            self.at_arrival.discard(request_id)
+        for request_id in [i for i in self.predictions.request_ids() if not self._has(i)]:
+            self.predictions.discard(request_id)
 
     def _has(self, request_id: str) -> bool:
         return request_id in self.active_requests or request_id in self.waiting_requests

@@ -23,7 +23,7 @@ import numpy as np
 from vllm.v1.request import RequestStatus
 
 from scheduler.errors import InputError
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
@@ -81,10 +81,10 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
             watermark_blocks=getattr(self.kv_cache_manager, "watermark_blocks", 0),
         )
         self.runner = PolicyRunner(policy_from_settings(self.vllm_config.additional_config, worker))
-        self.at_arrival = self.make_at_arrival(amin_settings(self.vllm_config.additional_config))
+        self.predictions = self.make_predictions(amin_settings(self.vllm_config.additional_config))
         self._has_warned = False
 
-    def make_at_arrival(self, settings: Mapping[str, Any]) -> AtArrival | None:
+    def make_predictions(self, settings: Mapping[str, Any]) -> BackgroundPredictions | None:
         """Return what predicts for requests that come without a bound; here nothing does.
 
         `settings` are those under "amin" of vLLM's additional configuration.
@@ -104,18 +104,18 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         """Queue a request in vLLM and tell the policy; a further chunk of a streamed input is vLLM's alone."""
         super().add_request(request)
         name = request.request_id
-        if name in self.runner or name not in self.requests or (self.at_arrival and name in self.at_arrival):
+        if name in self.runner or name not in self.requests or (self.predictions and name in self.predictions):
             return
-        if self.at_arrival is None or self._extra_args(request).get(BOUNDS[0]) is not None:
+        if self.predictions is None or self._extra_args(request).get(BOUNDS[0]) is not None:
             self.runner.add(self._facts(request))
         else:
-            self.at_arrival.add(self._facts(request, is_predicted=True), request.prompt_token_ids)
+            self.predictions.add(self._facts(request, is_predicted=True), request.prompt_token_ids)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Return vLLM's output for the next iteration, after the policy's evictions, with its admissions alone."""
         self.runner.follow(self._num_generated)
-        if self.at_arrival is not None:
-            for request in self.at_arrival.take(wait=not len(self.runner)):
+        if self.predictions is not None:
+            for request in self.predictions.take(wait=not len(self.runner)):
                 self.runner.add(request)
         evicted = self.runner.decide()
         for request_id in evicted:
@@ -178,8 +178,8 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         if request.request_id in self.runner:
             status = Status.ANSWERED if request.status in ANSWERED else Status.CANCELLED
             self.runner.end(request.request_id, status, request.num_output_tokens)
-        if self.at_arrival is not None and request.request_id in self.at_arrival:
-            self.at_arrival.discard(request.request_id)
+        if self.predictions is not None and request.request_id in self.predictions:
+            self.predictions.discard(request.request_id)
         return result
 
 

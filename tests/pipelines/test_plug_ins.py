@@ -1,6 +1,5 @@
-import threading
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -48,10 +47,13 @@ def generation_config() -> Any:
     return GenerationConfig(max_new_tokens=CAP, do_sample=False, eos_token_id=3, pad_token_id=0)
 
 
+def unchanged(request: Request) -> Request:
+    """What goes on without a prediction."""
+    return request
+
+
 def made_up(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
     """Bounds that differ from request to request."""
-    from dataclasses import replace
-
     bounds = [1 + sum(ids) % CAP for ids in prompts]
     return [
         replace(request, output_len_lower_bound=bound, output_len_prediction=bound)
@@ -70,7 +72,10 @@ def config_of(policy: str, num_blocks: int) -> Any:
         return make_policy(policy, worker, np.random.default_rng(0))
 
     register(
-        "policy-under-test", PAGE_SIZE, new_policy, lambda: AtArrival(made_up, lambda request: request, timeout=30.0)
+        "policy-under-test",
+        PAGE_SIZE,
+        new_policy,
+        lambda: BackgroundPredictions(made_up, unchanged, timeout=30.0),
     )
     settings = {
         PAGE_SIZE_FIELD: PAGE_SIZE,
@@ -219,89 +224,3 @@ def test_settings_that_would_break_the_accounting_are_refused(model: Any, export
             configured(exports["fp32"], policy)
     with pytest.raises(PredictorInputError, match="nowhere"):
         configured(Path("nowhere"))
-
-
-def request(name: str) -> Request:
-    """A request of ten tokens."""
-    return Request(name, 10, CAP)
-
-
-def names(requests: Sequence[Request]) -> list[str]:
-    """Their ids."""
-    return [request.request_id for request in requests]
-
-
-def test_what_arrives_during_a_prediction_is_the_next_batch() -> None:
-    """And each request is handed over once, with its prediction."""
-    batches, gate = [], threading.Event()
-
-    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        batches.append(names(requests))
-        gate.wait(10)
-        return made_up(requests, prompts)
-
-    desk = AtArrival(complete, lambda request: request, timeout=30.0)
-    for i in range(4):
-        desk.add(request(f"r{i}"), [i])
-    assert desk.take() == []
-    gate.set()
-    taken = desk.take(wait=True)
-    while len(taken) < 4:
-        taken += desk.take(wait=True)
-    assert names(taken) == ["r0", "r1", "r2", "r3"]
-    assert [request.output_len_lower_bound for request in taken] == [1, 2, 3, 4]
-    assert batches == [["r0"], ["r1", "r2", "r3"]]
-    assert desk.take(wait=True) == []
-    assert desk.num_fallbacks == 0
-
-
-def test_a_late_prediction_is_replaced_and_never_handed_over() -> None:
-    """By the fallback, when its time is up; a discarded request not at all."""
-    gate = threading.Event()
-
-    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        gate.wait(10)
-        return requests
-
-    desk = AtArrival(complete, lambda old: Request(old.request_id, 10, CAP, output_len_lower_bound=7), timeout=0.05)
-    started = time.monotonic()
-    desk.add(request("late"), [1])
-    desk.add(request("gone"), [1])
-    desk.discard("gone")
-    (taken,) = desk.take(wait=True)
-    assert time.monotonic() - started >= 0.05
-    assert (taken.request_id, taken.output_len_lower_bound) == ("late", 7)
-    gate.set()
-    time.sleep(0.05)
-    assert desk.take() == []
-    assert desk.num_fallbacks == 1
-
-
-def test_a_name_used_again_gets_its_own_prediction() -> None:
-    """The one that was given up while it was being predicted is not handed over in its place."""
-    gate = threading.Event()
-
-    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        gate.wait(10)
-        return made_up(requests, prompts)
-
-    desk = AtArrival(complete, lambda request: request, timeout=30.0)
-    desk.add(Request("again", 10, CAP), [3])
-    desk.discard("again")
-    desk.add(Request("again", 40, CAP), [5])
-    gate.set()
-    (taken,) = desk.take(wait=True)
-    assert (taken.num_prompt_tokens, taken.output_len_lower_bound) == (40, 6)
-    assert desk.take(wait=True) == []
-
-
-def test_a_predictor_that_fails_does_not_stop_the_engine(caplog: pytest.LogCaptureFixture) -> None:
-    """The requests go on with the fallback, and the log says why."""
-
-    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        raise ValueError("no such token")
-
-    desk = AtArrival(complete, lambda request: request, timeout=30.0)
-    desk.add(request("r0"), [1])
-    assert names(desk.take(wait=True)) == ["r0"]
-    assert "no such token" in caplog.text

@@ -90,17 +90,21 @@ def test_all_at_once_is_predicted_in_batches() -> None:
     assert sizes == [8, 8, 4]
 
 
-def test_what_goes_wrong_on_the_thread_is_raised_in_the_loop() -> None:
-    """The loop must not wait for ever."""
+def test_what_cannot_be_predicted_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    """Alone, with the fallback: the loop must not wait for ever, nor lose the predictions of the others."""
     clock = Clock()
+    requests = [Request(f"r{i}", 5, 20) for i in range(6)]
 
     def predict(indices: Sequence[int]) -> list[Request]:
-        raise ValueError("no such model")
+        if 3 in indices:
+            raise ValueError("no such token")
+        return [replace(requests[i], output_len_lower_bound=10 + i) for i in indices]
 
-    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, None)
-    with pytest.raises(ValueError, match="no such model"):
-        drain(arrivals, clock)
-    arrivals.close()
+    arrivals = PredictedArrivals(requests, predict, fallback, clock, None)
+    taken = drain(arrivals, clock)
+    assert [taken[i].output_len_lower_bound for i in range(6)] == [10, 11, 12, 2, 14, 15]
+    assert arrivals.fallbacks == {3}
+    assert "request r3 goes on without a prediction: no such token" in caplog.text
 
 
 class Delayed(KnownArrivals):

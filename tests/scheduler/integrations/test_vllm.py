@@ -14,7 +14,7 @@ import pytest
 
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
-from scheduler.integrations.at_arrival import AtArrival
+from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.policies import POLICIES, Reads, policies_that_read
 from scheduler.policies.fit_now import FitNow
@@ -256,11 +256,11 @@ def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
     """At arrival, off the loop; one that brings a bound keeps it, and one aborted meanwhile is forgotten."""
 
     class Predicting(AminScheduler):
-        def make_at_arrival(self, settings: Any) -> AtArrival:
+        def make_predictions(self, settings: Any) -> BackgroundPredictions:
             def complete(requests: Any, prompts: Any) -> Any:
                 return [replace(r, output_len_lower_bound=len(ids)) for r, ids in zip(requests, prompts, strict=True)]
 
-            return AtArrival(complete, lambda request: request, timeout=30.0)
+            return BackgroundPredictions(complete, lambda request: request, timeout=30.0)
 
     engine = Engine(make_scheduler(vllm_config, 10, Predicting, tau=0.2), 1)
     engine.add("aborted", 40, 40)
@@ -276,7 +276,7 @@ def test_requests_without_a_bound_are_predicted(vllm_config: Any) -> None:
     )
     engine.run(check_memory=False)
     assert seen == {"r0": 30, "r1": 20, "r2": 10}
-    assert engine.scheduler.at_arrival.num_fallbacks == 0
+    assert engine.scheduler.predictions.num_fallbacks == 0
     engine.check_tokens({"r0", "r1", "r2", "brought"})
 
 
@@ -296,7 +296,7 @@ def test_settings_of_predictions_are_refused_where_none_are_made(vllm_config: An
     predicting = make_scheduler(
         vllm_config, 10, PredictingScheduler, predictor=ROOT / "checkpoints/length-predictor", **settings
     )
-    assert predicting.at_arrival is not None
+    assert predicting.predictions is not None
 
 
 def test_shorter_bounds_go_first(vllm_config: Any) -> None:
