@@ -67,7 +67,7 @@ class Study:
                 table = (tables.seeds if experiment == "seeds" else tables.resplits)(runs, self._records, MODELS)
             case "objectives":
                 runs = [self._train("seed0", ["--seed", "0"])]
-                runs += [self._train(f"objective-{name}", ["--objective", name]) for name in OBJECTIVES]
+                runs += [self._train_for(name, runs[0]) for name in OBJECTIVES]
                 table = tables.objectives(runs, ("likelihood", *OBJECTIVES), MODELS)
             case "unseen-data":
                 names = sorted(set(self._records.datasets))
@@ -133,14 +133,27 @@ class Study:
         command += [*options, *self._options, "--out", str(folder)]
         if (folder / "config.yaml").is_file():
             command.append("--resume")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "command.txt").write_text(shlex.join(command) + "\n")
-        print(shlex.join(command), flush=True)
-        with (folder / "log.txt").open("a") as log:
-            done = subprocess.run([sys.executable, "-m", "pipelines.cli", *command[1:]], stdout=log, stderr=log)
-        if done.returncode:
-            raise InputError(f"{folder / 'log.txt'}: amin train ended with exit code {done.returncode}")
-        return folder
+        return run_in(folder, command, [sys.executable, "-m", "pipelines.cli", *command[1:]])
+
+    def _train_for(self, objective: str, like: Path) -> Path:
+        """Return the run folder of another objective with the settings of the run `like`, trained by now."""
+        folder = self.out / f"objective-{objective}"
+        if (folder / "metrics.json").is_file():
+            return folder
+        command = ["-m", "pipelines.studies.predictor_objectives", objective, "--like", str(like), "--out", str(folder)]
+        return run_in(folder, ["python", *command], [sys.executable, *command])
+
+
+def run_in(folder: Path, shown: Sequence[str], command: Sequence[str]) -> Path:
+    """Return `folder` once `command`, which is `shown` to people, has run with its output there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(shlex.join(shown) + "\n")
+    print(shlex.join(shown), flush=True)
+    with (folder / "log.txt").open("a") as log:
+        done = subprocess.run(command, stdout=log, stderr=log)
+    if done.returncode:
+        raise InputError(f"{folder / 'log.txt'}: the command in command.txt ended with exit code {done.returncode}")
+    return folder
 
 
 def records_of_all(data: Path) -> Records:

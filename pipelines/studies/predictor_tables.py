@@ -72,7 +72,7 @@ class Predicted:
         predictions = spec.predictions(self.survivals[own, number], TAU)
         return MeasuredBounds(records, predictions.lower_bounds, predictions.medians)
 
-    def some(self, model: str, rng: np.random.Generator) -> np.ndarray:
+    def random_rows(self, model: str, rng: np.random.Generator) -> np.ndarray:
         """Return the rows of `NUM_IN_DOMAIN` prompts that a served model answered, drawn at random."""
         known = np.flatnonzero(self.table.places[:, self.spec.models.index(model)] >= 0)
         return rng.choice(known, min(NUM_IN_DOMAIN, len(known)), replace=False)
@@ -150,9 +150,9 @@ def unseen_data(runs: Sequence[Path], names: Sequence[str], full: Path, records:
         trained = Predicted.of(full, records.select(np.flatnonzero((datasets == name) & (splits == "test"))))
         rng = np.random.default_rng(0)
         for model in models:
-            again = [left_out.recalibrated(model, others, others.some(model, rng)) for _ in range(NUM_CHOICES)]
+            again = [left_out.recalibrated(model, others, others.random_rows(model, rng)) for _ in range(NUM_CHOICES)]
             anywhere = [
-                every.recalibrated(model, every, every.some(model, rng)).quality(TAU, MAX_LENGTH).coverage
+                every.recalibrated(model, every, every.random_rows(model, rng)).quality(TAU, MAX_LENGTH).coverage
                 for _ in range(NUM_CHOICES)
             ]
             before, inside = left_out.measured(model), trained.measured(model)

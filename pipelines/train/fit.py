@@ -1,9 +1,10 @@
-"""The stages of `amin train`: data, network, fit and calibration."""
+"""From records to a trained, calibrated and saved predictor: the work of `amin train`."""
 
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from predictor.errors import InputError
 
@@ -15,87 +16,13 @@ if TYPE_CHECKING:
     from predictor.records.prompt_table import PromptTable
     from predictor.records.records import Records
     from predictor.spec import PredictorSpec
-    from predictor.splits.data_report import DataReport
     from predictor.training.config import TrainConfig
-    from predictor.training.network import TorchLengthPredictor
+    from predictor.training.data import EncodedPrompts
+    from predictor.training.lightning_module import LengthModule
+    from predictor.training.losses import Objective
+    from predictor.training.network import HazardNetwork, TorchLengthPredictor
 
 CHUNK_SIZE = 1024
-
-
-def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dict[str, "Records"], "DataReport"]:
-    """Return the records of each split and the report on them, printed; InputError where one is too small for `tau`."""
-    import numpy as np
-
-    from predictor.records.chats import load_data
-    from predictor.records.prompt_table import served_models
-    from predictor.records.records import SPLITS
-    from predictor.splits.data_report import split_and_audit
-
-    loaded = load_data(
-        config.data, config.model, config.tokenizer, config.length_cap, chat_options, shown=config.progress
-    )
-    models = served_models(loaded.records)
-    if len(models) > 1 and "" in models:
-        prompt_id = loaded.records.prompt_ids[loaded.records.models.index("")]
-        raise InputError(
-            f"{config.data}: prompt_id {prompt_id!r}: model: missing, while other rows have it; fill it in"
-        )
-    names, report = split_and_audit(loaded, config.seed, shown=config.progress)
-    print_data_report(config.data, report)
-    splits = {name: loaded.records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
-    for model in models:
-        _require_enough(config, splits, model, "give more data", others=len(models) > 1)
-    if config.max_prompts is not None:
-        splits["train"] = subsample(splits["train"], config.max_prompts, config.seed)
-        for model in models:
-            _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
-    return splits, report
-
-
-def _require_enough(
-    config: "TrainConfig", splits: dict[str, "Records"], model: str, advice: str, *, others: bool
-) -> None:
-    from predictor.bounds.calibration import required_prompts
-
-    needed = {"train": 8, "validation": 1, "calibration": required_prompts(config.tau), "test": 2}
-    for name, records in splits.items():
-        if (found := records.models.count(model)) < needed[name]:
-            raise InputError(
-                f"{config.data}: split: {name} has {found} prompts{f' of {model}' if others else ''}, at least "
-                f"{needed[name]} are needed (tau {config.tau}); {advice}"
-            )
-
-
-def subsample(records: "Records", max_prompts: int, seed: int) -> "Records":
-    """Return the records of at most `max_prompts` distinct prompts, drawn at random."""
-    import numpy as np
-
-    prompts, numbers = np.unique(np.asarray(records.prompts, dtype=object), return_inverse=True)
-    if len(prompts) <= max_prompts:
-        return records
-    kept = np.random.default_rng(seed).choice(len(prompts), max_prompts, replace=False)
-    return records.select(np.flatnonzero(np.isin(numbers, kept)))
-
-
-def digest(splits: dict[str, "Records"]) -> str:
-    """Return the SHA-256 of which prompts, served models and lengths are in which split."""
-    hashed = sha256()
-    for name, records in splits.items():
-        hashed.update(f"{name} {len(records)}\n".encode())
-        rows = zip(records.prompts, records.models, records.output_lens, records.is_truncated, strict=True)
-        for prompt, model, lengths, is_truncated in rows:
-            text = f"{len(prompt)} {len(model)} {len(lengths)}\n{prompt}{model}".encode()
-            hashed.update(text + lengths.tobytes() + is_truncated.tobytes())
-    return hashed.hexdigest()
-
-
-def print_data_report(data: str, report: "DataReport") -> None:
-    """Print the account of the rows and splits, and to stderr a warning where splits leak."""
-    import sys
-
-    print(report.line())
-    if (warning := report.warning()) is not None:
-        print(f"amin train: warning: {data}: {warning}", file=sys.stderr)
 
 
 def fit_predictor(
@@ -105,48 +32,112 @@ def fit_predictor(
     out: Path,
     *,
     resume: bool,
+    objective: "Objective | None" = None,
 ) -> None:
-    """Train the predictor in place, not calibrated yet; writes `checkpoints/` and `logs/` in `out`."""
+    """Train the predictor in place, not calibrated yet; writes `checkpoints/` and `logs/` in `out`.
+
+    `objective` takes the place of the censored likelihood.
+    """
+    from predictor.training.data import LengthDataModule
+    from predictor.training.head_start import few, pool_prompts, start_heads
+    from predictor.training.lightning_module import LengthModule, train_stage
+    from predictor.training.losses import censored_hazard_nll
+    from predictor.training.network import FrozenNetwork
+    from predictor.training.stages import HEADS_BATCH_SIZE, heads_stage, network_stage
+
+    network, bins = length_predictor.network, length_predictor.spec.bins
+    parts = training_prompts(config, splits, length_predictor)
+    prepare_encoder(network, config)
+    loss_of, rng = objective or censored_hazard_nll, np.random.default_rng([config.seed, 1])
+    if config.head_epochs or config.init is None:
+        few_parts = [few(part, rng) for part in parts]
+        pooled = [pool_prompts(network.to(device_of(config)), part, config) for part in few_parts]
+        start_heads(network.cpu(), pooled[0], config, is_new=config.init is None)
+    if config.head_epochs:
+        frozen = FrozenNetwork(network)
+        data = LengthDataModule(*pooled, batch_size=HEADS_BATCH_SIZE, seed=config.seed)
+        module = LengthModule(frozen, bins, config, heads_stage(frozen, config), loss_of)
+        report(module, train_stage(module, data, out, resume=resume))
+    if config.epochs:
+        data = LengthDataModule(*parts, batch_size=config.batch_size, seed=config.seed)
+        module = LengthModule(network, bins, config, network_stage(network, config), loss_of)
+        report(module, train_stage(module, data, out, resume=resume))
+    network.requires_grad_(True)
+    if config.half:
+        network.round_to_half()
+
+
+def report(module: "LengthModule", measured: dict[str, float]) -> None:
+    """Print what a stage has come to."""
+    print(f"{module.stage.name}: validation pinball loss {measured['validation_pinball']:.3f} tokens")
+
+
+def training_prompts(
+    config: "TrainConfig", splits: dict[str, "Records"], length_predictor: "TorchLengthPredictor"
+) -> list["EncodedPrompts"]:
+    """Return the prompts to train on, with what the teachers say of them, and those to validate on."""
+    from predictor.records.prompt_table import prompt_table
+    from predictor.training.data import encode_table
+
+    spec = length_predictor.spec
+    tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
+    parts = []
+    for table in tables:
+        inputs = encode_with_progress(length_predictor.tokenizer, table, spec, shown=config.progress)
+        parts.append(encode_table(table, inputs, spec.bins, spec.pad_token_id))
+    if config.teacher is not None:
+        parts[0] = with_teachers(config, parts[0], tables[0], spec)
+    return parts
+
+
+def with_teachers(
+    config: "TrainConfig", train: "EncodedPrompts", table: "PromptTable", spec: "PredictorSpec"
+) -> "EncodedPrompts":
+    """Return `train` with targets from the teachers as well, asked once.
+
+    Raises:
+        InputError: one is no predictor, cannot teach one of `spec`, or predicts what is not a number.
+    """
+    from pipelines.predict import survivals_with_progress
+    from predictor.resolve import resolve_predictor
+    from predictor.training.distillation import teacher_columns, with_teacher
+
+    survivals = []
+    for name in str(config.teacher).split(","):
+        teacher = resolve_predictor(name)
+        columns = teacher_columns(teacher.spec, spec.models, spec.bins, name)
+        predicted = survivals_with_progress(
+            teacher, table.prompts, "ask teacher", table.contexts, shown=config.progress
+        )[:, columns]
+        if failed := int((~np.isfinite(predicted).all(axis=(1, 2))).sum()):
+            raise InputError(
+                f"teacher: {name}: no number for {failed} of {len(table.prompts)} prompts; train or export it again"
+            )
+        survivals.append(predicted)
+    return with_teacher(train, np.mean(survivals, axis=0), config.teacher_share)
+
+
+def prepare_encoder(network: "HazardNetwork", config: "TrainConfig") -> None:
+    """Say which layers of the encoder train, and leave out its dropout."""
     import torch
 
-    from pipelines.train.teaching import taught_by
-    from predictor.records.prompt_table import prompt_table
-    from predictor.training.data import LengthDataModule, encode_table
-    from predictor.training.head_start import start_network
-    from predictor.training.lightning_module import train_network
-
-    network, tokenizer, spec = length_predictor.network, length_predictor.tokenizer, length_predictor.spec
-    tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
-    inputs = [encode_with_progress(tokenizer, table, spec, shown=config.progress) for table in tables]
-    train, validation = (encode_table(table, part, spec.bins) for table, part in zip(tables, inputs, strict=True))
-    if config.teacher is not None:
-        train = taught_by(config, train, tables[0], spec)
     network.unfreeze_last(config.unfrozen_layers)
     for module in network.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    device = "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    loss = start_network(
-        network.to(device), spec.bins, train, validation, spec.pad_token_id, config, is_new=config.init is None
-    )
-    print(f"heads alone: validation pinball loss {loss:.3f} tokens")
-    if config.epochs:
-        data = LengthDataModule(
-            train, validation, batch_size=config.batch_size, pad_token_id=spec.pad_token_id, seed=config.seed
-        )
-        loss = train_network(network, spec.bins, data, config, out, loss, resume=resume)
-        print(f"whole network: validation pinball loss {loss:.3f} tokens")
-    network.cpu()
-    if config.half:
-        network.round_to_half()
+
+
+def device_of(config: "TrainConfig") -> str:
+    """Return the device that computes the states of prompts."""
+    import torch
+
+    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def encode_with_progress(
     tokenizer: "Tokenizer", table: "PromptTable", spec: "PredictorSpec", *, shown: bool
 ) -> "PromptInputs":
     """Return what `predictor.prompts.tokens.encode_prompts` gives, with a progress bar while it takes."""
-    import numpy as np
-
     from predictor.progress import progress_bar
     from predictor.prompts.tokens import PromptInputs, encode_prompts
 

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.train.fit import calibrate, digest, fit_predictor, load_splits, new_predictor, save
+from pipelines.train.data import digest, load_splits
+from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
 from pipelines.train.results import measure, print_table
 from pipelines.train.settings import add_arguments, is_launched, require_same_data, resolve_chat_options, resolve_config
 

@@ -12,7 +12,6 @@ from typing import Any, get_args, get_type_hints
 from predictor.errors import InputError
 
 HEADS = ("hazard", "mixture")
-OBJECTIVES = ("likelihood", "ordinal", "pinball", "ranking")
 LARGEST = 2**31 - 1
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("batch_size", "max_prompts", "num_bins", "max_length", "hidden_size"), (1, LARGEST)),
@@ -74,8 +73,6 @@ class TrainConfig:
     """Dimensions to which these weights are projected."""
     heads: str = "hazard,mixture"
     """Heads whose survival is averaged: hazard, mixture, or both with a comma between."""
-    objective: str = "likelihood"
-    """What the heads are trained for: likelihood, or for comparison ordinal, pinball, ranking."""
     num_bins: int = 48
     """Length bins, log-spaced."""
     max_length: int = 4096
@@ -176,8 +173,6 @@ def check(config: TrainConfig) -> None:
     unknown = [name for name in config.heads.split(",") if name not in HEADS]
     if unknown:
         raise InputError(f"heads: {unknown[0]!r} is not one of {', '.join(HEADS)}")
-    if config.objective not in OBJECTIVES:
-        raise InputError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not least <= value <= most:

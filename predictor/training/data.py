@@ -37,22 +37,71 @@ class EncodedPrompts:
     at_risk: FloatMatrix
     weights: FloatMatrix
     output_lens: FloatMatrix
+    pad_token_id: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def select(self, indices: IntArray) -> "EncodedPrompts":
         """Return the prompts at `indices`, in that order."""
-        arrays = (self.events, self.at_risk, self.weights, self.output_lens)
-        return EncodedPrompts(self.inputs.select(indices), *(array[indices] for array in arrays))
+        return EncodedPrompts(
+            self.inputs.select(indices),
+            self.events[indices],
+            self.at_risk[indices],
+            self.weights[indices],
+            self.output_lens[indices],
+            self.pad_token_id,
+        )
 
     def targets(self, indices: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return `events`, `at_risk`, `weights` and `output_lens` of the prompts at `indices`."""
         rows = np.asarray(indices)
         return {name: torch.from_numpy(getattr(self, name)[rows]) for name in (*TARGET_NAMES, "output_lens")}
 
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+        """Return every index once, in random batches of prompts of similar length."""
+        return shuffled_batches(self.inputs.token_ids, batch_size, rng)
 
-def encode_table(table: PromptTable, inputs: PromptInputs, bins: LengthBins) -> EncodedPrompts:
+    def in_order(self, batch_size: int) -> list[list[int]]:
+        """Return every index once, in batches, shortest prompts first."""
+        return [indices.tolist() for indices in batches_by_length(self.inputs.token_ids, batch_size)]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return one batch: the network's inputs by name, and the targets."""
+        inputs = zip(INPUT_NAMES, self.inputs.batch(indices, self.pad_token_id), strict=True)
+        return {**{name: torch.from_numpy(array) for name, array in inputs}, **self.targets(indices)}
+
+
+@dataclass(frozen=True, slots=True)
+class PooledPrompts:
+    """P prompts as the heads take them: pooled states [P, 2 W], features [P, F + V], and the encoded prompts."""
+
+    pooled: Tensor
+    features: Tensor
+    prompts: EncodedPrompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+        """Return every index once, in random batches."""
+        size = len(self)
+        return [rows.tolist() for rows in np.array_split(rng.permutation(size), max(1, -(-size // batch_size)))]
+
+    def in_order(self, batch_size: int) -> list[list[int]]:
+        """Return every index once, in batches."""
+        return [list(range(start, min(start + batch_size, len(self)))) for start in range(0, len(self), batch_size)]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return one batch: `pooled`, `features` and the targets."""
+        rows = list(indices)
+        return {"pooled": self.pooled[rows], "features": self.features[rows], **self.prompts.targets(indices)}
+
+
+TrainingPrompts = EncodedPrompts | PooledPrompts
+
+
+def encode_table(table: PromptTable, inputs: PromptInputs, bins: LengthBins, pad_token_id: int = 0) -> EncodedPrompts:
     """Return the prompts of `table`, read as `inputs`, with the hazard counts of their draws on `bins`."""
     shape = (*table.places.shape, bins.num_bins)
     events, at_risk = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
@@ -62,7 +111,8 @@ def encode_table(table: PromptTable, inputs: PromptInputs, bins: LengthBins) -> 
         events[rows, number], at_risk[rows, number] = hazard_counts(bins, records.output_lens, records.is_truncated)
         for row, draws in zip(rows, records.output_lens, strict=True):
             output_lens[row, number, : len(draws)] = np.minimum(draws, bins.max_length)
-    return EncodedPrompts(inputs, events, at_risk, (table.places >= 0).astype(np.float32), output_lens)
+    weights = (table.places >= 0).astype(np.float32)
+    return EncodedPrompts(inputs, events, at_risk, weights, output_lens, pad_token_id)
 
 
 class _Indices(Dataset[int]):
@@ -79,12 +129,10 @@ class _Indices(Dataset[int]):
 class LengthDataModule(lightning.LightningDataModule):
     """Training batches drawn anew each epoch from (seed, epoch) alone, so that a resumed run sees the same ones."""
 
-    def __init__(
-        self, train: EncodedPrompts, validation: EncodedPrompts, *, batch_size: int, pad_token_id: int, seed: int
-    ) -> None:
+    def __init__(self, train: TrainingPrompts, validation: TrainingPrompts, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self._train, self._validation = train, validation
-        self._batch_size, self._pad_token_id, self._seed = batch_size, pad_token_id, seed
+        self._batch_size, self._seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader[int]:
         """Return this epoch's batches; under DDP each process gets its own share of them."""
@@ -93,22 +141,16 @@ class LengthDataModule(lightning.LightningDataModule):
             (trainer.global_rank, trainer.world_size, trainer.current_epoch) if trainer else (0, 1, 0)
         )
         rng = np.random.default_rng([self._seed, epoch])
-        batches = shuffled_batches(self._train.inputs.token_ids, self._batch_size, rng)
+        batches = self._train.shuffled(self._batch_size, rng)
         even = len(batches) - len(batches) % world_size
         return self._loader(self._train, batches[rank:even:world_size])
 
     def val_dataloader(self) -> DataLoader[int]:
-        """Return all validation prompts, shortest first."""
-        batches = [
-            indices.tolist() for indices in batches_by_length(self._validation.inputs.token_ids, self._batch_size)
-        ]
-        return self._loader(self._validation, batches)
+        """Return all validation prompts."""
+        return self._loader(self._validation, self._validation.in_order(self._batch_size))
 
-    def _loader(self, prompts: EncodedPrompts, batches: list[list[int]]) -> DataLoader[int]:
-        def collate(indices: Sequence[int]) -> Batch:
-            return collate_prompts(prompts, indices, self._pad_token_id)
-
-        return DataLoader(_Indices(len(prompts)), batch_sampler=batches, collate_fn=collate)
+    def _loader(self, prompts: TrainingPrompts, batches: list[list[int]]) -> DataLoader[int]:
+        return DataLoader(_Indices(len(prompts)), batch_sampler=batches, collate_fn=prompts.batch)
 
 
 def shuffled_batches(token_ids: Sequence[Sequence[int]], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -121,9 +163,3 @@ def shuffled_batches(token_ids: Sequence[Sequence[int]], batch_size: int, rng: n
         pooled = [token_ids[i] for i in pool]
         batches.extend(pool[inside].tolist() for inside in batches_by_length(pooled, batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def collate_prompts(prompts: EncodedPrompts, indices: Sequence[int], pad_token_id: int) -> Batch:
-    """Return one batch: the network's inputs by name, and the targets of `EncodedPrompts`."""
-    inputs = zip(INPUT_NAMES, prompts.inputs.batch(indices, pad_token_id), strict=True)
-    return {**{name: torch.from_numpy(array) for name, array in inputs}, **prompts.targets(indices)}

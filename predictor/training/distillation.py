@@ -33,7 +33,7 @@ def keep_layers(network: HazardNetwork, num_layers: int | None) -> None:
     config.num_hidden_layers = num_layers
 
 
-def taught(prompts: EncodedPrompts, survivals: FloatArray, share: float) -> EncodedPrompts:
+def with_teacher(prompts: EncodedPrompts, survivals: FloatArray, share: float) -> EncodedPrompts:
     """Return `prompts` with targets that mix their draws with a teacher's `survivals` [P, M, K+1] of them.
 
     A predicted distribution is a hazard count: S_{k-1} of it is at risk in bin k and S_{k-1} - S_k ends there. The
@@ -48,7 +48,9 @@ def taught(prompts: EncodedPrompts, survivals: FloatArray, share: float) -> Enco
         ((drawn[..., None] * counts + share * predicted) * scale).astype(np.float32)
         for counts, predicted in ((prompts.events, alive - survivals[..., 1:]), (prompts.at_risk, alive))
     )
-    return EncodedPrompts(prompts.inputs, events, at_risk, weights.astype(np.float32), prompts.output_lens)
+    return EncodedPrompts(
+        prompts.inputs, events, at_risk, weights.astype(np.float32), prompts.output_lens, prompts.pad_token_id
+    )
 
 
 def teacher_columns(teacher: "PredictorSpec", models: tuple[str, ...], bins: LengthBins, name: str) -> list[int]:

@@ -1,93 +1,59 @@
-"""The first stage of training: statistics of the inputs, and heads trained alone on states computed once."""
-
-import math
-from dataclasses import dataclass
+"""What comes before training: states of the prompts, the scaling of the inputs, and where the heads begin."""
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim import AdamW
 
-from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.bins import IntArray
 from predictor.progress import tracked
 from predictor.prompts.features import FloatMatrix
 from predictor.prompts.tokens import PromptInputs, batches_by_length
 from predictor.training.config import TrainConfig
-from predictor.training.data import TARGET_NAMES, EncodedPrompts
-from predictor.training.heads import JointHead, mean_of_heads
-from predictor.training.losses import marginal_hazard_logits, mean_pinball_loss
-from predictor.training.network import HazardNetwork
-from predictor.training.objectives import Objective, objective
+from predictor.training.data import EncodedPrompts, PooledPrompts
+from predictor.training.losses import marginal_hazard_logits
+from predictor.training.network import FrozenNetwork, HazardNetwork
 
 # So many prompts are enough for statistics and a start, and their states fit in memory.
 MAX_PROMPTS = 20_000  # of a split
 BATCH_SIZE = 64
-AVERAGE_DECAY = 0.99
-MAX_WARMUP_STEPS = 100
-# Of the peak learning rate, by kind of head.
-LEARNING_RATE_FACTORS = {"hazard": 4.0, "mixture": 2.0}
 # A feature that fewer training prompts than this have is left out.
 MIN_DIFFERENT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class PooledPrompts:
-    """P prompts as the heads take them: pooled states [P, 2 W], features [P, F + V], and the encoded prompts."""
-
-    pooled: Tensor
-    features: Tensor
-    prompts: EncodedPrompts
-
-    def inputs(self, rows: IntArray) -> tuple[Tensor, Tensor]:
-        """Return pooled states and features of the prompts at `rows`."""
-        return self.pooled[rows], self.features[rows]
-
-    def targets(self, rows: IntArray) -> list[Tensor]:
-        """Return events, at risk and weights of the prompts at `rows`."""
-        found = self.prompts.targets(rows)
-        return [found[name].to(self.pooled.device) for name in TARGET_NAMES]
+def few(prompts: EncodedPrompts, rng: np.random.Generator) -> EncodedPrompts:
+    """Return at most `MAX_PROMPTS` of the prompts, drawn at random, in their order."""
+    chosen: IntArray = np.sort(rng.permutation(len(prompts))[:MAX_PROMPTS])
+    return prompts.select(chosen)
 
 
-def start_network(
-    network: HazardNetwork, bins: LengthBins, train: EncodedPrompts, validation: EncodedPrompts, pad_token_id: int,
-    config: TrainConfig, *, is_new: bool,
-) -> float:  # fmt: skip
-    """Fit the scaling and train the heads in place, on the network's device; return the validation pinball loss.
+def start_heads(network: HazardNetwork, train: PooledPrompts, config: TrainConfig, *, is_new: bool) -> None:
+    """Fit the scaling and let the heads begin at the marginal distribution of each served model, in place.
 
     A network that is not new keeps its scaling and goes on from its heads; where layers were left out of its encoder,
     the states are scaled anew.
     """
-    rng = np.random.default_rng([config.seed, 1])
-    samples = [np.sort(rng.permutation(len(part))[:MAX_PROMPTS]) for part in (train, validation)]
-    parts = [part.select(sample) for part, sample in zip((train, validation), samples, strict=True)]
-    pooled = [pool_prompts(network, part, pad_token_id, config) for part in parts]
     torch.manual_seed(config.seed)
     if is_new:
-        fit_scaling(network, pooled[0], config.seed)
-        logits = marginal_hazard_logits(parts[0].events, parts[0].at_risk)
-        for head in network.heads:
-            assert isinstance(head, JointHead)
+        fit_scaling(network, train, config.seed)
+        logits = marginal_hazard_logits(train.prompts.events, train.prompts.at_risk)
+        for head in FrozenNetwork(network).each_head():
             head.start_at(logits)
     elif config.num_layers is not None:
-        fit_state_scaling(network, pooled[0])
-    train_heads(network, bins, pooled[0], pooled[1], config, rng)
-    return validation_pinball(network, bins, pooled[1], config.tau)
+        fit_state_scaling(network, train)
 
 
-def pool_prompts(
-    network: HazardNetwork, prompts: EncodedPrompts, pad_token_id: int, config: TrainConfig
-) -> PooledPrompts:
-    """Return the prompts with their pooled states, computed on the device of the network and kept there."""
+def pool_prompts(network: HazardNetwork, prompts: EncodedPrompts, config: TrainConfig) -> PooledPrompts:
+    """Return the prompts with their pooled states, computed on the device of the network."""
     network.eval()
     inputs, device = prompts.inputs, next(network.parameters()).device
     batches = list(batches_by_length(inputs.token_ids, BATCH_SIZE))
-    pooled = torch.zeros(len(inputs), network.scaling.pooled_mean.shape[0], device=device)
-    features = torch.zeros(len(inputs), network.shape.num_features + inputs.num_terms, device=device)
+    pooled = torch.zeros(len(inputs), network.scaling.pooled_mean.shape[0])
+    features = torch.zeros(len(inputs), network.shape.num_features + inputs.num_terms)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         for indices in tracked(batches, "read prompts", "batch", len(batches), shown=config.progress):
-            batch = (torch.as_tensor(array, device=device) for array in inputs.batch(indices, pad_token_id))
-            input_ids, attention_mask, features[indices] = batch
-            pooled[indices] = network.pooled(input_ids, attention_mask).float()
+            batch = (torch.as_tensor(array, device=device) for array in inputs.batch(indices, prompts.pad_token_id))
+            input_ids, attention_mask, read = batch
+            features[indices] = read.cpu()
+            pooled[indices] = network.pooled(input_ids, attention_mask).float().cpu()
     return PooledPrompts(pooled, features, prompts)
 
 
@@ -136,77 +102,3 @@ def fit_projection(inputs: PromptInputs, num_components: int, seed: int) -> tupl
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     svd = TruncatedSVD(num_components, random_state=seed).fit(diags(1.0 / np.maximum(norms, 1e-6)) @ weighted)
     return idf.astype(np.float32), svd.components_.T.astype(np.float32).copy()
-
-
-def train_heads(
-    network: HazardNetwork,
-    bins: LengthBins,
-    train: PooledPrompts,
-    validation: PooledPrompts,
-    config: TrainConfig,
-    rng: np.random.Generator,
-) -> None:
-    """Train the heads in place and leave them at the epoch of the best validation loss."""
-    parameters = list(network.heads.parameters())
-    peaks = [config.head_lr * LEARNING_RATE_FACTORS[kind] for kind in network.shape.heads]
-    groups = [{"params": list(head.parameters()), "lr": peak} for head, peak in zip(network.heads, peaks, strict=True)]
-    optimizer = AdamW(groups, weight_decay=config.weight_decay)
-    averaged = [parameter.detach().clone() for parameter in parameters]
-    loss_of = objective(config.objective, bins)
-    best, best_weights = validation_loss(network, validation, loss_of), averaged
-    num_steps = max(1, math.ceil(len(train.prompts) / BATCH_SIZE))
-    step, total = 0, config.head_epochs * num_steps
-    for _ in tracked(range(config.head_epochs), "train heads", "epoch", config.head_epochs, shown=config.progress):
-        network.train()
-        for rows in np.array_split(rng.permutation(len(train.prompts)), num_steps):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate_factor(step, total)
-            heads_loss(network, train, rows, loss_of).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            keep = min(AVERAGE_DECAY, (step + 1) / (step + 10))
-            averaged = [torch.lerp(p.detach(), old, keep) for p, old in zip(parameters, averaged, strict=True)]
-        current = [parameter.detach().clone() for parameter in parameters]
-        set_weights(parameters, averaged)
-        if (loss := validation_loss(network, validation, loss_of)) < best:
-            best, best_weights = loss, averaged
-        set_weights(parameters, current)
-    set_weights(parameters, best_weights)
-
-
-def rate_factor(step: int, total: int) -> float:
-    """Return the share of the peak learning rate at a step: up in the warm-up, down to zero as a cosine."""
-    num_warmup = max(1, min(MAX_WARMUP_STEPS, total // 4))
-    return min(1.0, (step + 1) / num_warmup) * (0.5 + 0.5 * math.cos(math.pi * step / total))
-
-
-def heads_loss(network: HazardNetwork, train: PooledPrompts, rows: IntArray, loss_of: Objective) -> Tensor:
-    """Return the mean loss of the heads on the prompts at `rows`."""
-    logits = network.head_logits(*train.inputs(rows))
-    targets = train.targets(rows)
-    return torch.stack([loss_of(head, *targets) for head in logits]).mean()
-
-
-def validation_loss(network: HazardNetwork, validation: PooledPrompts, loss_of: Objective) -> float:
-    """Return the loss of the network as it predicts; puts it in evaluation mode."""
-    network.eval()
-    with torch.no_grad():
-        logits = mean_of_heads(network.head_logits(validation.pooled, validation.features))
-        return float(loss_of(logits, *validation.targets(np.arange(len(validation.prompts)))))
-
-
-def validation_pinball(network: HazardNetwork, bins: LengthBins, validation: PooledPrompts, tau: float) -> float:
-    """Return the pinball loss at `tau` of the network as it predicts, in tokens; puts it in evaluation mode."""
-    network.eval()
-    with torch.no_grad():
-        logits = mean_of_heads(network.head_logits(validation.pooled, validation.features)).cpu().numpy()
-    answered = validation.prompts.weights > 0
-    return mean_pinball_loss(bins, logits[answered], validation.prompts.output_lens[answered], tau)
-
-
-def set_weights(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:
-    """Set `parameters` to `values`."""
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)

@@ -1,6 +1,6 @@
 """The likelihood of lengths under a discrete hazard, with truncated draws as censored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,9 @@ from predictor.records.records import BoolArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Objective = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
+"""Hazard logits [B, M, K], events [B, M, K], at risk [B, M, K] and weights [B, M] to a loss."""
 
 
 def hazard_counts(

@@ -1,6 +1,6 @@
 """The network: a text encoder, text features beside it, and heads that answer for every served model at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray, survival_from_hazard_logits
 from predictor.prompts.features import NAMES
 from predictor.prompts.request_features import FEATURE_NAMES, HAS_TARGET, LOG_TARGET, Contexts
-from predictor.prompts.tokens import PromptInputs, batches_by_length, encode_prompts
+from predictor.prompts.tokens import INPUT_NAMES, PromptInputs, batches_by_length, encode_prompts
 from predictor.spec import LengthPredictorLike, PredictorSpec
 from predictor.training.heads import JointHead, mean_of_heads
 
@@ -112,10 +112,12 @@ class HazardNetwork(nn.Module):
 
     def head_logits(self, pooled: Tensor, features: Tensor) -> Tensor:
         """Return the hazard logits [H, B, M, K] of each head from pooled states and features; in float32."""
-        with torch.autocast(pooled.device.type, enabled=False):
-            inputs = self.scaling(pooled.float(), features.float())
-            asked = features[:, [HAS_TARGET, LOG_TARGET]].float() if self.shape.reads_target else None
-            return torch.stack([head(inputs, asked) for head in self.heads])
+        return stacked_logits(self.scaling, self.heads, pooled, features, reads_target=self.shape.reads_target)
+
+    def logits_by_head(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the hazard logits [H, B, M, K] of each head for a batch of `INPUT_NAMES`."""
+        input_ids, attention_mask, features = (batch[name] for name in INPUT_NAMES)
+        return self.head_logits(self.pooled(input_ids, attention_mask), features)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, features: Tensor) -> Tensor:
         """Return hazard logits [B, M, K] of int64 `input_ids`, `attention_mask` [B, T] and `features` [B, F + V]."""
@@ -135,6 +137,36 @@ class HazardNetwork(nn.Module):
             for value in self.state_dict().values():
                 if value.is_floating_point():
                     value.copy_(value.half().float())
+
+
+class FrozenNetwork(nn.Module):
+    """The scaling and heads of a network, which it shares, for pooled states of its encoder that were computed once."""
+
+    def __init__(self, network: HazardNetwork) -> None:
+        super().__init__()
+        self.scaling, self.heads = network.scaling, network.heads
+        self._reads_target = network.shape.reads_target
+
+    def each_head(self) -> Iterator[JointHead]:
+        """Yield the heads."""
+        for head in self.heads:
+            assert isinstance(head, JointHead)
+            yield head
+
+    def logits_by_head(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the hazard logits [H, B, M, K] of each head for a batch with `pooled` and `features`."""
+        pooled, features = batch["pooled"], batch["features"]
+        return stacked_logits(self.scaling, self.heads, pooled, features, reads_target=self._reads_target)
+
+
+def stacked_logits(
+    scaling: nn.Module, heads: nn.ModuleList, pooled: Tensor, features: Tensor, *, reads_target: bool
+) -> Tensor:
+    """Return the hazard logits [H, B, M, K] of each head from pooled states and features; in float32."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        inputs = scaling(pooled.float(), features.float())
+        asked = features[:, [HAS_TARGET, LOG_TARGET]].float() if reads_target else None
+        return torch.stack([head(inputs, asked) for head in heads])
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

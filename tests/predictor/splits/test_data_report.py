@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipelines.train import stage as train
+from pipelines.train.data import load_splits
 from predictor.errors import InputError
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.chats import load_data
@@ -52,7 +53,7 @@ def test_splits_given_are_audited_with_a_warning(
     path = tmp_path / "leaky.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = TrainConfig(data=str(path), tau=0.2, progress=False)
-    splits, report = train.load_splits(config, ChatOptions())
+    splits, report = load_splits(config, ChatOptions())
     copies = len(rows) - 160
     assert report.num_crossing_pairs >= copies
     assert len(splits["test"]) == copies + 40

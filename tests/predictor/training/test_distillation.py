@@ -11,7 +11,7 @@ from predictor.prompts.tokens import PromptInputs
 from predictor.spec import PredictorSpec
 from predictor.training.checkpoint import load_encoder, load_predictor, save_predictor
 from predictor.training.data import EncodedPrompts
-from predictor.training.distillation import keep_layers, taught
+from predictor.training.distillation import keep_layers, with_teacher
 from predictor.training.losses import censored_hazard_nll
 from predictor.training.network import HazardNetwork, NetworkShape
 
@@ -34,7 +34,7 @@ def prompts_and_teacher() -> tuple[EncodedPrompts, FloatArray]:
 def test_the_loss_is_that_of_the_draws_and_that_of_the_teacher_mixed(share: float) -> None:
     """The teacher's cross-entropy is over bins and what lies beyond them, and also for who has not answered."""
     prompts, survivals = prompts_and_teacher()
-    mixed = taught(prompts, survivals, share)
+    mixed = with_teacher(prompts, survivals, share)
     logits = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     student = np.diff(1.0 - survival_from_hazard_logits(logits.numpy()), axis=-1, append=1.0)
     teacher = np.diff(1.0 - survivals, axis=-1, append=1.0)
@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_draws_and_that_of_the_teacher_mixed(share: floa
 def test_without_a_teachers_share_the_targets_stay() -> None:
     """To the last bit."""
     prompts, survivals = prompts_and_teacher()
-    mixed = taught(prompts, survivals, 0.0)
+    mixed = with_teacher(prompts, survivals, 0.0)
     for name in ("events", "at_risk", "weights"):
         assert np.array_equal(getattr(mixed, name), getattr(prompts, name))
 

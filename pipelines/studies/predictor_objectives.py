@@ -1,26 +1,52 @@
-"""What the heads are trained for: the censored likelihood, and others to compare it with.
+"""Objectives that the censored likelihood was compared with, and `amin train` on one of them.
 
 All act on hazard logits [..., K] and on hazard counts (`predictor.training.losses.hazard_counts`), so that any
 objective trains any head and the predictor that comes out is the same kind of thing. A truncated draw counts only where
 it is known.
 """
 
+import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pipelines.files import write_json
+from pipelines.train.data import load_splits
+from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
+from pipelines.train.results import measure
 from predictor.bounds.bins import LengthBins
+from predictor.records.chat_turns import ChatOptions
+from predictor.training.config import TrainConfig
 from predictor.training.heads import log_survival_from_logits
-from predictor.training.losses import censored_hazard_nll
-
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Hazard logits [B, M, K], events [B, M, K], at risk [B, M, K] and weights [B, M] to a loss."""
+from predictor.training.losses import Objective, censored_hazard_nll
 
 PINBALL_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75)
+
+
+def main() -> None:
+    """Parse, train with the settings of a run but for the objective, measure."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_objectives", description=__doc__)
+    parser.add_argument("objective", choices=sorted(OBJECTIVES), help="what the network is trained for")
+    parser.add_argument("--like", type=Path, required=True, help="run of amin train whose settings and data are taken")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    args = parser.parse_args()
+    stored = yaml.safe_load((args.like / "config.yaml").read_text())
+    config = TrainConfig(**{field.name: stored[field.name] for field in fields(TrainConfig) if field.name in stored})
+    splits, _ = load_splits(config, ChatOptions())
+    length_predictor = new_predictor(config, ChatOptions(), splits["train"])
+    loss_of = objective(args.objective, length_predictor.spec.bins)
+    fit_predictor(config, splits, length_predictor, args.out, resume=False, objective=loss_of)
+    calibrate(length_predictor, splits["calibration"], shown=config.progress)
+    save(config, length_predictor, args.out)
+    results = measure(config, splits, length_predictor)
+    write_json(args.out / "metrics.json", results.metrics(config.tau, length_predictor.spec.bins.max_length))
 
 
 def objective(name: str, bins: LengthBins) -> Objective:
@@ -29,7 +55,7 @@ def objective(name: str, bins: LengthBins) -> Objective:
 
 
 def likelihood(bins: LengthBins, logits: Tensor, events: Tensor, at_risk: Tensor, weights: Tensor) -> Tensor:
-    """Return the censored negative log-likelihood, in nats a draw."""
+    """Return the censored negative log-likelihood, in nats a draw: what `amin train` takes."""
     return censored_hazard_nll(logits, events, at_risk, weights)
 
 
@@ -85,7 +111,12 @@ def ranking(bins: LengthBins, logits: Tensor, events: Tensor, at_risk: Tensor, w
     return censored_hazard_nll(logits, events, at_risk, weights) + pairs.sum() / known.sum().clamp(min=1.0)
 
 
-OBJECTIVES = {"likelihood": likelihood, "ordinal": ordinal, "pinball": pinball, "ranking": ranking}
+OBJECTIVES: dict[str, Callable[[LengthBins, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "likelihood": likelihood,
+    "ordinal": ordinal,
+    "pinball": pinball,
+    "ranking": ranking,
+}
 
 
 def known_shares(events: Tensor, at_risk: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,3 +126,7 @@ def known_shares(events: Tensor, at_risk: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weighted(per_prompt: Tensor, weights: Tensor) -> Tensor:
     return (weights * per_prompt).sum() / weights.sum()
+
+
+if __name__ == "__main__":
+    main()

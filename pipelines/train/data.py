@@ -1,0 +1,88 @@
+"""The data of `amin train`: records of each split, enough of them, and what identifies them."""
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from predictor.errors import InputError
+
+if TYPE_CHECKING:
+    from predictor.records.chat_turns import ChatOptions
+    from predictor.records.records import Records
+    from predictor.splits.data_report import DataReport
+    from predictor.training.config import TrainConfig
+
+
+def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dict[str, "Records"], "DataReport"]:
+    """Return the records of each split and the report on them, printed; InputError where one is too small for `tau`."""
+    import numpy as np
+
+    from predictor.records.chats import load_data
+    from predictor.records.prompt_table import served_models
+    from predictor.records.records import SPLITS
+    from predictor.splits.data_report import split_and_audit
+
+    loaded = load_data(
+        config.data, config.model, config.tokenizer, config.length_cap, chat_options, shown=config.progress
+    )
+    models = served_models(loaded.records)
+    if len(models) > 1 and "" in models:
+        prompt_id = loaded.records.prompt_ids[loaded.records.models.index("")]
+        raise InputError(
+            f"{config.data}: prompt_id {prompt_id!r}: model: missing, while other rows have it; fill it in"
+        )
+    names, report = split_and_audit(loaded, config.seed, shown=config.progress)
+    print_data_report(config.data, report)
+    splits = {name: loaded.records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
+    for model in models:
+        _require_enough(config, splits, model, "give more data", others=len(models) > 1)
+    if config.max_prompts is not None:
+        splits["train"] = subsample(splits["train"], config.max_prompts, config.seed)
+        for model in models:
+            _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
+    return splits, report
+
+
+def _require_enough(
+    config: "TrainConfig", splits: dict[str, "Records"], model: str, advice: str, *, others: bool
+) -> None:
+    from predictor.bounds.calibration import required_prompts
+
+    needed = {"train": 8, "validation": 1, "calibration": required_prompts(config.tau), "test": 2}
+    for name, records in splits.items():
+        if (found := records.models.count(model)) < needed[name]:
+            raise InputError(
+                f"{config.data}: split: {name} has {found} prompts{f' of {model}' if others else ''}, at least "
+                f"{needed[name]} are needed (tau {config.tau}); {advice}"
+            )
+
+
+def subsample(records: "Records", max_prompts: int, seed: int) -> "Records":
+    """Return the records of at most `max_prompts` distinct prompts, drawn at random."""
+    import numpy as np
+
+    prompts, numbers = np.unique(np.asarray(records.prompts, dtype=object), return_inverse=True)
+    if len(prompts) <= max_prompts:
+        return records
+    kept = np.random.default_rng(seed).choice(len(prompts), max_prompts, replace=False)
+    return records.select(np.flatnonzero(np.isin(numbers, kept)))
+
+
+def digest(splits: dict[str, "Records"]) -> str:
+    """Return the SHA-256 of which prompts, served models and lengths are in which split."""
+    hashed = sha256()
+    for name, records in splits.items():
+        hashed.update(f"{name} {len(records)}\n".encode())
+        rows = zip(records.prompts, records.models, records.output_lens, records.is_truncated, strict=True)
+        for prompt, model, lengths, is_truncated in rows:
+            text = f"{len(prompt)} {len(model)} {len(lengths)}\n{prompt}{model}".encode()
+            hashed.update(text + lengths.tobytes() + is_truncated.tobytes())
+    return hashed.hexdigest()
+
+
+def print_data_report(data: str, report: "DataReport") -> None:
+    """Print the account of the rows and splits, and to stderr a warning where splits leak."""
+    import sys
+
+    print(report.line())
+    if (warning := report.warning()) is not None:
+        print(f"amin train: warning: {data}: {warning}", file=sys.stderr)
