@@ -13,6 +13,11 @@ MOCKER := ai-dynamo-runtime==1.6.1 ai-dynamo==1.6.1 numpy typing_extensions
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check
 VLLM_TORCH := torch==2.13.0
 
+# NVIDIA AISimulate: measured kernels of cards, for `amin deployment`. It wants JAX for what is not used here.
+AISIMULATE := aisimulate==0.13.0.dev202610270000000085
+AISIMULATE_NEEDS := numpy pandas pydantic pyyaml pyarrow scipy psutil 'ijson<4' packaging jinja2 tqdm prettytable plotext \
+	munch plotly matplotlib
+
 .PHONY: demo test test-vllm bench lint clean
 
 demo: .venv/installed
@@ -53,5 +58,11 @@ lint: .venv/installed
 	$(VLLM_PIP) --no-deps --editable .
 	touch $@
 
+.venv-aisimulate/installed:
+	$(PYTHON) -m venv .venv-aisimulate
+	.venv-aisimulate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(AISIMULATE)
+	.venv-aisimulate/bin/python -m pip install --quiet --disable-pip-version-check $(AISIMULATE_NEEDS)
+	touch $@
+
 clean:
-	rm -rf .venv .venv-mocker .venv-vllm demo bench
+	rm -rf .venv .venv-mocker .venv-vllm .venv-aisimulate demo bench

@@ -64,6 +64,10 @@ COMMANDS: Mapping[str, Command] = {
         "generate with a real model under several policies, driven by the predictor's bounds",
         "pipelines.evaluate.stage",
     ),
+    "deployment": Command(
+        "fit clock and memory of a deployment: from measured kernels, or from a server's own log",
+        "pipelines.deployment.stage", "pipelines.settings.deployment.DeploymentSettings", writes_file=True,
+    ),
     "paper": Command(
         "reproduce the experiments of the paper behind Amin, claim by claim (no torch)", "pipelines.studies.paper"
     ),

@@ -21,12 +21,14 @@ class CostModel:
         seconds_per_prefill_token: Per prompt token (or recomputed one) that is processed.
         seconds_per_decoding_request: Per request that gets a token without prefill.
         seconds_per_kv_token: Per token in the KV cache at the end of the iteration.
+        seconds_per_prefill: Of an iteration that prefills at all, once: it runs without the graph of a decoding one.
     """
 
     seconds_per_iteration: float
     seconds_per_prefill_token: float = 0.0
     seconds_per_decoding_request: float = 0.0
     seconds_per_kv_token: float = 0.0
+    seconds_per_prefill: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -69,6 +71,7 @@ class Clock:
     prefill_token: int = 0
     decoding_request: int = 0
     kv_token: int = 0
+    prefill: int = 0
     is_constant: bool = False
     """Whether every iteration takes the same, whatever it does."""
 
@@ -84,7 +87,7 @@ class Clock:
         if self.is_constant:
             return self.iteration
         work = self.prefill_token * prefill_tokens + self.decoding_request * num_decoding
-        return self.iteration + work + self.kv_token * kv_tokens
+        return self.iteration + work + self.kv_token * kv_tokens + (self.prefill if prefill_tokens else 0)
 
     def decode(self, num_iterations: int, num_decoding: int, kv_tokens: int) -> int:
         """Return the ticks of iterations that only decode; `kv_tokens` are in the cache before the first."""

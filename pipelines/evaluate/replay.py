@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun
 from pipelines.files import atomic_file, write_json
 from scheduler.cost_model import CostModel
+from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
 from scheduler.request import Request
@@ -71,8 +72,7 @@ def _iteration_seconds(iterations: NDArray[np.float64], cost_model: CostModel | 
     """Return what the cost model says that all iterations take together, and what they took."""
     if cost_model is None:
         return float(len(iterations)), float(len(iterations))
-    per_iteration, *per_unit = asdict(cost_model).values()
-    return float((per_iteration + iterations[:, 1:] @ per_unit).sum()), float(iterations[:, 0].sum())
+    return float(iteration_seconds(cost_model, iterations[:, 1:]).sum()), float(iterations[:, 0].sum())
 
 
 def mean_latency(result: RunResult, num_warm_up: int) -> float:

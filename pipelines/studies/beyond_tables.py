@@ -34,7 +34,8 @@ def tables(done: Mapping[str, Cell]) -> str:
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -65,19 +66,19 @@ def _by_load(cells: Sequence[Cell]) -> str:
         [name, *(_figure(cell["variants"][name], "to_hindsight", width=True) for cell in cells)]
         for name in cells[0]["variants"]
     ]
-    return _markdown(["", *(_load(cell) for cell in cells)], rows)
+    return markdown(["", *(_load(cell) for cell in cells)], rows)
 
 
 def _across(cells: Sequence[Cell], place: Callable[[Cell], str]) -> str:
     names = list(cells[0]["variants"])
     rows = [[place(c), *(_figure(c["variants"][name], "to_hindsight", width=True) for name in names)] for c in cells]
-    return _markdown(["", *names], rows)
+    return markdown(["", *names], rows)
 
 
 def _detail(cells: Sequence[Cell]) -> str:
     header = ["", "gain over fcfs", "/ volume bound", "p99 / fcfs", "worst decile", "evictions", "recomputed"]
     rows = [[_place(cell), *_details(cell["variants"][OURS])] for cell in cells]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _details(variant: Mapping[str, Any]) -> list[str]:
@@ -99,7 +100,7 @@ def _variants(cells: Sequence[Cell]) -> str:
         for name, variant in cell["variants"].items():
             row = [name, _load(cell), _figure(variant, "to_hindsight", width=True), *_details(variant)]
             by_name.setdefault(name, []).append(row)
-    return _markdown([*header, "recomputed"], [row for rows in by_name.values() for row in rows])
+    return markdown([*header, "recomputed"], [row for rows in by_name.values() for row in rows])
 
 
 def _goals(cells: Sequence[Cell]) -> str:
@@ -115,7 +116,7 @@ def _goals(cells: Sequence[Cell]) -> str:
         (0.95, "recomputed_share", "load .95: recomputed", "<= .05"),
     ]
     rows = [[text, goal, _figure(found[load], key, width=True)] for load, key, text, goal in goals if load in found]
-    return _markdown(["figure", "goal", "measured"], rows)
+    return markdown(["figure", "goal", "measured"], rows)
 
 
 def _checks(cells: Sequence[Cell]) -> str:

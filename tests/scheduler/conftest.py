@@ -194,7 +194,8 @@ engine_settings = st.fixed_dictionaries(
     {
         "max_running": st.integers(1, 6) | st.none(),
         "watermark_blocks": st.sampled_from([0, 0, 1, 7]),
-        "cost_model": st.builds(CostModel, st.sampled_from([0.25, 1.0, 3.7]), seconds, seconds, seconds) | st.none(),
+        "cost_model": st.builds(CostModel, st.sampled_from([0.25, 1.0, 3.7]), seconds, seconds, seconds, seconds)
+        | st.none(),
         "max_batch_tokens": st.integers(1, 12) | st.none(),
     }
 )

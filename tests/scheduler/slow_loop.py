@@ -160,6 +160,7 @@ class SlowLoop:
             + exactly(cost.seconds_per_prefill_token) * prefilled
             + exactly(cost.seconds_per_decoding_request) * len(decoding)
             + exactly(cost.seconds_per_kv_token) * tokens
+            + (exactly(cost.seconds_per_prefill) if prefilled else 0)
         )
         return got, seconds
 

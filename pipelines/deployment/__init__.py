@@ -1,0 +1,1 @@
+"""Deployments from measured kernels, or from a server's own log."""
