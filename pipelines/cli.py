@@ -1,17 +1,19 @@
 """The command `amin`: one sub-command per stage, each imported only when it is called."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import check_output, require_free
+from pipelines.files import FULL
+from pipelines.outputs import claimed
+from pipelines.terminal import keep_streams
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
@@ -97,12 +99,23 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
         stage = None
     else:
         stage, settings = _parse_by_module(name, command, argv)
-    out = getattr(settings, "out", None)
-    if out is not None:
-        inputs = [path for each in ("prompts", "data") if isinstance(path := getattr(settings, each, None), Path)]
-        check_output(out, "--out", is_folder=not command.writes_file, inputs=inputs)
-        require_free(out, settings)
-    (stage or import_module(command.module)).run(settings)
+    with _output(command, settings):
+        (stage or import_module(command.module)).run(settings)
+
+
+def _output(command: Command, settings: Any) -> AbstractContextManager[None]:
+    """Return what keeps `--out` for this process while the stage runs; nothing for a stage without."""
+    is_launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # by Lightning, to help the process that has it
+    if getattr(settings, "out", None) is None or is_launched:
+        return nullcontext()
+    named = [getattr(settings, name, None) for name in ("prompts", "data", "path", "run_folder", "predictor")]
+    return claimed(
+        settings.out,
+        is_folder=not command.writes_file,
+        inputs=[Path(name) for name in named if isinstance(name, str | Path)],
+        force=getattr(settings, "force", True),
+        resume=getattr(settings, "resume", None),
+    )
 
 
 def _parse_by_module(name: str, command: Command, argv: Sequence[str]) -> tuple[Any, Any]:
@@ -115,6 +128,7 @@ def _parse_by_module(name: str, command: Command, argv: Sequence[str]) -> tuple[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit code."""
+    keep_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log is not a screen: a line of progress now and then
     name, *rest = sys.argv[1:] if argv is None else [*argv] or [""]
@@ -129,14 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name in ("predictor", "scheduler", "pipelines"):
             raise
         return _fail(name, 2, f"error: {error.name} is not installed: pip install -e '.[{COMMANDS[name].extra}]'")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output has gone
-        return 1
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.filename is None:
             raise
-        place = "the output" if error.filename is None else error.filename
-        return _fail(name, 2, f"error: {place}: {error.strerror}")
+        return _fail(name, 2, f"error: {error.filename}: {error.strerror}{_disk(error)}")
     except KeyboardInterrupt:
         return _fail(name, 128 + signal.SIGINT, "interrupted; finished work is kept")
     except SystemExit as stop:
@@ -144,6 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(name, 128 + signal.SIGTERM, "terminated; finished work is kept")
     return 0
+
+
+def _disk(error: OSError) -> str:
+    """Return where the disk is mounted that is full, "" for another error."""
+    if error.errno not in FULL:
+        return ""
+    place = next(parent for parent in Path(os.fsdecode(error.filename)).absolute().parents if parent.is_mount())
+    return f" (the disk at {place})"
 
 
 def _fail(name: str, code: int, line: str) -> int:

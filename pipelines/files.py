@@ -1,87 +1,88 @@
-"""Output that appears whole or not at all: written aside, then renamed."""
+"""Output that appears whole or not at all: written aside, then put in its place in one step."""
 
+import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from predictor.errors import InputError
+from pipelines.aside import aside, put_in_place, sync, sync_entry
 
-
-def check_output(path: Path, option: str, *, is_folder: bool, inputs: Sequence[Path] = ()) -> None:
-    """Raise InputError, before the work, where nothing can be written to `path`, or where it is one of the inputs.
-
-    Args:
-        path: What `option` gives.
-        option: Its name, for the error.
-        is_folder: Whether it is to be a folder or a file.
-        inputs: Files that must stay.
-    """
-    if any(path.resolve() == each.resolve() for each in inputs):
-        raise InputError(f"{option}: {path} is read, too; give another name")
-    if path.exists() and path.is_dir() != is_folder:
-        there, wanted = ("file", "folder") if is_folder else ("folder", "file")
-        raise InputError(f"{option}: {path} is a {there}, where a {wanted} is to be written; give another name")
-    closest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if closest != path.absolute() and not closest.is_dir():
-        raise InputError(f"{option}: {closest} is a file, so that {path} cannot be made; give another name")
-    try:
-        tempfile.TemporaryFile(dir=closest if closest.is_dir() else closest.parent).close()
-    except OSError as error:
-        raise InputError(f"{option}: {path} cannot be written ({error.strerror}); give another name") from None
-
-
-def require_free(out: Path, settings: Any) -> None:
-    """Raise InputError where `out` holds something and the settings, which have `force`, do not say what to do with it.
-
-    With `force` it is replaced; with `resume`, where the stage has that, it goes on with it.
-    """
-    if not hasattr(settings, "force") or settings.force or getattr(settings, "resume", False):
-        return
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        go_on = "continue it with --resume, replace it with --force" if hasattr(settings, "resume") else "add --force"
-        raise InputError(f"--out: {out} is there already; {go_on}, or give another name")
-
-
-def _aside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file cannot grow."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` on success and is removed on error."""
-    aside = _aside(path)
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Yield a path of the same name to write to; it becomes `path` on success and is removed on error."""
+    with aside(path.parent) as folder, naming_disk(path):
+        new = folder / path.name
+        yield new
+        put_in_place(new, path)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; it replaces `path` on success and is removed on error."""
-    aside = _aside(path)
-    aside.mkdir()
+    """Yield an empty folder of the same name; it replaces `path` on success and is removed on error."""
+    with aside(path.parent) as folder, naming_disk(path):
+        new = folder / path.name
+        new.mkdir()
+        yield new
+        put_in_place(new, path)
+
+
+@contextmanager
+def atomic_files(folder: Path, last: str) -> Iterator[Path]:
+    """Yield an empty folder whose files go into `folder` together on success; `last` names the one that states them.
+
+    That file is taken away first and comes last: where a process dies in between it is missing, and nobody takes the
+    old ones and the new ones for a set.
+    """
+    with aside(folder) as new, naming_disk(folder):
+        inside = new / "files"
+        inside.mkdir()
+        yield inside
+        sync(inside)
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(inside.iterdir(), key=lambda each: each.name == last):
+            file.replace(folder / file.name)
+        sync_entry(folder)
+
+
+@contextmanager
+def naming_disk(path: Path) -> Iterator[None]:
+    """Raise OSError that names `path` where what is written to it finds the disk full, whichever library says so how.
+
+    Arrow and Python raise OSError without the name, safetensors and torch errors of their own.
+    """
     try:
-        yield aside
-        if path.exists():
-            old = aside.with_suffix(".old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        yield
+    except Exception as error:
+        if (code := _full(error)) is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _full(error: BaseException | None) -> int | None:
+    while error is not None:
+        for code in FULL:
+            said = re.search(rf"os error {code}\b|{re.escape(os.strerror(code))}", str(error))
+            if said or (isinstance(error, OSError) and error.errno == code):
+                return code
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    with atomic_file(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    with atomic_file(path) as new:
+        new.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder under its name in one step, so that a kill leaves it whole or gone."""
+    with aside(path.parent) as folder:
+        path.rename(folder / "discarded")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.files import atomic_file, check_output, write_json
+from pipelines.files import atomic_file, write_json
+from pipelines.outputs import check_output
 from pipelines.settings.predict import PredictSettings
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import FloatArray

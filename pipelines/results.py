@@ -69,8 +69,9 @@ def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRu
         columns["request_id"] += [request.request_id for request in run.requests]
         for name in MEASURED:
             columns[name] += getattr(run.result, name).tolist()
-    with atomic_file(out / "requests.parquet") as aside:
-        pq.write_table(pa.table(columns), aside)
+    # Arrow takes no path that is not text, and an open file of any name.
+    with atomic_file(out / "requests.parquet") as new, new.open("wb") as stream:
+        pq.write_table(pa.table(columns), stream)
     write_json(out / "results.json", results)
 
 

@@ -39,7 +39,7 @@ def test_a_folder_cannot_be_where_a_file_is(workload: Path, capsys: pytest.Captu
 def test_an_input_is_not_written_over(workload: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither by --out nor by --workload, whatever the path looks like."""
     other = workload.parent / "." / workload.name
-    assert "is read, too" in refused(["predict", "run", "--data", workload, "--out", other], capsys)
+    assert "is an input" in refused(["predict", "run", "--data", workload, "--out", other], capsys)
     argv = ["predict", "run", "--data", workload, "--out", workload.parent / "p.jsonl", "--workload", other]
     assert "--workload" in refused(argv, capsys)
     same = ["predict", "run", "--data", workload, "--out", workload.parent / "p", "--workload", workload.parent / "p"]
@@ -69,9 +69,10 @@ def test_an_export_replaces_nothing_but_an_export(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    for folder in (mine, run_folder, run_folder / "predictor"):
+    assert "is an input" in refused(["export", run_folder, "--out", run_folder, "--force"], capsys)
+    for folder in (mine, run_folder / "predictor"):
         before = sorted(folder.rglob("*"))
-        assert "is there already; add --force" in refused(["export", run_folder, "--out", folder], capsys)
+        assert "is there already; replace it with --force" in refused(["export", run_folder, "--out", folder], capsys)
         assert "which no export wrote" in refused(["export", run_folder, "--out", folder, "--force"], capsys)
         assert sorted(folder.rglob("*")) == before
     (mine / "thesis.txt").unlink()
