@@ -6,14 +6,15 @@ from typing import Literal
 
 import numpy as np
 
-from predictor.bounds.distribution import FloatArray, bound_and_median
+from predictor.bounds.distribution import FloatArray, bound_and_median, cdf
+from predictor.sidecar.asks import Ask, Unusable
 from predictor.sidecar.batching import Batcher, Shed
 from predictor.sidecar.feedback import FeedbackLedger, TrackKey
 from predictor.sidecar.online import level_at, marginal_bound_at
-from predictor.spec import NO_LIMIT, PredictorSpec
+from predictor.spec import AVERAGE, NO_LIMIT, PredictorSpec
 
 Source = Literal["model", "fallback"]
-Reason = Shed | Literal["long_prompt"]
+Reason = Shed | Unusable | Literal["long_prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,12 @@ class SidecarSettings:
     """Largest request body."""
     body_timeout: float = 10.0
     """Seconds in which a request body must arrive."""
+    max_active: int = 512
+    """Most requests that are answered at a time; others get 503, probes and metrics excepted."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server may be called, besides the loopback ones; "*" for any."""
+    api_key: str | None = None
+    """Key that requests to predict and reports must carry."""
     step: float = 0.005
     """Step of the online correction; 0 counts coverage and corrects nothing."""
     may_raise: bool = False
@@ -56,15 +63,6 @@ def num_tokens_about(prompt: str, max_tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One prompt; with a `request_id` its prediction is remembered for feedback."""
-
-    prompt: str
-    max_new_tokens: int | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """Lengths in tokens; `survival` [K+1] on the length bins and no `reason` where the model predicted."""
 
@@ -74,6 +72,8 @@ class Answer:
     source: Source
     survival: FloatArray | None = None
     reason: Reason | None = None
+    ends_within: tuple[float, ...] | None = None
+    """P(length <= generated + h | length > generated) for each h that was asked."""
 
 
 class Sidecar:
@@ -97,22 +97,28 @@ class Sidecar:
         self._on_answers = on_answers
 
     async def predict(
-        self, asks: Sequence[Ask], tau: float | None = None, model: str | None = None, deadline: float | None = None
+        self,
+        asks: Sequence[Ask],
+        tau: float | None = None,
+        model: str | None = None,
+        deadline: float | None = None,
+        ends_within: Sequence[int] = (),
     ) -> list[Answer]:
         """Return one answer per prompt, in order, after at most about `deadline` seconds.
 
         Raises:
-            InputError: `tau` is outside (0, 1) or finer than the calibration supports, or `model` is unknown.
+            InputError: `tau` is outside (0, 1) or finer than the calibration supports.
         """
         tau, model = self.check(tau, model)
-        short = [i for i, ask in enumerate(asks) if len(ask.prompt) <= self.settings.max_prompt_chars]
-        predicted: list[FloatArray | Reason] = ["long_prompt"] * len(asks)
+        longest = self.settings.max_prompt_chars
+        predicted: list[FloatArray | Reason] = [ask.unusable or "long_prompt" for ask in asks]
+        short = [i for i, ask in enumerate(asks) if ask.unusable is None and len(ask.prompt) <= longest]
         if short:
             limit = self.settings.deadline if deadline is None else deadline
             rows = await self.batcher.predict([asks[i].prompt for i in short], limit)
             for i, row in zip(short, rows, strict=True):
                 predicted[i] = self._of_model(row, model)
-        answers = [self._answer(ask, row, tau, model) for ask, row in zip(asks, predicted, strict=True)]
+        answers = [self._answer(ask, row, tau, model, ends_within) for ask, row in zip(asks, predicted, strict=True)]
         for ask, answer in zip(asks, answers, strict=True):
             if ask.request_id is not None:
                 self.ledger.remember(ask.request_id, TrackKey(tau, model, answer.source), answer.lower_bound)
@@ -120,13 +126,21 @@ class Sidecar:
         return answers
 
     def check(self, tau: float | None, model: str | None) -> tuple[float, str]:
-        """Return `tau` and the served model with defaults filled in; InputError as `predict`."""
+        """Return `tau` and the served model that is read, with defaults filled in; InputError as `predict`."""
         tau = self.settings.tau if tau is None else tau
-        name = self.spec.choose(model)
+        name = self.model_of(model)
         calibration = self.spec.calibration(name)
         calibration.level(tau)
         calibration.marginal_bound(tau)
         return tau, name
+
+    def model_of(self, name: str | None) -> str:
+        """Return the served model that a name means: itself, in other case or without its owner, else `average`."""
+        if name is None or name in self.spec.choices:
+            return self.spec.choose(name)
+        wanted = name.rstrip("/").rpartition("/")[2].casefold()
+        found = [choice for choice in self.spec.choices if choice.rpartition("/")[2].casefold() == wanted]
+        return self.spec.choose(found[0] if len(found) == 1 else AVERAGE)
 
     def _of_model(self, row: FloatArray | Shed, model: str) -> FloatArray | Reason:
         """Return the survival [K+1] of one served model in a row [M, K+1]; "error" where it is not a number."""
@@ -135,7 +149,7 @@ class Sidecar:
         survival = self.spec.survival_of(row[None], model)[0]
         return survival if np.isfinite(survival).all() else "error"
 
-    def _answer(self, ask: Ask, row: FloatArray | Reason, tau: float, model: str) -> Answer:
+    def _answer(self, ask: Ask, row: FloatArray | Reason, tau: float, model: str, ends_within: Sequence[int]) -> Answer:
         calibration = self.spec.calibration(model)
         source: Source = "fallback" if isinstance(row, str) else "model"
         value = self.ledger.track(TrackKey(tau, model, source)).value
@@ -147,4 +161,16 @@ class Sidecar:
             bound, middle = (int(value[0]) for value in bound_and_median(self.spec.bins, row[None], level))
             survival, reason = row, None
         limit = ask.max_new_tokens or NO_LIMIT
-        return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason)
+        curve = calibration.marginal_survival(self.spec.bins) if survival is None else survival
+        ends = self._ends_within(ask, curve, ends_within) if ends_within else None
+        return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason, ends)
+
+    def _ends_within(self, ask: Ask, survival: FloatArray, horizons: Sequence[int]) -> tuple[float, ...]:
+        """Return P(length <= generated + h | length > generated) by a survival [K+1]; 1 from the request's cap on."""
+        lengths = ask.generated + np.asarray([0, *horizons])
+        gone = cdf(self.spec.bins, survival[None], lengths[None])[0]
+        alive = 1.0 - gone[0]
+        ends = (gone[1:] - gone[0]) / alive if alive > 0 else np.ones(len(horizons))
+        if ask.max_new_tokens is not None:
+            ends = np.where(lengths[1:] >= ask.max_new_tokens, 1.0, ends)
+        return tuple(float(value) for value in ends)

@@ -1,21 +1,24 @@
 """The sidecar over HTTP: bounds at arrival, feedback afterwards, health and metrics."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Body, FastAPI, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from predictor.errors import InputError
+from predictor.sidecar.access import Access
 from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings, num_tokens_about
 from predictor.sidecar.batching import Batcher
-from predictor.sidecar.feedback import TrackKey
-from predictor.sidecar.guard import Guard, on_crash, on_http_error, on_input_error, on_invalid, problem
+from predictor.sidecar.bodies import describe, described, read_body
+from predictor.sidecar.feedback import TrackKey, Verdict
+from predictor.sidecar.guard import Guard
 from predictor.sidecar.metrics import ServerMetrics
+from predictor.sidecar.problem import on_crash, on_http_error, on_input_error, problem
 from predictor.sidecar.schema import (
     BoundReport,
     FeedbackRequest,
@@ -30,12 +33,18 @@ from predictor.sidecar.schema import (
 from predictor.spec import LengthPredictorLike
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "not JSON"},
+    400: {"model": Problem, "description": "not JSON, or a host that is not trusted"},
+    401: {"model": Problem, "description": "without the key"},
+    403: {"model": Problem, "description": "from a page of a host that is not trusted"},
     408: {"model": Problem, "description": "the body did not arrive in time"},
     413: {"model": Problem, "description": "the body is too large"},
-    415: {"model": Problem, "description": "not application/json"},
+    415: {"model": Problem, "description": "not application/json, or compressed"},
     422: {"model": Problem, "description": "JSON, but not as described"},
+    503: {"model": Problem, "description": "too many requests at a time"},
 }
+_NOT_PREDICTING: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "not predicting"}}
+# Reports between two looks at other requests.
+_REPORTS_AT_ONCE = 128
 
 
 def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings | None = None) -> FastAPI:
@@ -57,47 +66,57 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
             on_batch=metrics.add_batch,
         )
         app.state.sidecar = Sidecar(length_predictor.spec, batcher, options, metrics.add_answers)
-        metrics.watch(app.state.sidecar)
-        async with batcher:
-            yield
+        with metrics.watching(app.state.sidecar):
+            async with batcher:
+                yield
 
     app = FastAPI(
         title="Amin length predictor",
         description="Calibrated lower bounds of LLM response lengths, in tokens.",
         lifespan=lifespan,
-        exception_handlers={
-            RequestValidationError: on_invalid,
-            InputError: on_input_error,
-            HTTPException: on_http_error,
-            Exception: on_crash,
-        },
+        redirect_slashes=False,  # a redirect would repeat the Host header
+        docs_url=None,  # the page loads scripts from elsewhere
+        redoc_url=None,
+        exception_handlers={InputError: on_input_error, HTTPException: on_http_error, Exception: on_crash},
     )
     app.add_middleware(
-        Guard, max_bytes=options.max_body_bytes, timeout=options.body_timeout, on_request=metrics.add_request
+        Guard,
+        max_bytes=options.max_body_bytes,
+        timeout=options.body_timeout,
+        max_active=options.max_active,
+        on_request=metrics.add_request,
     )
+    app.add_middleware(Access, hosts=options.allowed_hosts, key=options.api_key)
     _add_predict(app, options)
     _add_feedback(app, metrics)
     _add_probes(app, metrics)
+    describe(app, PredictRequest, FeedbackRequest)
     return app
 
 
 def _add_predict(app: FastAPI, options: SidecarSettings) -> None:
-    @app.post("/v1/predict", response_model=PredictResponse, responses=_PROBLEMS)
-    async def predict(request: Annotated[PredictRequest, Body()]) -> PredictResponse | JSONResponse:
+    @app.post(
+        "/v1/predict", response_model=PredictResponse, responses=_PROBLEMS, openapi_extra=described(PredictRequest)
+    )
+    async def predict(http_request: Request) -> Response:
         """Bounds for one prompt or several, by the model or, where time or room is short, without it."""
+        request = await read_body(PredictRequest, await http_request.body())
+        if isinstance(request, JSONResponse):
+            return request
         sidecar = _sidecar(app)
         asks = request.asks(sidecar.spec.chat_options)
         if len(asks) > options.max_prompts:
             return problem(422, f"prompts: {len(asks)}, at most {options.max_prompts} in one request")
         tau, model = sidecar.check(request.tau, request.model)
         deadline = None if request.deadline_ms is None else request.deadline_ms / 1000
-        answers = await sidecar.predict(asks, tau, model, deadline)
-        return PredictResponse(
+        answers = await sidecar.predict(asks, tau, model, deadline, request.ends_within)
+        response = PredictResponse(
             tau=tau,
             model=model,
             bin_edges=sidecar.spec.bins.to_list() if request.with_survival else None,
             predictions=[_prediction(answer, with_survival=request.with_survival) for answer in answers],
         )
+        return Response(response.model_dump_json(), media_type="application/json")
 
 
 def _prediction(answer: Answer, *, with_survival: bool) -> Prediction:
@@ -108,26 +127,35 @@ def _prediction(answer: Answer, *, with_survival: bool) -> Prediction:
         source=answer.source,
         reason=answer.reason,
         survival=answer.survival.tolist() if with_survival and answer.survival is not None else None,
+        ends_within=None if answer.ends_within is None else list(answer.ends_within),
     )
 
 
 def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> None:
-    @app.post("/v1/feedback", response_model=FeedbackResponse, responses=_PROBLEMS)
-    async def feedback(request: FeedbackRequest) -> FeedbackResponse:
+    @app.post(
+        "/v1/feedback", response_model=FeedbackResponse, responses=_PROBLEMS, openapi_extra=described(FeedbackRequest)
+    )
+    async def feedback(http_request: Request) -> Response:
         """Lengths of finished and running requests, which correct the bounds to come."""
-        sidecar = _sidecar(app)
+        request = await read_body(FeedbackRequest, await http_request.body())
+        if isinstance(request, JSONResponse):
+            return request
+        sidecar, verdicts = _sidecar(app), list[Verdict]()
         # All bounds are checked before any report counts.
         keys = [_key(sidecar, report) if isinstance(report, BoundReport) else None for report in request.reports]
-        verdicts = []
         for report, key in zip(request.reports, keys, strict=True):
-            if isinstance(report, IdReport):
-                verdicts.append(sidecar.ledger.report(report.request_id, report.num_tokens, report.state))
-            else:
-                assert key is not None
-                bound = report.output_len_lower_bound
-                verdicts.append(sidecar.ledger.report_unremembered(key, bound, report.num_tokens))
+            verdicts.append(_take(sidecar, report, key))
+            if len(verdicts) % _REPORTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
         metrics.add_verdicts(verdicts)
-        return FeedbackResponse(verdicts=verdicts)
+        return Response(FeedbackResponse(verdicts=verdicts).model_dump_json(), media_type="application/json")
+
+
+def _take(sidecar: Sidecar, report: IdReport | BoundReport, key: TrackKey | None) -> Verdict:
+    if isinstance(report, IdReport):
+        return sidecar.ledger.report(report.request_id, report.num_tokens, report.state)
+    assert key is not None
+    return sidecar.ledger.report_unremembered(key, report.output_len_lower_bound, report.num_tokens)
 
 
 def _key(sidecar: Sidecar, report: BoundReport) -> TrackKey:
@@ -136,12 +164,12 @@ def _key(sidecar: Sidecar, report: BoundReport) -> TrackKey:
 
 
 def _add_probes(app: FastAPI, metrics: ServerMetrics) -> None:
-    @app.get("/healthz", response_model=Status)
-    async def healthz() -> Status:
-        """Whether the process answers."""
-        return Status(status="ok")
+    @app.get("/healthz", response_model=Status, responses=_NOT_PREDICTING)
+    async def healthz() -> Status | JSONResponse:
+        """Whether the server can do its work; it is to be started again where it cannot."""
+        return Status(status="ok") if _sidecar(app).batcher.is_running else problem(503, "prompts are not predicted")
 
-    @app.get("/readyz", response_model=Status, responses={503: {"model": Problem, "description": "not predicting"}})
+    @app.get("/readyz", response_model=Status, responses=_NOT_PREDICTING)
     async def readyz() -> Status | JSONResponse:
         """Whether prompts are being predicted; without, they get the marginal bound."""
         return Status(status="ready") if _sidecar(app).batcher.is_running else problem(503, "not predicting")

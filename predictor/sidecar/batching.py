@@ -198,7 +198,8 @@ class Batcher:
             rows: list[FloatArray | Shed] = list(self._predict(prompts))
             if len(rows) != len(prompts):
                 raise RuntimeError(f"{len(rows)} predictions of {len(prompts)} prompts")
-        except Exception:
+        # A panic in the tokenizer's Rust code is no Exception, and would end the batcher.
+        except BaseException:
             if len(prompts) > 1:
                 return [row for prompt in prompts for row in self._predict_each([prompt])]
             _log.exception("a prompt of %d characters cannot be predicted; it gets the marginal bound", len(prompts[0]))

@@ -1,6 +1,8 @@
 """Prometheus metrics of the sidecar."""
 
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -39,9 +41,15 @@ class ServerMetrics:
         )
         self._verdicts = Counter("amin_feedback", "Reports received, by verdict", ["verdict"], registry=self.registry)
 
-    def watch(self, sidecar: Sidecar) -> None:
-        """Show the queue and the online correction of `sidecar` from now on."""
-        self.registry.register(_LiveGauges(sidecar))
+    @contextmanager
+    def watching(self, sidecar: Sidecar) -> Iterator[None]:
+        """Show the queue and the online correction of `sidecar` meanwhile."""
+        gauges = _LiveGauges(sidecar)
+        self.registry.register(gauges)
+        try:
+            yield
+        finally:
+            self.registry.unregister(gauges)
 
     def add_request(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -61,8 +69,8 @@ class ServerMetrics:
 
     def add_verdicts(self, verdicts: Iterable[str]) -> None:
         """Count feedback."""
-        for verdict in verdicts:
-            self._verdicts.labels(verdict).inc()
+        for verdict, count in Counts(verdicts).items():
+            self._verdicts.labels(verdict).inc(count)
 
     def text(self) -> bytes:
         """Return everything in the Prometheus text format."""

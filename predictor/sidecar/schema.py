@@ -2,139 +2,82 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag, model_validator
 
-from predictor.records.chat_turns import ChatOptions, open_prompt
-from predictor.records.messages import Turn, is_unicode, last_user_text, turns_of
-from predictor.sidecar.answers import Ask, Source
+from predictor.records.chat_turns import ChatOptions
+from predictor.sidecar.answers import Source
+from predictor.sidecar.asks import MAX_TOKENS, Ask, asks_of
 from predictor.sidecar.feedback import State, Verdict
 
-MAX_TOKENS = 2**31 - 1
 MAX_PROMPTS = 4096
-NOT_UNICODE = "half of a surrogate pair, which is not valid Unicode"
+MAX_MESSAGES = 4096
 
-# Variants of a body; they show in the place of an error, where no field has such a name.
-VARIANTS = TEXT, CHAT, BATCH, BY_ID, BY_BOUND = "<text>", "<chat>", "<batch>", "<id>", "<bound>"
+# Variants of a report; they show in the place of an error, where no field has such a name.
+VARIANTS = BY_ID, BY_BOUND = "<id>", "<bound>"
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Tau = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, description="probability allowed below the bound")]
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
-Model = Annotated[str, Field(max_length=256, description="served model; `average`: one the predictor does not know")]
+Model = Annotated[
+    str, Field(max_length=1024, description="served model; one that the predictor does not know is read as `average`")
+]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Message(BaseModel):
-    """A chat message; the last one of role `user` is read, with those before it where the predictor was trained so."""
+    """A body of which unknown fields are ignored: requests to an engine have many."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-    role: Annotated[str, Field(max_length=64)]
-    content: Any = Field(None, description="text, or a list of parts of which those that are text are read")
 
 
-class _Prompt(_Body):
+class PromptBody(_Body):
+    """A prompt as an engine is asked: `prompt`, `messages` or `input`; the last user message is read."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] | None = Field(
+        None, description="text; several texts are several prompts; token ids are not read"
+    )
+    messages: Annotated[list[Any], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    input: str | list[Any] | None = Field(None, description="text or items, as in OpenAI's responses")
     request_id: RequestId | None = Field(None, description="give it to report back under it at /v1/feedback")
     max_new_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    generated_tokens: Count = Field(0, description="tokens of the answer that are out already; for `ends_within`")
+    tools: list[Any] | None = None
+    temperature: Any = None
+    n: Any = None
+    response_format: Any = None
+    chat_template_kwargs: Any = None
+    instructions: Any = None
 
 
-class TextPrompt(_Prompt):
-    """A prompt as text."""
+class PredictRequest(PromptBody):
+    """One prompt or, in `prompts`, several."""
 
-    prompt: str
-
-    @field_validator("prompt")
-    @classmethod
-    def _holds_text(cls, value: str) -> str:
-        return _checked(value)
-
-    def ask(self, chat_options: ChatOptions | None) -> Ask:
-        """Return the prompt as the sidecar takes it."""
-        return Ask(self.prompt, self.max_new_tokens, self.request_id)
-
-
-class ChatPrompt(_Prompt):
-    """A prompt as chat messages."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-
-    @field_validator("messages")
-    @classmethod
-    def _holds_user_text(cls, value: list[Message]) -> list[Message]:
-        turns = _turns(value)
-        if not all(is_unicode(turn.text) for turn in turns):
-            raise ValueError(NOT_UNICODE)
-        if not last_user_text(turns).strip():
-            raise ValueError("no message of role user with text as its content")
-        return value
-
-    def ask(self, chat_options: ChatOptions | None) -> Ask:
-        """Return the prompt as the sidecar takes it, after the earlier turns that `chat_options` ask for."""
-        turns = _turns(self.messages)
-        prompt = None if chat_options is None else open_prompt(turns, chat_options)
-        return Ask(prompt or last_user_text(turns), self.max_new_tokens, self.request_id)
-
-
-def _checked(text: str) -> str:
-    if not text.strip():
-        raise ValueError("empty")
-    if not is_unicode(text):
-        raise ValueError(NOT_UNICODE)
-    return text
-
-
-def _turns(messages: list[Message]) -> list[Turn]:
-    return turns_of([message.model_dump() for message in messages])
-
-
-class _Options(_Body):
+    prompts: Annotated[list[PromptBody] | None, FailFast(), Field(min_length=1, max_length=MAX_PROMPTS)] = None
     tau: Tau | None = None
     model: Model | None = None
     deadline_ms: Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)] | None = Field(
         None, description="after this many milliseconds the marginal bound is the answer"
     )
     with_survival: bool = Field(False, description="whether to return P(length > edge) on the bin edges")
+    ends_within: Annotated[list[Tokens], FailFast(), Field(max_length=64)] = Field(
+        [], description="numbers h of tokens: asks for P(length <= generated_tokens + h | length > generated_tokens)"
+    )
 
-
-class TextRequest(TextPrompt, _Options):
-    """One prompt as text."""
-
-    def asks(self, chat_options: ChatOptions | None) -> list[Ask]:
-        """Return the prompts as the sidecar takes them."""
-        return [self.ask(chat_options)]
-
-
-class ChatRequest(ChatPrompt, _Options):
-    """One prompt as chat messages."""
-
-    def asks(self, chat_options: ChatOptions | None) -> list[Ask]:
-        """Return the prompts as the sidecar takes them."""
-        return [self.ask(chat_options)]
-
-
-def _kind(body: Any) -> str:
-    given = body if isinstance(body, dict) else {}
-    return BATCH if "prompts" in given else CHAT if "messages" in given else TEXT
-
-
-Prompt = Annotated[Annotated[TextPrompt, Tag(TEXT)] | Annotated[ChatPrompt, Tag(CHAT)], Discriminator(_kind)]
-
-
-class BatchRequest(_Options):
-    """Several prompts."""
-
-    prompts: Annotated[list[Prompt], FailFast(), Field(min_length=1, max_length=MAX_PROMPTS)]
+    @model_validator(mode="after")
+    def _holds_a_prompt(self) -> "PredictRequest":
+        given = [name for name in ("prompt", "messages", "input", "prompts") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give one of prompt, messages, input and prompts, not {found}")
+        return self
 
     def asks(self, chat_options: ChatOptions | None) -> list[Ask]:
         """Return the prompts as the sidecar takes them."""
-        return [prompt.ask(chat_options) for prompt in self.prompts]
-
-
-PredictRequest = Annotated[
-    Annotated[TextRequest, Tag(TEXT)] | Annotated[ChatRequest, Tag(CHAT)] | Annotated[BatchRequest, Tag(BATCH)],
-    Discriminator(_kind),
-]
+        bodies = self.prompts if self.prompts is not None else [self]
+        return [ask for body in bodies for ask in asks_of(dict(body), chat_options)]
 
 
 class Prediction(BaseModel):
@@ -146,10 +89,11 @@ class Prediction(BaseModel):
     source: Source
     reason: str | None = Field(description="why it is a fallback")
     survival: list[float] | None = Field(description="P(length > edge); null unless asked for, and for a fallback")
+    ends_within: list[float] | None = Field(description="probabilities asked for; null unless asked for")
 
 
 class PredictResponse(BaseModel):
-    """Predictions in the order of the prompts."""
+    """Predictions in the order of the prompts; `model` is the one that was read."""
 
     tau: float
     model: str
@@ -172,7 +116,7 @@ class IdReport(_Body):
     """Tokens generated so far by a request whose prediction was asked with this `request_id`."""
 
     request_id: RequestId
-    num_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    num_tokens: Count
     state: State
 
     @model_validator(mode="after")
@@ -192,7 +136,7 @@ Report = Annotated[Annotated[IdReport, Tag(BY_ID)] | Annotated[BoundReport, Tag(
 class FeedbackRequest(_Body):
     """Reports of any number of requests; a running request may be reported again and again."""
 
-    reports: Annotated[list[Report], Field(min_length=1, max_length=4096)]
+    reports: Annotated[list[Report], FailFast(), Field(min_length=1, max_length=4096)]
 
 
 class FeedbackResponse(BaseModel):

@@ -189,6 +189,27 @@ def test_a_prompt_that_cannot_be_predicted_fails_alone(caplog: pytest.LogCapture
     assert "cannot be predicted" in caplog.text
 
 
+class Panic(BaseException):
+    """As the Rust code of a tokenizer raises it: not an Exception."""
+
+
+def test_a_panic_fails_one_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    """The batcher goes on, and says so."""
+
+    def predict(prompts: Sequence[str]) -> np.ndarray:
+        if "panic" in prompts:
+            raise Panic
+        return np.ones((len(prompts), 1))
+
+    async def main() -> tuple[list[object], bool]:
+        async with Batcher(predict, max_wait=0.02) as batcher:
+            first = values(await batcher.predict(["a", "panic", "b"], 5.0))
+            return [*first, *values(await batcher.predict(["c"], 5.0))], batcher.is_running
+
+    assert asyncio.run(main()) == ([1, "error", 1, 1], True)
+    assert "cannot be predicted" in caplog.text
+
+
 def test_leaving_answers_what_waits_and_refuses_the_rest() -> None:
     """Nothing is lost at the end."""
     model = Model(0.01)

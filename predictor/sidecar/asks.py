@@ -1,0 +1,132 @@
+"""From the body of a request, in OpenAI's APIs or ours, to the prompts in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
+
+from predictor.errors import InputError
+from predictor.prompts.context import UNKNOWN, RequestContext
+from predictor.records.chat_turns import ChatOptions, open_prompt
+from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_text, run_start, turns_of
+
+Unusable = Literal["no_text", "not_unicode"]
+
+MAX_TOKENS = 2**31 - 1
+_CAPS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt; with a `request_id` its prediction is remembered for feedback.
+
+    `unusable` says why a prompt has no text to read; it is answered without being read.
+    """
+
+    prompt: str
+    max_new_tokens: int | None = None
+    request_id: str | None = None
+    context: RequestContext = UNKNOWN
+    unusable: Unusable | None = None
+    generated: int = 0
+    """Tokens of the answer that are out already."""
+
+
+def asks_of(body: Mapping[str, Any], chat_options: ChatOptions | None) -> list[Ask]:
+    """Return the prompts of a body with `prompt` (one or several), `messages`, or `input` (OpenAI's responses).
+
+    What is not understood makes a prompt unusable and raises nothing: the engine that gets the body has its own rules.
+    Several prompts have the body's `request_id` with -0, -1, ... after it.
+    """
+    cap, request_id = max_new_tokens(body), body.get("request_id")
+    request_id = request_id if isinstance(request_id, str) else None
+    given = body.get("generated_tokens")
+    generated = given if _is_count(given) else 0
+    prompts, context = _prompts(body, chat_options)
+    ids = (
+        [request_id] if len(prompts) == 1 or request_id is None else [f"{request_id}-{i}" for i in range(len(prompts))]
+    )
+    return [_ask(prompts[i], cap, ids[i % len(ids)], context, generated) for i in range(len(prompts))]
+
+
+def max_new_tokens(body: Mapping[str, Any]) -> int | None:
+    """Return the body's cap of an answer in tokens, the least where it names several; None where it has none."""
+    return min((body[name] for name in _CAPS if _is_count(body.get(name)) and body[name] > 0), default=None)
+
+
+def _prompts(body: Mapping[str, Any], chat_options: ChatOptions | None) -> tuple[list[Any], RequestContext]:
+    if body.get("messages") is None and body.get("input") is None:
+        prompt = body.get("prompt")
+        several = isinstance(prompt, list) and bool(prompt) and all(isinstance(one, str | list) for one in prompt)
+        prompts: list[Any] = prompt if isinstance(prompt, list) and several else [prompt]
+        return prompts, _context(body, None)
+    said = body["messages"] if body.get("messages") is not None else body["input"]
+    said = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    try:
+        turns = turns_of(said)
+    except NotMessages:
+        return [None], UNKNOWN
+    if isinstance(body.get("instructions"), str):
+        turns = [Turn("system", body["instructions"]), *turns]
+    prompt = None if chat_options is None else open_prompt(turns, chat_options)
+    return [prompt or last_user_text(turns)], _context(body, turns)
+
+
+def _ask(prompt: Any, cap: int | None, request_id: str | None, context: RequestContext, generated: int) -> Ask:
+    if not isinstance(prompt, str) or not prompt.strip():
+        return Ask("", cap, request_id, context, "no_text", generated)
+    if not is_unicode(prompt):
+        return Ask("", cap, request_id, context, "not_unicode", generated)
+    return Ask(prompt, cap, request_id, context, None, generated)
+
+
+def _context(body: Mapping[str, Any], turns: Sequence[Turn] | None) -> RequestContext:
+    """Return what a body says beside its prompt; a value that no request has counts as not said."""
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens(body),
+        "temperature": body.get("temperature"),
+        "num_answers": body.get("n"),
+        "num_tools": len(body["tools"]) if isinstance(body.get("tools"), list) else None,
+        "is_json": _is_json(body),
+        "thinking": _thinking(body),
+    }
+    if turns is not None:
+        given |= _said_before(turns)
+    try:
+        return RequestContext(**given)
+    except InputError:
+        return RequestContext(**{name: value for name, value in given.items() if _is_valid(name, value)})
+
+
+def _said_before(turns: Sequence[Turn]) -> dict[str, Any]:
+    earlier = [turn for turn in turns[: run_start(turns, len(turns))] if turn.role != "system"]
+    answers = [turn for turn in earlier if turn.role == "assistant"]
+    return {
+        "system_prompt": "\n\n".join(turn.text for turn in turns if turn.role == "system"),
+        "num_earlier_turns": len(earlier),
+        "earlier_characters": sum(len(turn.text) for turn in earlier),
+        "last_answer_characters": len(answers[-1].text) if answers else 0,
+    }
+
+
+def _thinking(body: Mapping[str, Any]) -> bool | None:
+    options = body.get("chat_template_kwargs")
+    value = options.get("enable_thinking") if isinstance(options, Mapping) else None
+    return value if isinstance(value, bool) else None
+
+
+def _is_json(body: Mapping[str, Any]) -> bool | None:
+    wanted = body.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    return kind in ("json_object", "json_schema") if kind is not None else None
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    try:
+        RequestContext(**{name: value})
+    except InputError:
+        return False
+    return True
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS

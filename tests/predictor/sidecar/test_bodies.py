@@ -1,0 +1,70 @@
+"""Bodies as engines are sent them: what is read of them, and what is answered without being read."""
+
+from typing import Any
+
+import pytest
+
+from predictor.records.chat_turns import ChatOptions
+from predictor.sidecar.asks import asks_of
+
+USER = {"role": "user", "content": "Name a prime."}
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "prompts"),
+    [
+        ({"prompt": "x"}, ["x"]),
+        ({"prompt": ["x", "y"], "stream": True, "logit_bias": {}}, ["x", "y"]),
+        ({"prompt": [1, 2, 3]}, [None]),
+        ({"prompt": [[1, 2], [3]]}, [None, None]),
+        ({"messages": [{"role": "developer", "content": "s"}, USER]}, ["Name a prime."]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]}, ["a"]),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, [None]),
+        ({"messages": [{"role": "system", "content": "x"}]}, [None]),
+        ({"messages": [5]}, [None]),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, [None]),
+        ({"input": "x"}, ["x"]),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}], "instructions": "s"}, ["x"]),
+        ({"prompt": "  "}, [None]),
+        ({}, [None]),
+    ],
+)
+def test_prompts_are_found_in_bodies_of_every_api(body: dict[str, Any], prompts: list[str | None]) -> None:
+    """None: without text to read, which is said and raises nothing."""
+    asks = asks_of(body, None)
+    assert [None if ask.unusable else ask.prompt for ask in asks] == prompts
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_each_name_of_a_cap_is_read(name: str) -> None:
+    """The least counts where there are several; what is no cap does not."""
+    assert asks_of({"prompt": "x", name: 7}, None)[0].max_new_tokens == 7
+    assert asks_of({"prompt": "x", name: 7, "max_tokens": 5}, None)[0].max_new_tokens == 5
+    for wrong in (0, -1, True, "7", 2.0, None):
+        assert asks_of({"prompt": "x", name: wrong}, None)[0].max_new_tokens is None
+
+
+def test_a_request_says_more_than_its_text() -> None:
+    """What the predictor may read beside the prompt; what is no value of a request counts as not said."""
+    said = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "Two."}, USER]
+    body = {
+        "messages": said, "tools": [{}, {}], "temperature": 0.7, "n": 2, "max_tokens": 9,
+        "response_format": {"type": "json_object"}, "chat_template_kwargs": {"enable_thinking": True},
+    }  # fmt: skip
+    context = asks_of(body, None)[0].context
+    assert (context.system_prompt, context.num_earlier_turns, context.last_answer_characters) == ("Be brief.", 2, 4)
+    assert (context.num_tools, context.temperature, context.num_answers) == (2, 0.7, 2)
+    assert (context.max_new_tokens, context.is_json, context.thinking) == (9, True, True)
+    wrong = asks_of({**body, "temperature": "hot", "n": -1}, None)[0].context
+    assert (wrong.temperature, wrong.num_answers, wrong.num_tools) == (None, None, 2)
+    assert asks_of({"prompt": "x"}, None)[0].context.system_prompt is None
+
+
+def test_several_prompts_of_one_request_have_ids_of_their_own() -> None:
+    """And a prompt after its context where the predictor was trained so."""
+    ids = [ask.request_id for ask in asks_of({"prompt": ["x", "y"], "request_id": "r"}, None)]
+    assert ids == ["r-0", "r-1"]
+    messages = [USER, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Another."}]
+    asked = asks_of({"messages": messages}, ChatOptions(context_turns=1, context_characters=100))[0]
+    assert asked.prompt == "assistant: Two.\n\nuser: Another."
