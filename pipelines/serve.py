@@ -1,19 +1,22 @@
 """Serve an exported predictor over HTTP, beside an engine."""
 
+import os
 import signal
 import socket
 import sys
-
-import uvicorn
+from pathlib import Path
 
 from pipelines.settings.serve import ServeSettings
 from predictor.errors import InputError
 from predictor.serving import LengthPredictor
+from predictor.sidecar.access import is_loopback
 from predictor.sidecar.answers import SidecarSettings
 from predictor.sidecar.app import create_app
+from predictor.sidecar.connections import make_server
 
 # The event loop asks the worker thread for the interpreter this often; the default of 5 ms shows in the latency.
 SWITCH_INTERVAL = 0.0005
+API_KEY_VARIABLE = "AMIN_API_KEY"
 
 
 def run(args: ServeSettings) -> None:
@@ -27,21 +30,16 @@ def run(args: ServeSettings) -> None:
     length_predictor = LengthPredictor(args.export, num_threads=args.threads)
     length_predictor.spec.calibration().level(settings.tau)
     listener = listen(args.host, args.port)
-    config = uvicorn.Config(
-        create_app(length_predictor, settings),
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=args.max_connections,
-        timeout_graceful_shutdown=10,
-        server_header=False,
-    )
+    app = create_app(length_predictor, settings)
+    server = make_server(app, max_connections=args.max_connections, patience=args.silence)
     host, port = listener.getsockname()[:2]
-    print(f"amin serve: http://{f'[{host}]' if ':' in host else host}:{port} (API: /docs)", flush=True)
+    print(f"amin serve: http://{f'[{host}]' if ':' in host else host}:{port} (API: /openapi.json)", flush=True)
+    warn_of_strangers("amin serve", host, settings.api_key)
     sys.setswitchinterval(SWITCH_INTERVAL)
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def sidecar_settings(args: ServeSettings) -> SidecarSettings:
@@ -56,9 +54,33 @@ def sidecar_settings(args: ServeSettings) -> SidecarSettings:
         max_prompts=args.max_prompts,
         max_prompt_chars=args.max_prompt_chars,
         max_body_bytes=args.max_body_bytes,
+        body_timeout=args.silence,
+        max_active=args.max_connections,
+        allowed_hosts=tuple(filter(None, args.allowed_hosts.split(","))),
+        api_key=read_api_key(args.api_key_file),
         step=0.0 if args.adapt == "off" else args.step,
         may_raise=args.adapt == "both",
     )
+
+
+def read_api_key(file: Path | None) -> str | None:
+    """Return the key in a file, else the one in the environment, else None; InputError where the file holds none."""
+    if file is None:
+        return os.environ.get(API_KEY_VARIABLE) or None
+    try:
+        key = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api-key-file {file}: cannot be read: {error}") from None
+    if not key.isascii() or not key.isprintable() or not key:
+        raise InputError(f"--api-key-file {file}: must hold one line of printable ASCII characters")
+    return key
+
+
+def warn_of_strangers(command: str, host: str, api_key: str | None) -> None:
+    """Say on stderr where anyone on the network can use a server."""
+    if api_key is None and not is_loopback(host):
+        line = f"{host} is reached from other machines, and anyone there can read predictions and steer the bounds"
+        print(f"{command}: warning: {line}; give a key with --api-key-file", file=sys.stderr, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

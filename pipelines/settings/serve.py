@@ -15,7 +15,7 @@ class ServeSettings:
     export: Annotated[Path, Positional("SERVING")]
     """Folder that amin export wrote."""
     host: str = "127.0.0.1"
-    """Address to listen on; anyone who reaches it can use and steer the server."""
+    """Address to listen on; anyone who reaches it can use and steer the server, unless there is a key."""
     port: Annotated[int, Range(0, 65535)] = 8080
     """Port; 0 takes a free one and prints it."""
     tau: Probability = 0.1
@@ -39,7 +39,13 @@ class ServeSettings:
     max_prompt_chars: Count = 20_000
     """Longer prompts get the marginal bound at once."""
     max_connections: Count = 512
-    """Most open connections; others get 503."""
+    """Most requests that are answered at a time, others get 503; and most open connections, idle ones end first."""
+    silence: Annotated[float, Range(0.1, 3600)] = 10.0
+    """Seconds in which a connection must send a request, and a request its body."""
+    allowed_hosts: str = ""
+    """Names under which pages and clients may call the server besides the loopback ones, with commas; * for any."""
+    api_key_file: Path | None = None
+    """File with a key that callers must send (Authorization: Bearer KEY); default: AMIN_API_KEY in the environment."""
     adapt: Literal["off", "lower", "both"] = "lower"
     """What feedback may do to the bounds."""
     step: Annotated[float, Range(0, 0.25, (True, False))] = 0.005

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _log = logging.getLogger(__name__)
-# asyncio takes so many connections in one go, before any is seen here. Those of one go may be over the limit.
-_ACCEPTED_AT_ONCE = 64
+# asyncio takes so many connections in one go. Some goes later they are seen here, and only then can others be ended.
+_ACCEPTED_AT_ONCE = 16
+_MOST_UNSEEN = 8 * _ACCEPTED_AT_ONCE
 # Files of the process besides connections: libraries, a model being read, logs.
 _OTHER_FILES = 64
 _KERNEL_BACKLOG = 2048
@@ -88,7 +89,7 @@ def most_connections(wanted: int) -> int:
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if most_files == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, most_files - _OTHER_FILES - 2 * _ACCEPTED_AT_ONCE))
+    return max(1, min(wanted, most_files - _OTHER_FILES - _MOST_UNSEEN))
 
 
 class ListeningServer(uvicorn.Server):
