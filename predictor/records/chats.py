@@ -1,26 +1,25 @@
 """Training data by name: records, or recorded conversations (LMSYS-Chat-1M, WildChat, ShareGPT) made into records."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from predictor.errors import InputError
 from predictor.progress import progress_bar
-from predictor.records.chat_files import (
-    ChatSource,
-    data_files,
-    first_line,
-    hub_chats,
-    is_chat_file,
-    is_hub_name,
-    local_chats,
-)
-from predictor.records.chat_records import ChatRecords
+from predictor.records.chat_records import CHAT_FIELDS, ChatRecords, CountTokens
 from predictor.records.chat_turns import ChatOptions
-from predictor.records.records import Records, records_from_rows
-from predictor.records.rows import read_counted_rows
+from predictor.records.data_files import data_files, is_hub_name
+from predictor.records.data_rows import count_data_rows, numbered_rows
+from predictor.records.hub import first_line, hub_rows
+from predictor.records.left_out import LeftOut
+from predictor.records.log_rows import LEFT_OUT
+from predictor.records.records import Records, has_length, records_from_rows
+from predictor.records.row_files import batches
+from predictor.records.rows import Row, require_model
 
-CountTokens = Callable[[Sequence[str]], list[int]]
+_LOOK_AHEAD = 1000
+"""Rows looked at for the first that tells what the data is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,8 @@ class LoadedData:
     records: Records
     num_rows: int
     dropped: dict[str, int]
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """Where the first row of each reason stands."""
 
 
 def load_data(
@@ -58,13 +59,17 @@ def load_data(
     is_on_hub = is_hub_name(data) and not Path(data).exists()
     if is_on_hub and model is None:
         raise InputError(f"{data}: model: choose the served model whose answers count with --model, e.g. vicuna-13b")
-    files = [] if is_on_hub else data_files(data)
-    if len(files) == 1 and not is_chat_file(files[0]):
-        loaded = _read_records(files[0], model, options, shown=shown)
+    num_rows, rows = _open(data, is_on_hub=is_on_hub)
+    head = list(islice(rows, _LOOK_AHEAD))
+    rows = chain(head, rows)
+    if _is_chat(head):
+        count_tokens = _uncounted(data) if tokenizer is None else token_counter(tokenizer)
+        collected = ChatRecords(model, options, count_tokens, length_cap)
+        loaded = _read_chats(data, collected, num_rows, rows, shown=shown)
+    elif options != ChatOptions():
+        raise InputError(f"{data}: turn, context and language are chosen in conversations, and these are records")
     else:
-        count_tokens = token_counter(tokenizer, data)
-        source = hub_chats(data) if is_on_hub else local_chats(data, files)
-        loaded = _read_chats(source, model, count_tokens, length_cap, options, shown=shown)
+        loaded = _read_records(data, model, num_rows, rows, length_cap, shown=shown)
     if all(flags.all() for flags in loaded.records.is_truncated):
         raise InputError(
             f"{data}: is_truncated: every answer was cut, so no length is known; raise --length-cap or max_new_tokens"
@@ -72,13 +77,8 @@ def load_data(
     return loaded
 
 
-def token_counter(tokenizer: str | None, source: str) -> CountTokens:
+def token_counter(tokenizer: str) -> CountTokens:
     """Return a function that counts the tokens of answers with the served model's tokenizer."""
-    if tokenizer is None:
-        raise InputError(
-            f"{source}: conversation: answers are counted in tokens of the served model; "
-            "give its tokenizer with --tokenizer PATH_OR_HUB"
-        )
     from tokenizers import Tokenizer
 
     path = Path(tokenizer)
@@ -94,28 +94,83 @@ def token_counter(tokenizer: str | None, source: str) -> CountTokens:
     return lambda texts: [len(found.ids) for found in loaded.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _read_records(file: Path, model: str | None, options: ChatOptions, *, shown: bool) -> LoadedData:
-    rows, num_rows = read_counted_rows(file, model, one_model=False, shown=shown)
-    if options != ChatOptions():
-        raise InputError(f"{file}: turn, context and language are chosen in conversations, and these are records")
-    return LoadedData(records_from_rows(rows), num_rows, {"model": num_rows - len(rows)} if model else {})
+def _uncounted(source: str) -> CountTokens:
+    raise InputError(
+        f"{source}: conversation: answers are counted in tokens of the served model; "
+        "give its tokenizer with --tokenizer PATH_OR_HUB"
+    )
+
+
+def _open(data: str, *, is_on_hub: bool) -> tuple[int | None, Iterator[Row]]:
+    if is_on_hub:
+        found = hub_rows(data)
+        return found.num_rows, found.rows
+    files = data_files(data)
+    rows = (Row(str(file), number, fields) for file, number, fields in numbered_rows(files))
+    return count_data_rows(files), rows
+
+
+def _is_chat(head: list[Row]) -> bool:
+    """Return whether answers must be counted: the first row that tells has a conversation and no length."""
+    for row in head:
+        if has_length(row):
+            return False
+        if any(name in row.fields for name in CHAT_FIELDS) and LEFT_OUT not in row.fields:
+            return True
+    return False
+
+
+def _read_records(
+    data: str, model: str | None, num_rows: int | None, rows: Iterator[Row], length_cap: int | None, *, shown: bool
+) -> LoadedData:
+    kept: list[Row] = []
+    left_out, models, count = LeftOut(), set[str](), 0
+    with progress_bar("read", "row", num_rows, shown=shown) as progress:
+        for row in rows:
+            count += 1
+            progress.update()
+            models.add(row.text("model"))
+            if model is not None and row.text("model") != model:
+                left_out.add("model", row.place)
+            elif reason := _unusable(row):
+                left_out.add(reason, row.place)
+            else:
+                kept.append(row)
+    if not count:
+        raise InputError(f"{data}: no rows")
+    if model is not None:
+        require_model(data, model, models - {""})
+    if not kept:
+        advice = ""
+        if "no prompt" in left_out.counts:
+            advice = "; a batch's answers hold no prompts: give a folder or a pattern with its input file, too"
+        raise InputError(f"{data}: no row can be used: {left_out}{advice}")
+    records = records_from_rows(kept, length_cap)
+    return LoadedData(records, count, dict(left_out.counts), left_out.first)
+
+
+def _unusable(row: Row) -> str:
+    """Return why a row of a log gives no record; in records that people made, a bad row is an error of theirs."""
+    if row.fields.get("recorded") is not True and LEFT_OUT not in row.fields:
+        return ""
+    if reason := row.text(LEFT_OUT):
+        return reason
+    if not any(row.fields.get(name) for name in ("prompt", "messages")):
+        return "no prompt"
+    try:
+        row.prompt()
+    except InputError:
+        return "no prompt in words"
+    return ""
 
 
 def _read_chats(
-    source: ChatSource,
-    model: str | None,
-    count_tokens: CountTokens,
-    length_cap: int | None,
-    options: ChatOptions,
-    *,
-    shown: bool,
+    data: str, collected: ChatRecords, num_rows: int | None, rows: Iterator[Row], *, shown: bool
 ) -> LoadedData:
-    collected = ChatRecords(model, options)
-    with progress_bar("read", "row", source.num_rows, shown=shown) as progress:
-        for rows in source.batches:
-            exchanges = [(row, exchange) for row in rows if (exchange := collected.take(row)) is not None]
-            # Empty where models are mixed: then the names are all that is still wanted.
-            collected.output_lens.extend(count + 1 for count in count_tokens([pair[1].answer for pair in exchanges]))
-            progress.update(len(rows))
-    collected.require_rows(source.name)
-    return LoadedData(collected.records(source.name, length_cap), collected.num_rows, dict(collected.dropped))
+    with progress_bar("read", "row", num_rows, shown=shown) as progress:
+        for batch in batches(rows):
+            collected.take(batch)
+            progress.update(len(batch))
+    collected.require_rows(data)
+    left_out = collected.left_out
+    return LoadedData(collected.records(data), collected.num_rows, dict(left_out.counts), left_out.first)

@@ -112,8 +112,13 @@ def text_of(content: Any) -> str:
 
 def last_user_text(turns: Sequence[Turn]) -> str:
     """Return what the user said last: messages in a row are one prompt. "" where the user said nothing in words."""
-    end = next((place + 1 for place in reversed(range(len(turns))) if turns[place].role == "user"), 0)
+    end = prompt_end(turns)
     return joined_text(turns[run_start(turns, end) : end])
+
+
+def prompt_end(turns: Sequence[Turn]) -> int:
+    """Return the place after the user's last message, 0 where the user said nothing."""
+    return next((place + 1 for place in reversed(range(len(turns))) if turns[place].role == "user"), 0)
 
 
 def run_start(turns: Sequence[Turn], end: int) -> int:

@@ -1,7 +1,7 @@
 """Records: prompts with the output lengths drawn from a served model, as read from and written to files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ import numpy.typing as npt
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
-from predictor.prompts.context import RequestContext
+from predictor.prompts.context import UNKNOWN, RequestContext
 from predictor.records.chat_turns import ChatOptions
+from predictor.records.log_rows import LEFT_OUT
 from predictor.records.rows import Row, read_rows
+from predictor.records.times import BadTime, seconds_of
+from predictor.records.values import flag, whole_number
 
 BoolArray = npt.NDArray[np.bool_]
 
 SPLITS = ("train", "validation", "calibration", "test")
+CONTEXT_FIELDS = tuple(field.name for field in fields(RequestContext))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,9 @@ class Records:
     that the length is only a lower limit. `datasets` is a group for reporting, "" where none is known; `models`
     likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
     will be served, so that what is measured on them holds for that log only. `num_prompt_tokens` are the served
-    model's, as given. `contexts` are what the requests said beside their prompts, where the file tells.
+    model's, as given, None where a row has none. `contexts` are what the requests said beside their prompts,
+    `arrival_times` in seconds (since 1970 where the data has dates), `groups` what belongs together (a job, a session);
+    None where no row says so.
     """
 
     prompts: tuple[str, ...]
@@ -39,8 +45,10 @@ class Records:
     splits: tuple[str, ...] | None = None
     max_new_tokens: tuple[int | None, ...] | None = None
     recorded: bool = False
-    num_prompt_tokens: tuple[int, ...] | None = None
+    num_prompt_tokens: tuple[int | None, ...] | None = None
     contexts: tuple[RequestContext, ...] | None = None
+    arrival_times: tuple[float, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -48,19 +56,11 @@ class Records:
     def select(self, indices: npt.ArrayLike) -> "Records":
         """Return the records at `indices`, in that order."""
         chosen = [int(i) for i in np.asarray(indices, dtype=np.int64)]
-        return Records(
-            tuple(self.prompts[i] for i in chosen),
-            tuple(self.output_lens[i] for i in chosen),
-            tuple(self.is_truncated[i] for i in chosen),
-            tuple(self.prompt_ids[i] for i in chosen),
-            tuple(self.models[i] for i in chosen),
-            tuple(self.datasets[i] for i in chosen),
-            None if self.splits is None else tuple(self.splits[i] for i in chosen),
-            None if self.max_new_tokens is None else tuple(self.max_new_tokens[i] for i in chosen),
-            self.recorded,
-            None if self.num_prompt_tokens is None else tuple(self.num_prompt_tokens[i] for i in chosen),
-            None if self.contexts is None else tuple(self.contexts[i] for i in chosen),
-        )
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        changes: dict[str, Any] = {
+            name: tuple(column[i] for i in chosen) for name, column in columns.items() if isinstance(column, tuple)
+        }
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,9 @@ class PromptRow:
     dataset: str
     split: str
     max_new_tokens: int | None
+    messages: tuple[dict[str, str], ...] | None = None
+    """The conversation that ends with the prompt, {role, content} each, for a chat template; None: the prompt alone."""
+    context: RequestContext = UNKNOWN
 
 
 def read_records(path: str | Path, model: str | None = None) -> Records:
@@ -85,13 +88,16 @@ def read_records(path: str | Path, model: str | None = None) -> Records:
     return records_from_rows(read_rows(path, model))
 
 
-def records_from_rows(rows: Sequence[Row]) -> Records:
-    """Return checked records of rows that carry lengths; InputError as `read_records`."""
+def records_from_rows(rows: Sequence[Row], length_cap: int | None = None) -> Records:
+    """Return checked records of rows that carry lengths; InputError as `read_records`.
+
+    A draw of at least `length_cap` tokens counts as cut there.
+    """
     prompts = tuple(row.prompt() for row in rows)
-    draws = [_draws(row) for row in rows]
+    draws = [draws_of(row, length_cap) for row in rows]
     _refuse_duplicates(rows)
-    caps = tuple(row.token_count("max_new_tokens") for row in rows)
-    sizes = tuple(size for row in rows if isinstance(size := row.fields.get("num_prompt_tokens"), int))
+    contexts = tuple(row.context() for row in rows)
+    groups = tuple(row.text("group") for row in rows)
     return Records(
         prompts,
         tuple(output_lens for output_lens, _ in draws),
@@ -100,10 +106,27 @@ def records_from_rows(rows: Sequence[Row]) -> Records:
         tuple(row.text("model") for row in rows),
         tuple(row.text("dataset") for row in rows),
         _splits(rows),
-        caps if any(cap is not None for cap in caps) else None,
+        _unless_all_none([row.token_count("max_new_tokens") for row in rows]),
         any(row.fields.get("recorded") is True for row in rows),
-        sizes if len(sizes) == len(rows) else None,
+        _unless_all_none([_prompt_size(row) for row in rows]),
+        contexts if any(context != UNKNOWN for context in contexts) else None,
+        arrival_times(rows),
+        groups if any(groups) else None,
     )
+
+
+def arrival_times(rows: Sequence[Row]) -> tuple[float, ...] | None:
+    """Return when the requests of rows arrived, in seconds; None where no row says so; InputError where some do not."""
+    values = [row.fields.get("arrival_time") for row in rows]
+    if all(value is None for value in values):
+        return None
+    for row, value in zip(rows, values, strict=True):
+        if value is None:
+            row.fail("arrival_time", "missing, while other rows have it; fill it in or leave the field out")
+    try:
+        return tuple(seconds_of(values).seconds.tolist())
+    except BadTime as problem:
+        rows[problem.index].fail("arrival_time", f"{values[problem.index]!r} {problem}")
 
 
 def read_prompts(path: str | Path, model: str | None = None, split: str | None = None) -> list[PromptRow]:
@@ -126,7 +149,7 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
 
 
 def prompt_of(row: Row, chat_options: ChatOptions | None = None) -> PromptRow:
-    """Return the prompt in a row, as `Row.prompt` does; InputError where there is none."""
+    """Return the prompt in a row, as `Row.prompt` does, and its conversation; InputError where there is none."""
     return PromptRow(
         row.number - 1,
         row.prompt(chat_options),
@@ -135,12 +158,19 @@ def prompt_of(row: Row, chat_options: ChatOptions | None = None) -> PromptRow:
         row.text("dataset"),
         row.text("split"),
         row.token_count("max_new_tokens"),
+        row.messages(),
+        row.context(),
     )
+
+
+def has_length(row: Row) -> bool:
+    """Return whether a row states how long its answer was, or its answers."""
+    return row.fields.get("output_lens") is not None or row.fields.get("output_len") is not None
 
 
 def has_lengths(rows: Sequence[Row]) -> bool:
     """Return whether every row carries output lengths."""
-    return all(row.fields.get("output_lens") is not None or row.fields.get("output_len") is not None for row in rows)
+    return all(has_length(row) for row in rows)
 
 
 def write_records(records: Records, path: str | Path) -> None:
@@ -164,25 +194,56 @@ def write_records(records: Records, path: str | Path) -> None:
         columns["max_new_tokens"] = pa.array(records.max_new_tokens, pa.int64())
     if records.num_prompt_tokens is not None:
         columns["num_prompt_tokens"] = pa.array(records.num_prompt_tokens, pa.int64())
+    if records.arrival_times is not None:
+        columns["arrival_time"] = list(records.arrival_times)
+    if records.groups is not None:
+        columns["group"] = list(records.groups)
+    for name in CONTEXT_FIELDS if records.contexts is not None else ():
+        values = [getattr(context, name) for context in records.contexts or ()]
+        if any(value is not None for value in values) and name not in columns:
+            columns[name] = values
     pq.write_table(pa.table(columns), path)
 
 
-def _draws(row: Row) -> tuple[IntArray, BoolArray]:
+def draws_of(row: Row, length_cap: int | None) -> tuple[IntArray, BoolArray]:
+    """Return the lengths of a row's draws and which are cut, at `length_cap` too; InputError where they are none."""
     field = "output_lens" if row.fields.get("output_lens") is not None else "output_len"
     value = row.fields.get(field)
     if value is None:
-        row.fail("output_lens", "missing; give output_lens (a list of token counts) or output_len (one)")
+        reason = row.text(LEFT_OUT, "missing")
+        row.fail("output_lens", f"{reason}; give output_lens (a list of token counts) or output_len (one)")
     draws = value if isinstance(value, list) else [value]
     if not draws:
         row.fail(field, "empty list; give at least one draw")
     lengths = np.asarray([row.as_length(field, draw) for draw in draws], dtype=np.int64)
-    flags = row.fields.get("is_truncated")
-    flags = flags if isinstance(flags, list) else [flags or False] * len(draws)
-    if len(flags) != len(draws):
-        row.fail("is_truncated", f"{len(flags)} values for {len(draws)} draws of {field}")
-    if not all(isinstance(flag, bool | int) for flag in flags):
-        row.fail("is_truncated", f"must be true or false for each draw, not {flags!r}")
-    return lengths, np.asarray(flags, dtype=np.bool_)
+    given = row.fields.get("is_truncated", False)
+    given = given if isinstance(given, list) else [given] * len(draws)
+    if len(given) != len(draws):
+        row.fail("is_truncated", f"{len(given)} values for {len(draws)} draws of {field}")
+    flags = [flag(value) for value in given]
+    if None in flags:
+        row.fail("is_truncated", f"must be true or false for each draw, not {given!r}")
+    is_truncated = np.asarray(flags, dtype=np.bool_)
+    return capped(lengths, is_truncated, length_cap)
+
+
+def capped(lengths: IntArray, is_truncated: BoolArray, length_cap: int | None) -> tuple[IntArray, BoolArray]:
+    """Return the lengths, those from `length_cap` on cut there, and which are cut."""
+    if length_cap is None:
+        return lengths, is_truncated
+    return np.minimum(lengths, length_cap), is_truncated | (lengths >= length_cap)
+
+
+def _prompt_size(row: Row) -> int | None:
+    value = row.fields.get("num_prompt_tokens")
+    size = whole_number(value)
+    if value is not None and (size is None or size < 0):
+        row.fail("num_prompt_tokens", f"{value!r} is not a whole number of tokens")
+    return size
+
+
+def _unless_all_none(values: list[int | None]) -> tuple[int | None, ...] | None:
+    return tuple(values) if any(value is not None for value in values) else None
 
 
 def _splits(rows: Sequence[Row]) -> tuple[str, ...] | None:

@@ -1,27 +1,32 @@
-"""Rows of parquet, JSONL and JSON array files, one at a time: memory stays at a batch, however long the file."""
+"""Rows of a file in any format, one at a time: memory stays at a batch, however long the file."""
 
-import json
+import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from predictor.errors import InputError
+from predictor.records.csv_files import table_items
+from predictor.records.json_files import array_items, document_items, line_items
+from predictor.records.text_files import COMPRESSIONS, PIECE, first_character, first_line_is_whole, kind_of
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+"""Kinds of files that a folder of data may hold, the first that it has is read."""
+TABLES = (".csv", ".tsv", ".txt")
 BATCH_SIZE = 512
-MAX_ITEM_CHARACTERS = 64 << 20
-_PIECE = 1 << 20
-_WHITE_SPACE = " \t\r\n\ufeff"
 
 Item = tuple[int, dict[str, Any]]
 
 
 def iter_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[Item]:
-    """Yield (number, fields) of each row, numbers from 1; in JSONL the number is the line, in an array the place.
+    """Yield (number, fields) of each row, numbers from 1; in lines of text the number is the line, else the place.
+
+    Parquet and arrow are told by the suffix, in any case. In text, compressed (.gz, .zst, .bz2) or not, the first
+    character shows an array or an object, and the suffix decides between a table and JSON lines.
 
     Args:
-        file: .parquet, .json (an array of objects), or else JSONL.
+        file: what is read.
         columns: of a parquet file, those that are read; dotted paths reach into nested ones. Default: all.
 
     Raises:
@@ -29,9 +34,9 @@ def iter_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[Item
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file; give a .parquet or .jsonl file")
-    if file.suffix == ".parquet":
+    if kind_of(file) == ".parquet":
         return _parquet_items(file, columns)
-    return _array_items(file) if file.suffix == ".json" else _line_items(file)
+    return _arrow_items(file) if kind_of(file) == ".arrow" else _text_items(file)
 
 
 def batches(items: Iterator[Any], size: int = BATCH_SIZE) -> Iterator[list[Any]]:
@@ -41,13 +46,14 @@ def batches(items: Iterator[Any], size: int = BATCH_SIZE) -> Iterator[list[Any]]
 
 
 def count_rows(file: Path) -> int | None:
-    """Return the number of rows of a parquet file, of lines of a JSONL file; None for an array, read as it comes."""
-    if file.suffix == ".parquet":
-        return int(open_parquet(file).metadata.num_rows)
-    if file.suffix == ".json":
+    """Return the number of rows of a parquet file, of lines of a plain text; None where that must be read first."""
+    if kind_of(file) == ".parquet":
+        with open_parquet(file) as opened:
+            return int(opened.metadata.num_rows)
+    if kind_of(file) == ".arrow" or file.suffix.lower() in COMPRESSIONS or first_character(file) == "[":
         return None
     with file.open("rb") as stream:
-        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE), b""))
+        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(PIECE), b""))
 
 
 def open_parquet(file: Path) -> Any:
@@ -55,95 +61,83 @@ def open_parquet(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    source: Any = file
     try:
-        return pq.ParquetFile(file, buffer_size=_PIECE, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from None
+        if compression := COMPRESSIONS.get(file.suffix.lower()):
+            with pa.input_stream(str(file), compression=compression) as stream:
+                source = io.BytesIO(stream.read())
+        return pq.ParquetFile(source, buffer_size=PIECE, pre_buffer=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, error, "parquet") from None
+
+
+def is_text(file: Path) -> bool:
+    """Return whether the rows of a file are numbered by its lines."""
+    return kind_of(file) not in (".parquet", ".arrow") and first_character(file) != "["
+
+
+def _text_items(file: Path) -> Iterator[Item]:
+    first = first_character(file)
+    if kind_of(file) in TABLES and first not in ("{", "["):
+        return table_items(file)
+    if first == "[":
+        return array_items(file)
+    if first == "{" and kind_of(file) == ".json" and not first_line_is_whole(file):
+        return document_items(file)
+    return line_items(file)
 
 
 def _parquet_items(file: Path, columns: Sequence[str] | None) -> Iterator[Item]:
+    with open_parquet(file) as opened:
+        yield from _numbered(file, opened.iter_batches(BATCH_SIZE, columns=columns, use_threads=False), "parquet")
+
+
+def _arrow_items(file: Path) -> Iterator[Item]:
+    """Yield the rows of an arrow file as `datasets` writes it, a stream, or as others do."""
+    import pyarrow as pa
+
+    try:
+        source = pa.memory_map(str(file))
+        is_stream = source.read(6) != b"ARROW1"
+        source.seek(0)
+        found = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, error, "arrow") from None
+    whole = found if is_stream else (found.get_batch(place) for place in range(found.num_record_batches))
+    yield from _numbered(file, (batch.slice(i, BATCH_SIZE) for batch in whole for i in _starts(batch)), "arrow")
+
+
+def _starts(batch: Any) -> range:
+    return range(0, batch.num_rows, BATCH_SIZE)
+
+
+def _numbered(file: Path, tables: Iterator[Any], form: str) -> Iterator[Item]:
     import pyarrow as pa
 
     number = 0
-    with open_parquet(file) as opened:
-        try:
-            for batch in opened.iter_batches(BATCH_SIZE, columns=columns, use_threads=False):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield number, fields
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{file}: not a readable parquet file ({reason}); make it again")
-
-
-def _line_items(file: Path) -> Iterator[Item]:
-    number = 0
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        while True:
-            number += 1
-            try:
-                line = lines.readline()
-            except UnicodeDecodeError:
-                raise InputError(
-                    f"{file}: row {number}: not UTF-8 text; give a .parquet file (by that name) or JSONL"
-                ) from None
-            if not line:
-                return
-            if line.strip():
-                yield number, _json_object(file, number, line)
-
-
-def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{file}: row {number}: not JSON ({error}); one object a line") from None
-    return _checked_object(file, number, value)
+        for table in tables:
+            for fields in _to_microseconds(table).to_pylist():
+                number += 1
+                yield number, fields
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _unreadable(file, error, form) from None
 
 
-def _checked_object(file: Path, number: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: row {number}: must be a JSON object, not {type(value).__name__}")
-    return value
+def _to_microseconds(batch: Any) -> Any:
+    """Return a batch whose times in nanoseconds are rounded down to what a datetime of Python holds."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for place, field in enumerate(batch.schema):
+        kind = field.type
+        if (pa.types.is_timestamp(kind) or pa.types.is_duration(kind)) and kind.unit == "ns":
+            target = pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else pa.duration("us")
+            column = pc.cast(batch.column(place), target, safe=False)
+            batch = batch.set_column(place, pa.field(field.name, target), column)
+    return batch
 
 
-def _array_items(file: Path) -> Iterator[Item]:
-    with file.open(encoding="utf-8") as stream:
-        try:
-            for number, value in enumerate(_array_values(file, iter(lambda: stream.read(_PIECE), "")), start=1):
-                yield number, _checked_object(file, number, value)
-        except UnicodeDecodeError:
-            raise InputError(f"{file}: not UTF-8 text; save the array as UTF-8 JSON") from None
-
-
-def _array_values(file: Path, pieces: Iterator[str]) -> Iterator[Any]:
-    """Yield the values of a JSON array from `pieces` of its text; the buffer holds little more than one value."""
-    decoder, number = json.JSONDecoder(), 0
-    buffer = next(pieces, "").lstrip(_WHITE_SPACE)
-    if not buffer.startswith("["):
-        raise InputError(f"{file}: must be a JSON array of objects; name a file with one object a line .jsonl")
-    position, is_whole = 1, False
-    while True:
-        while position < len(buffer) and buffer[position] in _WHITE_SPACE + ",":
-            position += 1
-        if buffer.startswith("]", position):
-            return
-        try:
-            value, end = decoder.raw_decode(buffer, position)
-            is_whole = end < len(buffer)  # a number at the very end may go on in the next piece
-        except (json.JSONDecodeError, RecursionError):
-            is_whole = False
-        if is_whole:
-            number, position = number + 1, end
-            yield value
-            continue
-        if len(buffer) - position > MAX_ITEM_CHARACTERS or not (piece := next(pieces, "")):
-            raise InputError(
-                f"{file}: row {number + 1}: not JSON, cut short, or over {MAX_ITEM_CHARACTERS >> 20} Mi characters; "
-                "mend the array or write one object a line (.jsonl)"
-            )
-        buffer, position = buffer[position:] + piece, 0
+def _unreadable(file: Path, error: Exception, form: str) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{file}: not a readable {form} file ({reason}); make it again")

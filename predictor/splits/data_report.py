@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from predictor.records.chats import LoadedData
+from predictor.records.left_out import describe
 from predictor.records.records import SPLITS
 from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.split_audit import count_crossing_pairs
@@ -17,6 +18,8 @@ class DataReport:
 
     num_rows: int
     dropped: dict[str, int]
+    first_dropped: dict[str, str]
+    """Where the first row of each reason stands."""
     num_kept: int
     num_prompts: dict[str, int]
     num_clusters: int | None
@@ -28,7 +31,7 @@ class DataReport:
 
     def line(self) -> str:
         """Return the report as one line for the terminal."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()) if count)
+        reasons = describe(self.dropped, self.first_dropped)
         splits = ", ".join(f"{name} {self.num_prompts[name]}" for name in SPLITS)
         clusters = "splits as given" if self.num_clusters is None else f"{self.num_clusters} clusters"
         return (
@@ -64,6 +67,7 @@ def split_and_audit(loaded: LoadedData, seed: int, *, shown: bool = False) -> tu
     report = DataReport(
         loaded.num_rows,
         {reason: count for reason, count in loaded.dropped.items() if count},
+        loaded.first_dropped,
         len(records),
         {name: sizes[name] for name in SPLITS},
         num_clusters,

