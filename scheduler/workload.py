@@ -43,6 +43,16 @@ def read_workload(path: Path, max_new_tokens: int | None = None, edges: Ints | N
     rows = list(json_rows(path))
     if not rows:
         raise InputError(f"{path}: no request")
+    return workload_from_rows(rows, max_new_tokens, edges)
+
+
+def workload_from_rows(
+    rows: Sequence[tuple[str, dict[str, Any]]], max_new_tokens: int | None = None, edges: Ints | None = None
+) -> Workload:
+    """Return the workload of rows, at least one: where the user finds each ("FILE: line 7"), and its fields.
+
+    A whole number may be written as a float; a field that is None is absent. Otherwise as `read_workload`.
+    """
     places = [place for place, _ in rows]
     output_lens = [_integer(row, "output_len", place) for place, row in rows]
     lens = np.asarray(output_lens)
@@ -106,7 +116,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: The file cannot be read, or a line is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -127,6 +137,8 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _integer(row: dict[str, Any], field: str, where: str) -> int:
     value = row.get(field)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{where}: {field} is {value!r}, must be an integer")
     if value > MAX_TOKENS:

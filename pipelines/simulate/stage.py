@@ -74,6 +74,11 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON list of length-bin edges that the field survival is on; default: "
         "WORKLOAD.bins.json where there is one",
     )
+    parser.add_argument(
+        "--time-unit",
+        choices=["s", "ms", "us", "ns"],
+        help="what numbers in the workload's column of times count; default: as found and printed",
+    )
     parser.add_argument("--max-running", type=int, help="most requests that run at once (vLLM's max_num_seqs)")
     parser.add_argument(
         "--max-batch-tokens", type=int, help="most tokens of one iteration; longer prefills are split (chunked prefill)"

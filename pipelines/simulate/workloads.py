@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.simulate.resampling import seconds_per_iteration, volumes
-from pipelines.simulate.traces import read_requests
+from pipelines.simulate.traces import read_trace
 from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.errors import InputError
 from scheduler.json_file import read_json
@@ -30,7 +30,9 @@ def read_base(args: argparse.Namespace) -> Workload:
         return workload_from_columns(places, prompts, lens, np.zeros(len(lens)), args.max_new_tokens)
     beside = Path(f"{args.workload}.bins.json")  # as amin predict and amin evaluate write it
     bins = beside if args.bins is None and beside.is_file() else args.bins
-    return read_requests(Path(args.workload), args.max_new_tokens, _edges(bins))
+    workload, report = read_trace(Path(args.workload), args.max_new_tokens, _edges(bins), args.time_unit)
+    print(report.line())
+    return workload
 
 
 def _edges(path: Path | None) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

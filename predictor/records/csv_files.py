@@ -30,7 +30,7 @@ def table_items(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     line = number - 1 + reader.line_num
                     yield line, _row_of(file, line, header, cells)
         except csv.Error as error:
-            raise InputError(f"{file}: row {number - 1 + reader.line_num}: not readable as CSV ({error})") from None
+            raise InputError(f"{file}: line {number - 1 + reader.line_num}: not readable as CSV ({error})") from None
 
 
 def _header_line(lines: Iterable[str]) -> tuple[int, str]:
@@ -46,9 +46,9 @@ def _row_of(file: Path, number: int, header: Sequence[str], cells: Sequence[str]
     while len(values) > len(header) and not values[-1]:  # a comma at the end of the line
         values.pop()
     if len(values) != len(header):
-        raise InputError(f"{file}: row {number}: {len(values)} columns, must be {len(header)} as in the header")
+        raise InputError(f"{file}: line {number}: {len(values)} columns, must be {len(header)} as in the header")
     row = dict(zip(header, values, strict=True))
     for name, value in zip(header, values, strict=True):
         if row[name] != value:
-            raise InputError(f"{file}: row {number}: column {name!r} stands twice with different values; remove one")
+            raise InputError(f"{file}: line {number}: column {name!r} stands twice with different values; remove one")
     return row

@@ -1,10 +1,11 @@
 """Rows of one or several files under our names of fields, and the two halves of an OpenAI batch put together."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from predictor.records.columns import is_known
+from predictor.records.columns import is_known, our_names
 from predictor.records.data_files import DataFile
 from predictor.records.log_rows import LOG_KEYS, our_fields
 from predictor.records.messages import TURN_KEYS
@@ -13,6 +14,7 @@ from predictor.records.text_files import kind_of
 
 NumberedRow = tuple[Path, int, dict[str, Any]]
 
+_LOOK_AHEAD = 1000
 _CHATS = ("conversation", "conversations", "messages")
 
 
@@ -20,6 +22,18 @@ def numbered_rows(files: Sequence[DataFile]) -> Iterator[NumberedRow]:
     """Yield (file, number, fields) of each row of `files`; InputError as `iter_file`."""
     for file, number, raw in _joined(_raw_rows(files)):
         yield file, number, our_fields(raw)
+
+
+def their_names(files: Sequence[DataFile]) -> dict[str, str]:
+    """Return what the files call our columns, {ours: theirs}, as the rows at the beginning show."""
+    if files and kind_of(files[0].path) == ".parquet":
+        with open_parquet(files[0].path) as opened:
+            return our_names((*files[0].partition, *opened.schema_arrow.names))
+    found: dict[str, str] = {}
+    for _, _, raw in islice(_raw_rows(files), _LOOK_AHEAD):
+        for ours, theirs in our_names(tuple(raw)).items():
+            found.setdefault(ours, theirs)
+    return found
 
 
 def count_data_rows(files: Sequence[DataFile]) -> int | None:

@@ -12,7 +12,7 @@ from predictor.records.values import real_number
 
 Floats = npt.NDArray[np.float64]
 
-TICKS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+TICKS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "date": 1e6}
 """Ticks in a second, by unit."""
 WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "date": "dates"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -22,12 +22,22 @@ _SINCE_1970 = (("ns", 1e18), ("us", 1e15), ("ms", 1e12), ("s", 1e9))
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Times in seconds, shape [n], from 1970 on where `since_1970`, else from a start that the file does not tell."""
+    """Times in ticks, shape [n], from 1970 on where `since_1970`, else from a start that the file does not tell."""
 
-    seconds: Floats
+    ticks: Floats
     unit: str
-    """s, ms, us, ns or date."""
+    """What a tick is: s, ms, us, ns; of dates (date) microseconds."""
     since_1970: bool
+
+    @property
+    def seconds(self) -> Floats:
+        """Return the times in seconds."""
+        return self.ticks / TICKS[self.unit]
+
+    @property
+    def since_earliest(self) -> Floats:
+        """Return the times in seconds since the earliest; exact to the tick, unlike a difference of seconds."""
+        return (self.ticks - self.ticks.min(initial=np.inf)) / TICKS[self.unit]
 
 
 class BadTime(ValueError):  # noqa: N818 - a finding about one value, for the caller to name its place
@@ -39,7 +49,7 @@ class BadTime(ValueError):  # noqa: N818 - a finding about one value, for the ca
 
 
 def seconds_of(values: Sequence[Any], unit: str | None = None, whole_unit: str = "s") -> Times:
-    """Return a column of times in seconds.
+    """Return a column of times.
 
     Dates are told by their form, numbers since 1970 by their size, and in which unit they count by that size too.
     Smaller numbers are seconds, but where all are whole they count `whole_unit`.
@@ -54,7 +64,7 @@ def seconds_of(values: Sequence[Any], unit: str | None = None, whole_unit: str =
     """
     numbers = [_number(value) for value in values]
     if numbers and numbers[0] is None:
-        return Times(np.asarray([_date(i, value) for i, value in enumerate(values)]) / 1e6, "date", True)
+        return Times(np.asarray([_date(i, value) for i, value in enumerate(values)]), "date", True)
     for index, number in enumerate(numbers):
         if number is None or number < 0:
             raise BadTime(index, "must be a number, finite and at least 0")
@@ -64,7 +74,7 @@ def seconds_of(values: Sequence[Any], unit: str | None = None, whole_unit: str =
     if found is None:
         found = whole_unit if np.array_equal(ticks, np.floor(ticks)) else "s"
     chosen = unit or found
-    return Times(ticks / TICKS[chosen], chosen, largest >= 1e9 * TICKS[chosen])
+    return Times(ticks, chosen, largest >= 1e9 * TICKS[chosen])
 
 
 def _number(value: Any) -> float | None:

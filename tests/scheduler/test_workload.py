@@ -83,7 +83,7 @@ def test_the_limit_can_be_given_and_clips_lower_bounds(tmp_path: Path) -> None:
         ({"num_prompt_tokens": 3}, "output_len is None"),
         ({"output_len": 3}, "num_prompt_tokens is None"),
         (GOOD | {"output_len": "5"}, "output_len is '5'"),
-        (GOOD | {"output_len": 5.0}, "output_len is 5.0"),
+        (GOOD | {"output_len": 5.5}, "output_len is 5.5"),
         (GOOD | {"output_len": True}, "output_len is True"),
         (GOOD | {"output_len": 0}, "output_len is 0"),
         (GOOD | {"num_prompt_tokens": -1}, "num_prompt_tokens is -1"),
