@@ -167,10 +167,11 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
     if upper < lower:
         raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
     forecast = _forecast(row, where, edges)
+    num_prompt_tokens = _integer(row, "num_prompt_tokens", where)
     try:
         return Request(
             request_id=where if row.get("request_id") is None else str(row["request_id"]),
-            num_prompt_tokens=_integer(row, "num_prompt_tokens", where),
+            num_prompt_tokens=num_prompt_tokens,
             max_new_tokens=cap,
             arrival_time=float(arrival),
             output_len_lower_bound=min(lower, cap),

@@ -37,7 +37,7 @@ class Times:
     @property
     def since_earliest(self) -> Floats:
         """Return the times in seconds since the earliest; exact to the tick, unlike a difference of seconds."""
-        return (self.ticks - self.ticks.min(initial=np.inf)) / TICKS[self.unit]
+        return np.asarray((self.ticks - self.ticks.min(initial=np.inf)) / TICKS[self.unit])
 
 
 class BadTime(ValueError):  # noqa: N818 - a finding about one value, for the caller to name its place
