@@ -134,7 +134,7 @@ def test_our_own_workload_is_read_as_ever(tmp_path: Path) -> None:
     path.write_text(json.dumps(row) + "\n")
     assert read(path) == read_workload(path)
     assert read(path, 9) == read_workload(path, 9)
-    for text in ("", '{"request_id": "a", "output_len": 5}\n', json.dumps(row | {"output_len": -1})):
+    for text in ("", '{"request_id": "a", "output_len": 5}\n', json.dumps(row | {"output_len_lower_bound": 0})):
         path.write_text(text)
         with pytest.raises(InputError) as expected:
             read_workload(path)
