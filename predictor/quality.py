@@ -24,7 +24,15 @@ class MeasuredBounds:
     def quality(self, tau: float, max_length: int) -> BoundQuality:
         """Return all measures; lengths are clipped at `max_length` tokens."""
         records = self.records
-        return bound_quality(self.lower_bounds, self.medians, records.output_lens, records.datasets, tau, max_length)
+        return bound_quality(
+            self.lower_bounds,
+            self.medians,
+            records.output_lens,
+            records.datasets,
+            tau,
+            max_length,
+            records.is_truncated,
+        )
 
 
 def bounds_by_model(

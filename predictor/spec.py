@@ -135,11 +135,11 @@ class PredictorSpec:
         Each served model gets its own calibration; `average` one on the draws of all, each prompt weighing the same.
         """
         calibrations = {
-            model: PitCalibration.fit(self.bins, survivals[rows, number], records.output_lens)
+            model: PitCalibration.fit(self.bins, survivals[rows, number], records.output_lens, records.is_truncated)
             for number, model, rows, records in table.columns()
         }
         if len(self.models) > 1:
-            calibrations[AVERAGE] = PitCalibration.fit(self.bins, survivals.mean(axis=1), table.pooled_draws())
+            calibrations[AVERAGE] = PitCalibration.fit(self.bins, survivals.mean(axis=1), *table.pooled_draws())
         return replace(self, calibrations=calibrations)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.files import atomic_file
+from pipelines.studies.instruction_prompts import instructed_rows
 from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.splits import FRACTIONS, split_clusters
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="gpt2_tokenizer.json, counts the pairs' answers")
     parser.add_argument("--records", type=Path, nargs="*", default=[], help="further records, splits included")
     parser.add_argument("--without", nargs="*", default=["Alpaca"], help="data sets left out (default: Alpaca)")
+    parser.add_argument("--instructed", type=int, default=0, help="written prompts that ask for a length (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="records.parquet to write")
     args = parser.parse_args()
     rows = record_rows(args.castillo)
@@ -41,6 +43,8 @@ def main() -> None:
     rows = [row for row in rows if row["dataset"] not in args.without]
     rows += pair_rows(args.pairs, args.tokenizer)
     assign(rows)
+    if args.instructed:
+        rows += instructed_rows(sorted({row["model"] for row in record_rows(args.castillo)}), args.instructed)
     with atomic_file(args.out) as aside:
         pq.write_table(pa.Table.from_pylist(rows), aside)
     for key in ("split", "dataset"):

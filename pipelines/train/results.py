@@ -17,6 +17,8 @@ TABLE = (
     ("worst group", "worst_group_coverage", "{:.3f}"),
     ("pinball", "pinball_loss", "{:.2f}"),
     ("tightness", "tightness", "{:.3f}"),
+    ("error", "mean_absolute_error", "{:.1f}"),
+    ("within 100", "within_100", "{:.3f}"),
     ("kendall tau", "kendall_tau", "{:.3f}"),
     ("ceiling", "kendall_tau_ceiling", "{:.3f}"),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.censoring import Flags, complete_weights
 from predictor.bounds.distribution import FloatArray, cdf
 from predictor.errors import InputError
 
@@ -31,17 +32,23 @@ class ConformalTable:
     cumulated: tuple[float, ...]
 
     @classmethod
-    def fit(cls, scores: Sequence[FloatArray | IntArray]) -> "ConformalTable":
+    def fit(
+        cls, scores: Sequence[FloatArray | IntArray], weights: Sequence[FloatArray] | None = None
+    ) -> "ConformalTable":
         """Return the table of one array of scores (its draws) per prompt.
 
-        Long tables are thinned: neighbours join under their smallest score, which can only lower a threshold.
+        `weights` are those of the draws (`predictor.bounds.censoring.complete_weights`); what they lack to one a prompt
+        lies at the largest score. Long tables are thinned: neighbours join under their smallest score, which can only
+        lower a threshold.
         """
         if not scores:
             raise InputError("calibration split: 0 prompts; add prompts or change the split fractions")
         values = np.concatenate([np.asarray(draws, dtype=np.float64) for draws in scores])
-        weights = np.concatenate([np.full(len(draws), 1.0 / len(draws)) for draws in scores])
+        equal = [np.full(len(draws), 1.0 / len(draws)) for draws in scores]
+        shares = np.concatenate(equal if weights is None else weights)
         order = np.argsort(values, kind="stable")
-        values, cumulated = values[order], np.cumsum(weights[order])
+        values, cumulated = values[order], np.cumsum(shares[order])
+        cumulated[-1] = len(scores)
         ends = np.unique(np.linspace(1, len(values), min(len(values), MAX_TABLE_SIZE)).astype(np.int64))
         starts = np.concatenate([[0], ends[:-1]])
         return cls(len(scores), tuple(values[starts].tolist()), tuple(np.round(cumulated[ends - 1], 9).tolist()))
@@ -91,16 +98,19 @@ class PitCalibration:
     lengths: ConformalTable
 
     @classmethod
-    def fit(cls, bins: LengthBins, survival: FloatArray, output_lens: Sequence[IntArray]) -> "PitCalibration":
+    def fit(
+        cls, bins: LengthBins, survival: FloatArray, output_lens: Sequence[IntArray], is_truncated: Flags | None = None
+    ) -> "PitCalibration":
         """Return the calibration from the survival [N, K+1] and the draws (tokens) of N held-out prompts.
 
-        The score of a draw L is cdf(L + 1): the bound at level t covers it exactly when t is below. A truncated draw
-        scores at its cap, below its unknown true score, so the result stays valid and turns conservative.
+        The score of a draw L is cdf(L + 1): the bound at level t covers it exactly when t is below. Complete draws
+        stand in for those that were cut, by inverse probability of censoring weights; without `is_truncated` none was.
         """
         scores = [
             cdf(bins, survival[i : i + 1], np.asarray(draws)[None, :] + 1)[0] for i, draws in enumerate(output_lens)
         ]
-        return cls(ConformalTable.fit(scores), ConformalTable.fit(output_lens))
+        weights = None if is_truncated is None else complete_weights(output_lens, is_truncated)
+        return cls(ConformalTable.fit(scores, weights), ConformalTable.fit(output_lens, weights))
 
     @classmethod
     def marginal(cls, output_lens: Sequence[IntArray]) -> "PitCalibration":
@@ -122,7 +132,7 @@ class PitCalibration:
         return max(1, int(self.lengths.scores[min(half, len(self.lengths.scores) - 1)]))
 
     def marginal_survival(self, bins: LengthBins) -> FloatArray:
-        """Return the share of calibration lengths above each edge, shape [K+1]; truncated ones end at their cap."""
+        """Return the share of calibration lengths above each edge, shape [K+1]."""
         num_within = np.searchsorted(self.lengths.scores, bins.as_array(), side="right")
         cumulated = np.concatenate([[0.0], self.lengths.cumulated])
         return np.maximum(1.0 - cumulated[num_within] / self.lengths.num_prompts, 0.0)

@@ -1,6 +1,7 @@
 """How good lower bounds are.
 
-Prompts weigh the same whatever their number of draws; a truncated draw counts as its observed length.
+Prompts weigh the same whatever their number of draws. A truncated draw counts as its observed length, but in coverage,
+where complete draws stand in for it (`predictor.bounds.censoring`).
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from predictor.bounds.bins import IntArray
+from predictor.bounds.censoring import Draws, Flags, complete_weights
 from predictor.bounds.distribution import FloatArray
 
 MIN_GROUP_SIZE = 20
 
-Draws = Sequence[IntArray]
+# An answer so near its predicted median, in tokens, counts as foretold (Acc-100 of Block, arXiv 2508.03611).
+NEAR = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class BoundQuality:
     tightness: float
     kendall_tau: float
     kendall_tau_ceiling: float | None
+    mean_absolute_error: float
+    """Of the median, in tokens."""
+    within_100: float
+    """Share of draws within 100 tokens of the median (Acc-100)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures for JSON."""
@@ -42,6 +48,7 @@ def bound_quality(
     datasets: Sequence[str],
     tau: float,
     max_length: int | None = None,
+    is_truncated: Flags | None = None,
 ) -> BoundQuality:
     """Return all measures of N prompts.
 
@@ -49,7 +56,8 @@ def bound_quality(
     """
     bounds = np.asarray(lower_bounds, dtype=np.float64)
     draws = [np.minimum(lengths, max_length) if max_length else lengths for lengths in output_lens]
-    covered = coverage_by_prompt(bounds, draws)
+    covered = coverage_by_prompt(bounds, draws, is_truncated)
+    errors = [np.abs(lengths - median) for lengths, median in zip(draws, np.asarray(medians), strict=True)]
     return BoundQuality(
         tau,
         float(covered.mean()),
@@ -58,12 +66,21 @@ def bound_quality(
         tightness(bounds, draws),
         kendall_tau(np.asarray(medians, dtype=np.float64), draws),
         kendall_tau_ceiling(draws),
+        float(np.mean([error.mean() for error in errors])),
+        float(np.mean([np.mean(error <= NEAR) for error in errors])),
     )
 
 
-def coverage_by_prompt(bounds: FloatArray, output_lens: Draws) -> FloatArray:
-    """Return the share of each prompt's draws that reach its bound, shape [N]."""
-    return np.asarray([np.mean(draws >= bound) for bound, draws in zip(bounds, output_lens, strict=True)])
+def coverage_by_prompt(bounds: FloatArray, output_lens: Draws, is_truncated: Flags | None = None) -> FloatArray:
+    """Return the share of each prompt's draws that reach its bound, shape [N].
+
+    Where draws are truncated the mean over prompts is what counts: a complete draw that misses its bound does so for
+    the truncated ones that it stands for.
+    """
+    if is_truncated is None or not any(flags.any() for flags in is_truncated):
+        return np.asarray([np.mean(draws >= bound) for bound, draws in zip(bounds, output_lens, strict=True)])
+    rows = zip(bounds, output_lens, complete_weights(output_lens, is_truncated), strict=True)
+    return np.asarray([1.0 - np.sum(weights * (draws < bound)) for bound, draws, weights in rows])
 
 
 def worst_group_coverage(covered: FloatArray, datasets: Sequence[str]) -> float | None:

@@ -47,6 +47,8 @@ _BRIEF, _DETAILED, _NEGATIONS, _ACTS, _ASKING, _AT_LEAST, _AT_MOST = (
     )
 )  # fmt: skip
 _KNOWN = _UNIT_OF.keys() | _NUMBER_OF.keys() | _FORM_OF.keys() | _BRIEF | _DETAILED
+# A number of these, or so large a number, is asked for also where no word says so ("5 tips", "500 words on tides").
+TOLD_UNITS, MIN_TOLD_COUNT = ("sentences", "paragraphs", "items", "ideographs"), 20
 # "a word" and "a page" are told of more often than asked for.
 _COUNTED_BY_A = {"sentence": "sentences", "paragraph": "paragraphs"}
 
@@ -175,7 +177,8 @@ def _amount(found: Sequence[str], place: int) -> Amount | None:
         if (unit := _UNIT_OF.get(following)) is not None and not (
             distance and unit in ("words", "characters") and distance > 1
         ):
-            return Amount(unit, count, _direction(before), is_asked)
+            beyond = after[distance + 1 : distance + 3]
+            return Amount(unit, count, _direction(before) or _direction(beyond), is_asked)
         if following[0].isdecimal():
             return None
     is_listed = count > 1 and bool(after) and any(word in _ACTS for word in before)
@@ -228,4 +231,5 @@ def _joined_number(text: str) -> float:
 def _chosen(amounts: Sequence[Amount]) -> Amount | None:
     """Return the amount that decides: of those asked for, else of all, the longest."""
     asked = [amount for amount in amounts if amount.is_asked]
-    return max(asked or amounts, key=lambda amount: amount.tokens, default=None)
+    told = [amount for amount in amounts if amount.unit in TOLD_UNITS or amount.count >= MIN_TOLD_COUNT]
+    return max(asked or told, key=lambda amount: amount.tokens, default=None)

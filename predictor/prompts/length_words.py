@@ -6,8 +6,8 @@ words, or split them where `\w` does not, and are compared as pieces of text.
 
 # Tokens that one unit takes in an answer, about: words of GPT-like tokenizers, and what models write in a unit.
 TOKENS_PER_UNIT = {
-    "tokens": 1.0, "characters": 0.25, "words": 1.35, "sentences": 24.0, "lines": 14.0, "items": 22.0,
-    "paragraphs": 95.0, "pages": 600.0, "ideographs": 0.9,
+    "tokens": 1.0, "characters": 0.25, "words": 1.35, "sentences": 26.0, "lines": 12.0, "items": 50.0,
+    "paragraphs": 120.0, "pages": 600.0, "ideographs": 0.9,
 }  # fmt: skip
 
 UNITS = {
@@ -47,7 +47,7 @@ UNITS = {
 }
 
 NUMBERS = {
-    1: "one single uno una un une ein eine einem einen einer um uma один одну одна одном одно одной",
+    1: "one single uno una un une ein eine einem einen einer um uma один одну одна одном одно одной одним",
     2: "two couple dos deux zwei dois duas два две двух",
     3: "three few tres trois drei três три трёх трех",
     4: "four several cuatro quatre vier quatro четыре четырёх четырех",
@@ -79,13 +79,15 @@ DETAILED = (
     "extensive extensively lengthy long longer depth indepth "
     "detalle detalles detallado detallada detalladamente extenso extensa exhaustivo exhaustiva largo larga "
     "détail détails détaillé détaillée approfondi approfondie exhaustif exhaustive longue longuement "
-    "ausführlich ausführliche ausführlichen ausführlicher detailliert detaillierte detaillierten umfassend umfassende "
+    "ausführlich ausführliche ausführlichen ausführlicher detailliert detaillierte detaillierten "
+    "umfassend umfassende "
     "lange langen langer "
     "detalhe detalhes detalhado detalhada detalhadamente aprofundado aprofundada longo longa "
     "подробно подробный подробное подробную подробностях детально развёрнуто развернуто развёрнутый длинный длинную"
 )
 NEGATIONS = (
-    "not no don't dont don\u2019t never without avoid isn't needn't nicht kein keine keinen ohne sin pas sans não nao "
+    "not no don't dont don\u2019t never without avoid isn't needn't nicht kein keine keinen ohne sin "
+    "pas sans não nao "
     "sem не без нет"
 )
 AT_LEAST = "least minimum min over exceeding menos mínimo mindestens moins minimum plus менее минимум not_below"
@@ -102,8 +104,10 @@ ACTS = (
 )
 # What stands before an amount that is asked for, not one that is told of.
 ASKING = (
-    "in within using exactly about around approximately roughly with least most than under over up to maximum minimum "
-    "en con exactamente aproximadamente unas unos dans avec environ exactement mit etwa genau ungefähr zirka em com "
+    "in within using exactly about around approximately roughly with least most than under over up to "
+    "maximum minimum "
+    "of de von en con exactamente aproximadamente unas unos dans avec environ exactement mit etwa genau "
+    "ungefähr zirka em com "
     "cerca exatamente aproximadamente в на из около примерно ровно a"
 )
 # Kinds of text with a usual length, in tokens.
@@ -119,7 +123,7 @@ FORMS = {
     320: "letter carta lettre brief_an письмо",
     700: "story tale cuento historia histoire geschichte história рассказ история sketch",
     900: "essay article blog report speech script ensayo artículo essai aufsatz artikel redação эссе статья статью",
-    1500: "screenplay whitepaper thesis textbook dissertation novella novel monograph roman novela roman роман",
+    1500: "screenplay whitepaper thesis textbook dissertation novella novel monograph novela роман",
 }
 
 # Pieces of text, any language.

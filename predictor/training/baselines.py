@@ -6,6 +6,7 @@ import numpy as np
 
 from predictor.bounds.bins import IntArray
 from predictor.bounds.calibration import ConformalTable
+from predictor.bounds.censoring import complete_weights
 from predictor.bounds.distribution import FloatArray
 from predictor.quality import MeasuredBounds
 from predictor.records.records import Records
@@ -28,7 +29,8 @@ def measure_baselines(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     size = len(test)
-    constant = np.full(size, max(1.0, ConformalTable.fit(calibration.output_lens).threshold(tau)))
+    weights = complete_weights(calibration.output_lens, calibration.is_truncated)
+    constant = np.full(size, max(1.0, ConformalTable.fit(calibration.output_lens, weights).threshold(tau)))
     results = {"constant": MeasuredBounds(test, constant, np.full(size, _pooled_median(train.output_lens)))}
     # Boosting on a few thousand rows is 100 times slower where its threads compete with another process for a core.
     with threadpool_limits(limits=1):
@@ -39,7 +41,7 @@ def measure_baselines(
 
     def shift(predicted: FloatArray) -> float:
         draws = zip(calibration.output_lens, predicted, strict=True)
-        return ConformalTable.fit([np.log(lengths) - value for lengths, value in draws]).threshold(tau)
+        return ConformalTable.fit([np.log(lengths) - value for lengths, value in draws], weights).threshold(tau)
 
     for name, values in (
         ("tfidf-gbm", lows[1]),
