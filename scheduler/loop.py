@@ -14,6 +14,7 @@ from scheduler.errors import InputError
 from scheduler.executor import Executor
 from scheduler.kv_cache import Ints
 from scheduler.policy import Policy, Status
+from scheduler.renewals import NoRenewals, RenewalSource
 from scheduler.request import Request
 
 Floats = NDArray[np.float64]
@@ -109,6 +110,7 @@ class Loop:
         requests: Sequence[Request],
         *,
         arrivals: ArrivalSource | None = None,
+        renewals: RenewalSource | None = None,
     ) -> None:
         """Check every request and start with nothing running.
 
@@ -118,6 +120,7 @@ class Loop:
             requests: The workload; an index is a position in it.
             arrivals: Hands the requests over, with what was found out about them since they arrived; by default each
                 at its arrival, as it is in `requests`.
+            renewals: Forecasts that replace the first ones while requests run; by default none.
 
         Raises:
             InputError: A request can never fit, or two have one id.
@@ -126,6 +129,7 @@ class Loop:
         self._policy, self._executor, self._requests, self._worker = policy, executor, requests, policy.worker
         check_requests(requests, executor)
         self._arrivals = arrivals or KnownArrivals(requests)
+        self._renewals = renewals or NoRenewals()
         self._next_arrival = self._arrivals.next_time
         self._num_waiting = 0
         self._running = RunningBatch(self._worker.kv_cache)
@@ -142,6 +146,8 @@ class Loop:
             if not self._num_waiting and not len(running):
                 executor.wait_until(self._next_arrival)
                 continue
+            for index, renewal in self._renewals.take(running):
+                self._policy.renew(index, renewal)
             preempted, admitted, valid_for = schedule(running)
             if preempted:
                 self._evict(preempted)
@@ -186,6 +192,7 @@ class Loop:
             num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
             self._running.append(index, num_prompt_tokens, kept)
             self._executor.admit(index, num_prompt_tokens + kept, kept)
+            self._renewals.start(index, self._running)
             if not outcomes.num_evictions[index]:
                 outcomes.admission_time[index] = now
                 self._without_token.append(index)
@@ -197,7 +204,9 @@ class Loop:
         count, started = len(running), executor.now
         assert count > 0, "the policy left the worker idle"
         assert first_blocks <= self._worker.kv_cache.num_blocks, "the policy left a batch that does not fit"
-        most = valid_for if valid_for == 1 else min(valid_for, running.num_iterations_that_fit())
+        most = valid_for
+        if valid_for > 1:
+            most = min(valid_for, running.num_iterations_that_fit(), self._renewals.wait(running))
         first_end, finished, stalled, num_iterations = executor.iterate(running, most, self._next_arrival)
         now = executor.now
         last_blocks = running.advance(num_iterations, stalled)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scheduler.batch import RunningBatch
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -40,10 +41,10 @@ class Status(Enum):
 class Policy(ABC):
     """Decides which requests run. It keeps its own waiting queue and never touches an engine.
 
-    The caller tells it of every arrival (`add`) and every end (`end`), asks it before an iteration (`schedule`) and
-    carries the decision out in full. A decision must leave a batch whose next iteration fits, and an idle worker must
-    admit something. A request is named by its index, a small integer given at submission; ties that are not random go
-    by arrival, then index.
+    The caller tells it of every arrival (`add`), every renewed forecast (`renew`) and every end (`end`), asks it before
+    an iteration (`schedule`) and carries the decision out in full. A decision must leave a batch whose next iteration
+    fits, and an idle worker must admit something. A request is named by its index, a small integer given at submission;
+    ties that are not random go by arrival, then index.
     """
 
     def __init__(self, worker: Worker, rng: np.random.Generator) -> None:
@@ -63,6 +64,9 @@ class Policy(ABC):
     @abstractmethod
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the decision for the next iteration. The policy counts it as carried out."""
+
+    def renew(self, index: int, renewal: Renewal) -> None:  # noqa: B027  (most policies read the first forecast alone)
+        """Take in a renewed forecast of a running request."""
 
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Let go of a request.
@@ -109,6 +113,10 @@ class WaitingQueue:
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
         heappush(self._heap, (key, arrival, index, request.num_prompt_tokens + num_generated, num_generated))
+
+    def renew(self, index: int, key: float, request: Request) -> None:
+        """Replace the facts of a request that is not queued, and the key that it will be queued by."""
+        self._requests[index] = (self._requests[index][0], key, request)
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will be prefilled with, and how many it generated."""

@@ -8,6 +8,7 @@ import numpy as np
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
+from scheduler.renewals import PlannedRenewals
 from scheduler.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -38,4 +39,6 @@ def simulate(
         made = make_policy(policy, worker, rng, output_lens=workload.output_lens, **options)
     else:
         made = policy(worker, rng)
-    return Loop(made, SimulatedExecutor(worker, workload.output_lens), workload.requests).run(on_finish)
+    executor = SimulatedExecutor(worker, workload.output_lens)
+    renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
+    return Loop(made, executor, workload.requests, renewals=renewals).run(on_finish)

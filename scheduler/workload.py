@@ -1,8 +1,8 @@
 """Workloads: requests with arrivals, and the true lengths that only an executor may see."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 
 Ints = NDArray[np.int64]
@@ -22,10 +23,11 @@ MAX_TIME = 1e10
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests and, apart from them, their true output lengths by index."""
+    """Requests and, apart from them, what only an executor may know: true lengths and renewed forecasts, by index."""
 
     requests: list[Request]
     output_lens: list[int]
+    renewals: Mapping[int, Sequence[Renewal]] = field(default_factory=dict)
 
 
 def read_workload(path: Path, max_new_tokens: int | None = None, edges: Ints | None = None) -> Workload:

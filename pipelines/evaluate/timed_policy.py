@@ -4,6 +4,7 @@ from time import perf_counter
 
 from scheduler.batch import RunningBatch
 from scheduler.policy import Decision, Policy, Status
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 
 
@@ -29,6 +30,12 @@ class TimedPolicy(Policy):
         decision = self._policy.schedule(running)
         self.seconds += perf_counter() - started
         return decision
+
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Pass on a renewed forecast."""
+        started = perf_counter()
+        self._policy.renew(index, renewal)
+        self.seconds += perf_counter() - started
 
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Pass on an end."""

@@ -10,6 +10,7 @@ from scheduler.errors import InputError
 from scheduler.future_peak import FuturePeak
 from scheduler.policies.least_bound import LeastBoundFirst
 from scheduler.policy import Decision, Policy, Status
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -41,6 +42,7 @@ class Amin(Policy):
         self._kept_tokens: dict[int, int] = {}
         self._peak = FuturePeak(worker.kv_cache)
         self._victims = LeastBoundFirst(rng, by_token=refinement == "token")
+        self._renewed: list[int] = []
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its lower bound."""
@@ -52,6 +54,7 @@ class Amin(Policy):
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
         self._peak.follow(running)
         self._victims.follow(running)
+        self._repack(running)
         preempted: list[int] = []
         if running.next_blocks > self.worker.kv_cache.num_blocks:
             preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, self._victims.pop_all(running.clock))
@@ -61,6 +64,25 @@ class Amin(Policy):
         for index in decision.admit:
             self._victims.add(index, self._bounds[index], running.clock - self._kept_tokens.pop(index, 0))
         return decision
+
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Raise a bound; one that is higher already stays, since Amin's bounds only rise."""
+        room = self.worker.kv_cache.kv_budget - self.waiting.request(index).num_prompt_tokens
+        bound = min(renewal.output_len_lower_bound, self.waiting.request(index).max_new_tokens, room)
+        if bound > self._bounds[index]:
+            self._bounds[index] = bound
+            self._renewed.append(index)
+
+    def _repack(self, running: RunningBatch) -> None:
+        """Move the requests whose bounds have been raised."""
+        for index in self._renewed:
+            if index in running:
+                generated, held = running.num_generated(index), running.num_tokens(index)
+                self._peak.remove(index, running.clock)
+                self._peak.add(index, running.clock, held, max(1, self._bounds[index] - generated))
+                self._victims.remove(index)
+                self._victims.add(index, self._bounds[index], running.clock - generated)
+        self._renewed.clear()
 
     def _requeue(self, index: int, running: RunningBatch) -> None:
         self._peak.remove(index, running.clock)

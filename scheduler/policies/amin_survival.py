@@ -14,6 +14,7 @@ from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
 from scheduler.policies.expected_volume import ExpectedVolume
 from scheduler.policy import Decision, Policy, Status
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -86,6 +87,7 @@ class AminSurvival(Policy):
         self._renew, self._by_volume, self._victim = renew, by_volume, victim
         self._adaptation, self._level = adaptation, pack_level
         self._new: list[int] = []
+        self._renewed: list[int] = []
         self._forecasts: dict[int, Forecast] = {}
         self._volumes: dict[int, ExpectedVolume] = {}
         self._variances: dict[int, int] = {}
@@ -102,10 +104,20 @@ class AminSurvival(Policy):
     def add(self, index: int, request: Request) -> None:
         """Take in a request; it is queued by the next `schedule`."""
         self.waiting.remember(index, request)
-        self._forecasts[index] = forecast = request.forecast_or_bounds()
+        self._predict(index, request, request.forecast_or_bounds())
+        self._new.append(index)
+
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Take a running request's new forecast in place of the old; its bound follows, up or down."""
+        self._variance -= self._variances[index]
+        self._predict(index, self.waiting.request(index), renewal.forecast)
+        self._variance += self._variances[index]
+        self._renewed.append(index)
+
+    def _predict(self, index: int, request: Request, forecast: Forecast) -> None:
+        self._forecasts[index] = forecast
         self._volumes[index] = ExpectedVolume(forecast, request.num_prompt_tokens, request.max_new_tokens)
         self._variances[index] = round(forecast.variance(request.max_new_tokens))
-        self._new.append(index)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
@@ -136,11 +148,20 @@ class AminSurvival(Policy):
         while self._renew and self._ends and self._ends[0][0] <= running.clock:
             _, index, start = heappop(self._ends)
             if self._starts.get(index) == start:
-                generated = running.clock - start
-                self._bounds[index] = bound = self._bound(index, generated)
-                self._peak.remove(index, running.clock)
-                self._peak.add(index, running.clock, running.num_tokens(index), max(1, bound - generated))
-                heappush(self._ends, (max(start + bound, running.clock + 1), index, start))
+                self._repack(index, self._bound(index, running.clock - start), running)
+        for index in self._renewed:
+            if index in running:
+                forecast, generated = self._forecasts[index], running.num_generated(index)
+                bound = max(generated + 1, int(forecast.conditional_quantile(generated, self._pack_level)))
+                self._repack(index, min(bound, self._limit(index)), running)
+        self._renewed.clear()
+
+    def _repack(self, index: int, bound: int, running: RunningBatch) -> None:
+        self._bounds[index] = bound
+        start, clock = self._starts[index], running.clock
+        self._peak.remove(index, clock)
+        self._peak.add(index, clock, running.num_tokens(index), max(1, start + bound - clock))
+        heappush(self._ends, (max(start + bound, clock + 1), index, start))
 
     def _worth(self, index: int, generated: int) -> float:
         """Return what evicting a running request costs; of equal ones the last admitted goes."""
@@ -187,14 +208,18 @@ class AminSurvival(Policy):
 
     def _bound(self, index: int, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
-        forecast, request = self._forecasts[index], self.waiting.request(index)
-        limit = min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
+        forecast, limit = self._forecasts[index], self._limit(index)
         bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._level)))
         if not self._renew:
             return min(max(bound, generated), limit)
         while bound <= generated < limit:
             bound = max(bound + 1, int(forecast.conditional_quantile(bound, self._pack_level)))
         return min(bound, limit)
+
+    def _limit(self, index: int) -> int:
+        """Return the most tokens that a request can generate."""
+        request = self.waiting.request(index)
+        return min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
 
     def _key(self, index: int, kept: int) -> float:
         """Return what the request waits by: what it takes until its end, and its age."""

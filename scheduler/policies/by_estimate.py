@@ -9,6 +9,7 @@ from scheduler.batch import RunningBatch
 from scheduler.future_peak import FuturePeak
 from scheduler.latency_bounds import volume
 from scheduler.policy import Decision, Policy, Status
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -30,17 +31,34 @@ class PackByEstimate(Policy):
         super().__init__(worker, rng)
         self._estimate, self._key = estimate, key
         self._estimates: dict[int, int] = {}
+        self._renewed: list[int] = []
         self._peak = FuturePeak(worker.kv_cache)
 
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its key; what the cache cannot hold is never packed for."""
-        room = self.worker.kv_cache.kv_budget - request.num_prompt_tokens
-        self._estimates[index] = estimate = max(1, min(self._estimate(index, request), room))
+        self._estimates[index] = estimate = self._within_cache(index, request)
         self.waiting.add(self._key(request, estimate), index, request)
+
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Estimate again; the estimate may fall."""
+        request = renewal.applied(self.waiting.request(index))
+        self._estimates[index] = estimate = self._within_cache(index, request)
+        self.waiting.renew(index, self._key(request, estimate), request)
+        self._renewed.append(index)
+
+    def _within_cache(self, index: int, request: Request) -> int:
+        room = self.worker.kv_cache.kv_budget - request.num_prompt_tokens
+        return max(1, min(self._estimate(index, request), room))
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the admissions whose future peak fits, after the evictions that the next iteration needs."""
         self._peak.follow(running)
+        for index in self._renewed:
+            if index in running:
+                remaining = max(1, self._estimates[index] - running.num_generated(index))
+                self._peak.remove(index, running.clock)
+                self._peak.add(index, running.clock, running.num_tokens(index), remaining)
+        self._renewed.clear()
         preempted = evict_and_requeue(self, running, reversed(running))
         for index in preempted:
             self._peak.remove(index, running.clock)

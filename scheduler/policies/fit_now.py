@@ -7,6 +7,7 @@ import numpy as np
 from scheduler.admission import admit_or_evict
 from scheduler.batch import RunningBatch
 from scheduler.policy import Decision, Policy
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -36,6 +37,11 @@ class FitNow(Policy):
     def add(self, index: int, request: Request) -> None:
         """Queue a request by its key."""
         self.waiting.add(self._key(request, len(self.waiting)) if self._key else 0.0, index, request)
+
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Order by what is known now, should the request be evicted."""
+        request = renewal.applied(self.waiting.request(index))
+        self.waiting.renew(index, self._key(request, len(self.waiting)) if self._key else 0.0, request)
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the admissions that fit now, or else the evictions that the next iteration needs."""

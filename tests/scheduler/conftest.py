@@ -1,7 +1,7 @@
 """A runner, a recorder, random workloads and the plainest future peak, as fixtures."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy, Status
+from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulator import SimulatedExecutor
 from scheduler.worker import Worker
@@ -103,11 +104,19 @@ def recorder() -> type[Recorder]:
 def run_policy() -> Callable[..., RunResult]:
     """A function that runs a case under a policy, given by name or built."""
 
-    def run(policy: str | Policy, case: Case, *, resume: bool = False, seed: int = 0) -> RunResult:
+    def run(
+        policy: str | Policy,
+        case: Case,
+        *,
+        resume: bool = False,
+        seed: int = 0,
+        renewals: Mapping[int, Sequence[Renewal]] | None = None,
+    ) -> RunResult:
         case = case._replace(worker=replace(case.worker, resume=resume))
         if isinstance(policy, str):
             policy = make_policy(policy, case.worker, np.random.default_rng(seed), output_lens=case.output_lens)
-        return Loop(policy, GuardedExecutor(case), case.requests).run()
+        source = PlannedRenewals(renewals) if renewals else None
+        return Loop(policy, GuardedExecutor(case), case.requests, renewals=source).run()
 
     return run
 

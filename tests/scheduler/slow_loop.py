@@ -1,7 +1,7 @@
 """The model and every policy once more, written for reading, to compare the product with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.cost_model import CostModel
+from scheduler.renewals import Renewal
 
 Case = Any
 SlowPeak = Callable[[Sequence[tuple[int, int]], int], int]
@@ -17,10 +18,19 @@ SlowPeak = Callable[[Sequence[tuple[int, int]], int], int]
 class SlowLoop:
     """The model and its policies, written for reading: one plain iteration after the other, nothing kept up to date."""
 
-    def __init__(self, name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        case: Case,
+        slow_peak: SlowPeak,
+        *,
+        resume: bool = False,
+        seed: int = 0,
+        renewals: Mapping[int, Sequence[Renewal]] | None = None,
+    ) -> None:
         self.holds_back = name in ("fcfs", "sjf", "tie", "past-future", "sglang")
         self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
-        self.requests, self.output_lens, self.worker = case.requests, case.output_lens, case.worker
+        self.requests, self.output_lens, self.worker = list(case.requests), case.output_lens, case.worker
         self.kv_cache = self.worker.kv_cache
         self.rng = np.random.default_rng(seed)
         everyone = range(len(self.requests))
@@ -35,6 +45,7 @@ class SlowLoop:
         self.blocks_used: list[int] = []
         self.durations: list[Fraction] = []
         self.running: list[int] = []  # in order of admission
+        self.renewals = {i: list(renewals.get(i, ())) for i in everyone} if renewals else {}
 
     def first_estimate(self, i: int) -> int:
         """Return the output length that request `i` is packed by, if its policy packs."""
@@ -52,6 +63,21 @@ class SlowLoop:
         }.get(self.name, 0)
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - request.num_prompt_tokens
         return estimate if self.name == "sjf" else max(1, min(estimate, room))
+
+    def renew_forecasts(self, got: Sequence[int]) -> None:
+        """Take in the renewals of the requests that have just generated as many tokens as they are for."""
+        for i in sorted(set(got) & set(self.running)):
+            for renewal in self.renewals.get(i, ()):
+                if renewal.num_generated == self.generated[i]:
+                    self.take_renewal(i, renewal)
+
+    def take_renewal(self, i: int, renewal: Renewal) -> None:
+        """Estimate again; a bound of Amin never falls."""
+        before = self.estimate[i]
+        self.requests[i] = renewal.applied(self.requests[i])
+        self.estimate[i] = self.first_estimate(i)
+        if self.name in ("amin", "amin-eviction"):
+            self.estimate[i] = max(before, self.estimate[i])
 
     def key(self, i: int) -> float:
         """Return what waiting requests are sorted by."""
@@ -115,6 +141,8 @@ class SlowLoop:
         if self.next_blocks(together) > available or self.name in ("fcfs", "sjf", "tie"):
             return self.next_blocks(together) <= available
         remaining = [max(1, self.estimate[i] - self.generated[i]) for i in together]
+        if self.renewals:  # raised bounds may overfill an iteration in which the candidate does not run
+            remaining = [min(left, remaining[-1]) for left in remaining]
         items = list(zip((self.held(i) for i in together), remaining, strict=True))
         return self.slow_peak(items, self.kv_cache.block_size) <= self.kv_cache.num_blocks
 
@@ -195,6 +223,7 @@ class SlowLoop:
                     self.finish_time[i] = now
                     self.running.remove(i)
                     self.finished(i)
+            self.renew_forecasts(got)
 
 
 def exactly(seconds: float) -> Fraction:
@@ -395,6 +424,13 @@ class SlowSurvival(SlowLoop):
         for i in self.running:
             self.renew(i)
 
+    def take_renewal(self, i: int, renewal: Renewal) -> None:
+        """Replace the forecast, and pack by its quantile given what was generated."""
+        self.requests[i] = renewal.applied(self.requests[i])
+        self.estimate[i] = max(self.generated[i] + 1, int(self.quantile(i, 0.25, self.generated[i])))
+        room = self.kv_cache.num_blocks * self.kv_cache.block_size - self.requests[i].num_prompt_tokens
+        self.estimate[i] = min(self.estimate[i], self.requests[i].max_new_tokens, room)
+
     def waiting(self, now: Fraction) -> list[int]:
         """Note when requests are first seen."""
         self.seen: dict[int, int] = getattr(self, "seen", {})
@@ -477,7 +513,7 @@ class SlowSurvival(SlowLoop):
         return index
 
 
-def slow_loop(name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = False, seed: int = 0) -> SlowLoop:
+def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> SlowLoop:
     """Return the outcome of the plain loop under a policy."""
     kind = {
         "tie": SlowTie,
@@ -485,6 +521,6 @@ def slow_loop(name: str, case: Case, slow_peak: SlowPeak, *, resume: bool = Fals
         "past-future": SlowPastFuture,
         "amin-survival": SlowSurvival,
     }.get(name, SlowLoop)
-    loop = kind(name, case, slow_peak, resume=resume, seed=seed)
+    loop = kind(name, case, slow_peak, **options)
     loop.run()
     return loop

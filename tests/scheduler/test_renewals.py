@@ -1,0 +1,118 @@
+"""Forecasts that are renewed while requests run."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from scheduler.batch import RunningBatch
+from scheduler.forecast import Forecast
+from scheduler.kv_cache import KvCache
+from scheduler.renewals import PlannedRenewals, Renewal
+from scheduler.request import Request
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
+from scheduler.workload import Workload
+
+READING = ("amin", "amin-eviction", "amin-survival", "amax", "svf", "sjf", "fcfs", "hindsight")
+
+
+@st.composite
+def plans(draw: st.DrawFn, size: int) -> dict[int, Sequence[Renewal]]:
+    """Renewals of some requests at a few token counts, right or wrong."""
+    plan = {}
+    for index in range(size):
+        counts = sorted(draw(st.sets(st.integers(1, 12), max_size=3)))
+        plan[index] = [
+            Renewal(
+                count,
+                Forecast(
+                    np.array([0, count, count + 3, count + draw(st.integers(4, 20))]),
+                    np.array([1.0, 1.0, draw(st.floats(0.05, 0.95)), 0.0]),
+                ),
+                count + draw(st.integers(1, 8)),
+            )
+            for count in counts
+        ]
+    return plan
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["restart", "resume"])
+@pytest.mark.parametrize("name", READING)
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(data=st.data(), engine=st.booleans())
+def test_renewed_forecasts_agree_with_the_slow_loop(
+    cases: Callable,
+    run_policy: Callable,
+    slow_loop: Callable,
+    name: str,
+    resume: bool,
+    data: st.DataObject,
+    engine: bool,
+) -> None:
+    """Every request starts, is evicted and ends as in the plain reference that looks after each token."""
+    case = data.draw(cases(engine=engine))
+    renewals = data.draw(plans(len(case.requests)))
+    result = run_policy(name, case, resume=resume, renewals=renewals)
+    slow = slow_loop(name, case._replace(worker=case.worker), resume=resume, renewals=renewals)
+    everyone = range(len(case.requests))
+    assert result.num_evictions.tolist() == [slow.num_evictions[i] for i in everyone]
+    assert result.finish_time.tolist() == [float(slow.finish_time[i]) for i in everyone]
+    assert result.num_recomputed_tokens.tolist() == [slow.num_recomputed[i] for i in everyone]
+
+
+def test_a_bound_of_amin_never_falls(make_case: Callable, run_policy: Callable) -> None:
+    """A renewal below the first bound changes nothing."""
+    case = make_case([9, 9, 9, 9], 20, lower=6)
+    low = Forecast(np.array([0, 3, 4]), np.array([1.0, 1.0, 0.0]))
+    renewals = {i: [Renewal(2, low, 3)] for i in range(4)}
+    with_renewals = run_policy("amin", case, renewals=renewals)
+    assert with_renewals.finish_time.tolist() == run_policy("amin", case).finish_time.tolist()
+
+
+def test_exact_renewals_spare_evictions() -> None:
+    """With first forecasts that know nothing, a renewal that knows the length saves evictions and time."""
+    rng = np.random.default_rng(0)
+    lens = np.ceil(rng.lognormal(4, 0.8, 300)).astype(int)
+    edges = np.array([0, 50, 100, 400, 1200])
+    first = Forecast(edges, np.array([1.0, 0.55, 0.2, 0.02, 0.0]))
+    requests = [Request(f"r{i}", 20, 1200, forecast=first) for i in range(len(lens))]
+    exact = {
+        i: [Renewal(1, Forecast(np.array([0, n - 1, n]), np.array([1.0, 1.0, 0.0])), int(n))]
+        for i, n in enumerate(lens.tolist())
+        if n > 1
+    }
+    worker = Worker(KvCache(3000), resume=True)
+    blind = simulate("amin-survival", Workload(requests, lens.tolist()), worker, 0)
+    told = simulate("amin-survival", Workload(requests, lens.tolist(), exact), worker, 0)
+    assert told.num_evictions.sum() < 0.8 * blind.num_evictions.sum()
+    assert told.finish_time.mean() < blind.finish_time.mean()
+
+
+def test_a_restarted_request_goes_through_its_renewals_again() -> None:
+    """A stalled one is asked later, an evicted one not at all until it runs again."""
+    forecast = Forecast(np.array([0, 9]), np.array([1.0, 0.0]))
+    plan = PlannedRenewals({0: [Renewal(2, forecast, 5), Renewal(4, forecast, 6)]})
+    running = RunningBatch(KvCache(100))
+    running.append(0, 3, 0)
+    plan.start(0, running)
+    assert plan.wait(running) == 2
+    running.advance(1, [0])
+    running.advance(1)
+    assert (plan.take(running), plan.wait(running)) == ([], 1)
+    running.advance(1)
+    assert [renewal.num_generated for _, renewal in plan.take(running)] == [2]
+    running.remove(0)
+    running.advance(2)
+    assert plan.take(running) == []
+    running.append(0, 3, 0)
+    plan.start(0, running)
+    running.advance(2)
+    assert [renewal.num_generated for _, renewal in plan.take(running)] == [2]
+    running.remove(0)
+    running.append(0, 3, 3)
+    plan.start(0, running)
+    running.advance(1)
+    assert [renewal.num_generated for _, renewal in plan.take(running)] == [4]
