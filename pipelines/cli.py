@@ -55,12 +55,17 @@ COMMANDS: Mapping[str, Command] = {
         "serve an export over HTTP: bounds at arrival, corrected online by what becomes of the requests",
         "pipelines.serve", "pipelines.settings.serve.ServeSettings", extra="serve",
     ),
-    "simulate": Command("simulate a workload under several policies (no torch)", "pipelines.simulate.stage"),
+    "simulate": Command(
+        "simulate a workload under several policies (no torch)",
+        "pipelines.simulate.stage", "pipelines.settings.simulate.SimulateSettings",
+    ),
     "map": Command(
-        "gain of a policy over fcfs, by load and by quality of the predictions", "pipelines.simulate.gain_map"
+        "gain of a policy over fcfs, by load and by quality of the predictions",
+        "pipelines.simulate.gain_map", "pipelines.settings.simulate.MapSettings",
     ),
     "tune": Command(
-        "choose tau and the levels of amin-survival by simulated latency on your records", "pipelines.simulate.tune"
+        "choose tau and the levels of amin-survival by simulated latency on your records",
+        "pipelines.simulate.tune", "pipelines.settings.tune.TuneSettings",
     ),
     "evaluate": Command(
         "generate with a real model under several policies, driven by the predictor's bounds",

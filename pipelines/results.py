@@ -8,7 +8,15 @@ from typing import Any
 from pipelines.files import atomic_file, write_json
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
-from scheduler.metrics import after_warm_up, interval_over_seeds, mean_over_seeds, paired_with, summarize
+from scheduler.metrics import (
+    Targets,
+    after_warm_up,
+    interval_over_seeds,
+    mean_over_seeds,
+    paired_with,
+    service,
+    summarize,
+)
 from scheduler.request import Request
 
 MEASURED = (
@@ -33,17 +41,23 @@ class PolicyRun:
 
 
 def policy_figures(
-    runs: Sequence[PolicyRun], kv_cache: KvCache, total_latency_lower_bound: float | None = None
+    runs: Sequence[PolicyRun],
+    kv_cache: KvCache,
+    total_latency_lower_bound: float | None = None,
+    targets: Targets | None = None,
 ) -> dict[str, Any]:
     """Return the `policies` entry of `results.json`: per policy the figures of each seed, means and intervals.
 
-    With a lower bound each also has `ratio_to_lower_bound`, of its total latency. Where fcfs ran with the same seeds
-    each also has `versus_fcfs`, the paired comparison of `scheduler.metrics.paired_with`.
+    With targets each also has `attainment` and `goodput` (`scheduler.metrics.service`). With a lower bound each has
+    `ratio_to_lower_bound`, of its total latency. Where fcfs ran with the same seeds each also has `versus_fcfs`, the
+    paired comparison of `scheduler.metrics.paired_with`.
     """
     policies: dict[str, Any] = {}
     for run in runs:
         figures: dict[str, Any] = {"seed": run.seed, **summarize(after_warm_up(run.result, run.num_warm_up), kv_cache)}
         figures |= run.extra
+        if targets is not None and targets != Targets():
+            figures |= service(after_warm_up(run.result, run.num_warm_up), targets)
         if total_latency_lower_bound is not None:
             figures["ratio_to_lower_bound"] = figures["total_latency"] / total_latency_lower_bound
         policies.setdefault(run.policy, {"seeds": []})["seeds"].append(figures)
@@ -100,6 +114,8 @@ def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = list(COLUMNS)
     if all("ratio_to_lower_bound" in entry["mean"] for entry in policies.values()):
         columns.append(("ratio_to_lower_bound", "x bound", "{:.2f}"))
+    if all("goodput" in entry["mean"] for entry in policies.values()):
+        columns += [("attainment", "in time", "{:.0%}"), ("goodput", "goodput", "{:.3g}")]
     header = ["policy", f"vs {reference}", *(title for _, title, _ in columns)]
     rows = []
     for name, entry in policies.items():

@@ -139,8 +139,14 @@ class Loop:
 
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
         """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
+        self.advance(math.inf, on_finish)
+        return self.result()
+
+    def advance(self, until: float, on_finish: Callable[[Sequence[int]], None] | None = None) -> None:
+        """Run until the clock has reached `until` or, before, there is nothing to do; `on_finish` as in `run`."""
         running, executor, schedule = self._running, self._executor, self._policy.schedule
-        while self._num_waiting or len(running) or self._next_arrival < math.inf:
+        self._next_arrival = self._arrivals.next_time  # something may have been handed in since
+        while (self._num_waiting or len(running) or self._next_arrival < until) and executor.now < until:
             if self._next_arrival <= executor.now:
                 self._take_arrivals()
             if not self._num_waiting and not len(running):
@@ -156,7 +162,6 @@ class Loop:
             finished = self._iterate(valid_for)
             if on_finish and finished:
                 on_finish(finished)
-        return self.result()
 
     def result(self) -> RunResult:
         """Return what has happened so far; NaN for what has not."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,29 @@ T_QUANTILES = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 """The .975 quantile of Student's t with 1, 2, ... 30 degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a request is to keep: time to its first token, and time per output token after it; None for no target."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+
+
+def service(result: RunResult, targets: Targets) -> Figures:
+    """Return `attainment`, the share of requests that keep all targets, and `goodput`, those per unit of time.
+
+    Goodput as in DistServe (OSDI'24). An answer of one token keeps every target for the time per token.
+    """
+    kept = np.ones(len(result.output_len), dtype=np.bool_)
+    if targets.ttft is not None:
+        kept &= result.first_token_time - result.arrival_time <= targets.ttft
+    if targets.tpot is not None:
+        further = result.finish_time - result.first_token_time
+        kept &= further <= targets.tpot * (result.output_len - 1)
+    span = float(result.finish_time.max() - result.arrival_time.min())
+    return {"attainment": float(kept.mean()), "goodput": float(kept.sum()) / span}
 
 
 def summarize(result: RunResult, kv_cache: KvCache) -> Figures:

@@ -14,6 +14,8 @@ from scheduler.request import Request
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Lengths = tuple[Ints, Ints]
+"""Prompt and output lengths in tokens, each of shape [n]."""
 
 UPPER_LEVEL = 0.95
 """Quantile of a noisy forecast that serves as the upper bound."""
@@ -30,6 +32,12 @@ _OUTPUT_MEDIANS = (2.35, 28.75, 149.85, 342.28)
 _OUTPUT_SIGMAS = (0.094, 0.853, 0.502, 0.237)
 _MAX_OUTPUT_LEN = 511
 _PROMPT_MEDIAN, _PROMPT_SIGMA, _MAX_PROMPT_TOKENS = 40, 1.375, 2_000
+
+LONGEST_REASONING = 32_768
+_REASONING_MEDIAN, _REASONING_SIGMA = 2_500, 1.0
+_CLASSES = ((0.5, 900, 0.7), (0.35, 4_000, 0.7), (0.15, 12_000, 0.6))
+"""Share, median and sigma of easy, middling and hard questions."""
+_QUESTION_MEDIAN, _QUESTION_SIGMA = 150, 0.8
 
 
 def synthesize(
@@ -100,7 +108,7 @@ def log_normal_survival(medians: ArrayLike, sigma: float, edges: ArrayLike) -> F
     return np.asarray(0.5 * _erfc((log_tokens - np.log(centres)) / (sigma * math.sqrt(2))))
 
 
-def lmsys_shaped(count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def lmsys_shaped(count: int, rng: np.random.Generator) -> Lengths:
     """Return prompt and output lengths in tokens, shaped like chats of LMSYS-Chat-1M, each of shape [count].
 
     Outputs: a mixture of four log-normals, rounded and clipped to 1..511, fitted by maximum likelihood to vicuna-13b's
@@ -112,6 +120,28 @@ def lmsys_shaped(count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
     outputs = np.take(_OUTPUT_MEDIANS, part) * np.exp(np.take(_OUTPUT_SIGMAS, part) * rng.standard_normal(count))
     prompts = _PROMPT_MEDIAN * np.exp(_PROMPT_SIGMA * rng.standard_normal(count))
     return _whole(prompts, _MAX_PROMPT_TOKENS), _whole(outputs, _MAX_OUTPUT_LEN)
+
+
+def reasoning(count: int, rng: np.random.Generator) -> Lengths:
+    """Return prompt and output lengths in tokens of long answers, each of shape [count].
+
+    An assumption, not a fit: outputs log-normal with median 2,500 and sigma 1, cut at 32,768; prompts log-normal with
+    median 150 and sigma 0.8, independent of them.
+    """
+    return _long_answers(np.full(count, _REASONING_MEDIAN), np.full(count, _REASONING_SIGMA), rng)
+
+
+def reasoning_mixed(count: int, rng: np.random.Generator) -> Lengths:
+    """Return the same of three classes of questions: half with median 900, 35 % with 4,000, 15 % with 12,000."""
+    shares, medians, sigmas = np.array(_CLASSES).T
+    part = rng.choice(len(_CLASSES), count, p=shares)
+    return _long_answers(medians[part], sigmas[part], rng)
+
+
+def _long_answers(medians: Floats, sigmas: Floats, rng: np.random.Generator) -> Lengths:
+    outputs = medians * np.exp(sigmas * rng.standard_normal(medians.size))
+    prompts = _QUESTION_MEDIAN * np.exp(_QUESTION_SIGMA * rng.standard_normal(medians.size))
+    return _whole(prompts, _MAX_PROMPT_TOKENS), _whole(outputs, LONGEST_REASONING)
 
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])

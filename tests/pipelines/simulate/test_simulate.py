@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.gains import is_nil
+from pipelines.simulate.sources import made_up
 from pipelines.studies.bench import main as bench
 from scheduler.policies import POLICIES
 
@@ -42,13 +43,14 @@ def workload_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def simulate(workload: Path | str, out: Path, *more: str) -> dict[str, Any]:
     """Return results.json of a run that succeeds."""
-    assert main(["simulate", str(workload), "--kv-budget", "200", "--seeds", "2", "--out", str(out), *more]) == 0
+    argv = ["simulate", str(workload), "--kv-budget", "200", "--seeds", "2", "--out", str(out), "--force", *more]
+    assert main(argv) == 0
     return json.loads((out / "results.json").read_text())
 
 
 def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
     """Every policy has its figures by seed, mean and interval; and every request a row."""
-    results = simulate(workload_file, tmp_path / "out")
+    results = simulate(workload_file, tmp_path / "out", "--max-new-tokens", "64")
     assert set(results["policies"]) == set(POLICIES)
     for entry in results["policies"].values():
         assert [seed["seed"] for seed in entry["seeds"]] == [0, 1]
@@ -78,7 +80,8 @@ def test_bins_bring_the_forecasts(workload_file: Path, tmp_path: Path) -> None:
 
 def test_all_at_once_has_a_bound_that_every_policy_respects(tmp_path: Path) -> None:
     """Made-up requests, made-up predictions: all policies run, none beats the volume bound."""
-    results = simulate("lmsys-shaped:200", tmp_path / "out", "--kv-budget", "4000", "--predictions", "noise:0.4")
+    more = ["--kv-budget", "4000", "--predictions", "noise:0.4", "--max-new-tokens", "512"]
+    results = simulate("lmsys-shaped:200", tmp_path / "out", *more)
     assert set(results["policies"]) == set(POLICIES)
     ratios = {name: entry["mean"]["ratio_to_lower_bound"] for name, entry in results["policies"].items()}
     assert all(ratio >= 1 for ratio in ratios.values())
@@ -123,18 +126,25 @@ BAD = {
     "no such file": (["nowhere.jsonl"], "nowhere.jsonl"),
     "made-up count": (["lmsys-shaped:0"], "lmsys-shaped:N with a whole number"),
     "unknown policy": (["lmsys-shaped:9", "--policies", "amin,fifo"], "'fifo'"),
-    "no seed": (["lmsys-shaped:9", "--seeds", "0"], "--seeds is 0"),
-    "no budget": (["lmsys-shaped:9", "--kv-budget", "0"], "kv_budget is 0"),
-    "watermark": (["lmsys-shaped:9", "--watermark", "1"], "--watermark is 1.0"),
-    "max running": (["lmsys-shaped:9", "--max-running", "0"], "max_running is 0"),
-    "max batch tokens": (["lmsys-shaped:9", "--max-batch-tokens", "0"], "max_batch_tokens is 0"),
+    "no seed": (["lmsys-shaped:9", "--seeds", "0"], "--seeds: must be at least 1, not 0"),
+    "no budget": (["lmsys-shaped:9", "--kv-budget", "0"], "--kv-budget: must be at least 1, not 0"),
+    "watermark": (["lmsys-shaped:9", "--watermark", "1"], "--watermark: must be at least 0"),
+    "max running": (["lmsys-shaped:9", "--max-running", "0"], "--max-running: must be at least 1, not 0"),
+    "max batch tokens": (
+        ["lmsys-shaped:9", "--max-batch-tokens", "0"],
+        "--max-batch-tokens: must be at least 1, not 0",
+    ),
     "predictions": (["lmsys-shaped:9", "--predictions", "noise"], "--predictions"),
-    "load": (["lmsys-shaped:9", "--load", "-1", "--arrivals", "poisson"], "load is -1"),
-    "load without arrivals": (["lmsys-shaped:9", "--load", "1"], "arrive at the same time"),
+    "load": (["lmsys-shaped:9", "--load", "-1", "--arrivals", "poisson"], "--load: must be above 0"),
+    "load that is none": (["lmsys-shaped:9", "--load", "nan"], "--load: must be a number"),
     "arrivals": (["lmsys-shaped:9", "--arrivals", "sometimes"], "sometimes"),
     "cost model": (["lmsys-shaped:9", "--cost-model", "nowhere.json"], "nowhere.json"),
     "bins": (["WORKLOAD", "--bins", "nowhere.json"], "nowhere.json"),
-    "too small a budget": (["lmsys-shaped:99", "--kv-budget", "50"], "request 'r"),
+    "too small a budget": (["lmsys-shaped:99", "--kv-budget", "50"], "of 99 requests take more than the 50 tokens"),
+    "no memory at all": (["lmsys-shaped:9"], "--kv-budget is missing; give it, or --deployment"),
+    "unknown deployment": (["lmsys-shaped:9", "--deployment", "h100"], "llama-3.1-8b-h100"),
+    "no cap to reserve": (["lmsys-shaped:9", "--policies", "fcfs-reserve"], "fcfs-reserve needs caps"),
+    "nothing predicted": (["lmsys-shaped:9", "--policies", "sjf"], "sjf needs predictions"),
 }
 
 
@@ -145,7 +155,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     """Exit code 2, one line that says what is wrong, no output."""
     argv, message = BAD[case]
     argv = [str(workload_file) if word == "WORKLOAD" else word for word in argv]
-    budget = [] if "--kv-budget" in argv else ["--kv-budget", "2000"]
+    budget = [] if "--kv-budget" in argv or case == "no memory at all" else ["--kv-budget", "2000"]
     assert main(["simulate", *argv, *budget, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
@@ -188,6 +198,86 @@ def test_the_benchmarks_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [row["requests"] for row in results["million"]] == [2000, 2000]
     assert (tmp_path / "cost_per_request.png").stat().st_size > 1000
     assert "the mocker is not installed" in capsys.readouterr().out.replace("Dynamo's", "the")
+
+
+def test_a_deployment_gives_what_no_option_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory, blocks, slots, clock, eviction and replicas are its own; an option wins, and the output says so."""
+    out, made = tmp_path / "out", ["lmsys-shaped:30", "--policies", "fcfs", "--seeds", "1"]
+    assert main(["simulate", *made, "--deployment", "llama-3.3-70b-2x4xh100", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert (results["kv_budget"], results["block_size"], results["replicas"]) == (454_016, 16, 2)
+    assert results["limits"] == {"max_running": 256, "max_batch_tokens": 8192, "watermark": 0.0}
+    assert results["eviction"] == "resume"
+    assert results["cost_model"] == "llama-3.3-70b-2x4xh100"
+    assert results["in_place_of_the_deployment"] == []
+    assert "changed" not in capsys.readouterr().out
+    more = ["--deployment", "llama-3.3-70b-2x4xh100", "--max-running", "4", "--replicas", "1"]
+    assert main(["simulate", *made, *more, "--out", str(out), "--force"]) == 0
+    assert "max running 4, not 256; replicas 1, not 2" in capsys.readouterr().out
+    slower = json.loads((out / "results.json").read_text())
+    latency = [each["policies"]["fcfs"]["mean"]["mean_latency"] for each in (results, slower)]
+    assert latency[0] < latency[1]
+
+
+def test_no_cap_is_made_from_true_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Upper bounds stay as given where nobody states a cap, so amax waits for them, as in the paper.
+
+    300 requests of 10 or 80 tokens with upper bounds of up to 4 times: a cap of 128, made from the longest, cut them.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(300):
+        length = int(rng.choice([10, 80]))
+        upper = int(rng.integers(length, 4 * length + 1))
+        facts = {"request_id": str(i), "num_prompt_tokens": 5, "output_len": length}
+        rows.append(facts | {"output_len_lower_bound": 5, "output_len_upper_bound": upper})
+    path = tmp_path / "w.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    totals = []
+    for more in ([], ["--max-new-tokens", "1000"], ["--max-new-tokens", "128"]):
+        results = simulate(path, tmp_path / "out", "--kv-budget", "2000", "--policies", "amax", *more)
+        totals.append(results["policies"]["amax"]["mean"]["total_latency"])
+    assert totals[0] == totals[1] > totals[2]
+    capsys.readouterr()
+    results = simulate(path, tmp_path / "out", "--kv-budget", "2000")
+    assert "without fcfs-reserve, which needs caps" in capsys.readouterr().out
+    assert set(results["policies"]) == set(POLICIES) - {"fcfs-reserve"}
+
+
+def test_requests_above_the_budget_are_counted_and_may_be_left_out(
+    workload_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of them are named at once, and with the option the others are served."""
+    assert main(["simulate", str(workload_file), "--kv-budget", "60", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    count = int(error.split(" of 40 requests")[0].rsplit(" ", 1)[1])
+    assert count > 1
+    assert error.count("q") >= min(count, 5)
+    results = simulate(workload_file, tmp_path / "out", "--kv-budget", "60", "--policies", "fcfs", "--skip-too-large")
+    assert results["workload"]["num_requests"] == 40 - count
+    assert f"{count} of 40 requests" in caplog.text
+
+
+def test_replicas_share_the_load(tmp_path: Path) -> None:
+    """Two replicas get twice the requests a time at a load, and the router is noted."""
+    more = ["--kv-budget", "4000", "--policies", "fcfs", "--load", "0.9", "--predictions", "noise:0.4"]
+    one = simulate("lmsys-shaped:200", tmp_path / "out", *more)
+    routed = ["--replicas", "2", "--routing", "least-predicted-work", "--ttft-target", "50"]
+    two = simulate("lmsys-shaped:200", tmp_path / "out", *more, *routed)
+    assert two["routing"] == "least-predicted-work"
+    spans = [each["policies"]["fcfs"]["mean"]["makespan"] for each in (one, two)]
+    assert spans[1] < 0.8 * spans[0]
+    assert 0 <= two["policies"]["fcfs"]["mean"]["attainment"] <= 1
+
+
+@pytest.mark.parametrize(("source", "median"), [("reasoning:4000", 2500), ("reasoning-mixed:4000", 2000)])
+def test_long_answers_are_made_up_by_name(source: str, median: int) -> None:
+    """Their median is what it is said to be, they end at 32,768, and some get there."""
+    lengths = made_up(source)
+    assert lengths is not None
+    assert np.median(lengths[1]) == pytest.approx(median, rel=0.15)
+    assert lengths[1].max() > 25_000
+    assert lengths[1].max() <= 32_768
 
 
 def test_a_load_is_a_load_in_seconds_too(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.scheduling import policy_options, tuned_tau
+from pipelines.simulate import tune as tune_stage
 from pipelines.simulate.tune import CANDIDATES, choose
-from predictor import resolve
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.calibration import PitCalibration
 from predictor.spec import PredictorSpec
@@ -55,7 +55,7 @@ def test_tuning_writes_what_simulation_reads(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The table has every candidate, one a policy is chosen, and `amin simulate` takes the file."""
-    monkeypatch.setattr(resolve, "resolve_predictor", lambda path: StubPredictor())
+    monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
     folder = tmp_path / "serving"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
@@ -76,7 +76,7 @@ def test_tuning_writes_what_simulation_reads(
     assert policy_options(folder, "amin-survival") == levels["policies"]["amin-survival"]["options"]
     latencies = []
     for more in ([], ["--scheduling", str(folder / "scheduling.json")]):
-        assert main([*simulated, *more]) == 0
+        assert main([*simulated, "--force", *more]) == 0
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         latencies.append(results["policies"]["amin-survival"]["mean"]["mean_latency"])
     assert latencies[0] != latencies[1]
@@ -96,17 +96,31 @@ def test_nothing_is_chosen_within_noise() -> None:
     assert choose(candidates, clear) == candidates[1]
 
 
-def test_what_the_user_can_mend(
+def test_the_objective_decides() -> None:
+    """What is best by mean latency, by its tail and by goodput may be three candidates."""
+    candidates = CANDIDATES["amin-survival"][:3]
+    figures = [(1.0, 9.0, 1.0), (2.0, 3.0, 1.0), (2.0, 9.0, 5.0)]
+    runs = {
+        candidate.name: [
+            {"mean_latency": mean + step, "p99_latency": tail + step, "goodput": good} for step in (0.0, 0.01, 0.02)
+        ]
+        for candidate, (mean, tail, good) in zip(candidates, figures, strict=True)
+    }
+    assert [choose(candidates, runs, objective) for objective in ("mean", "p99", "goodput")] == candidates
+
+
+def test_what_the_user_can_fix(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line, exit code 2."""
-    monkeypatch.setattr(resolve, "resolve_predictor", lambda path: StubPredictor())
+    monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
     for more, message in (
         (["--load", "much"], "--load is 'much'"),
-        (["--seeds", "1"], "--seeds is 1"),
+        (["--seeds", "1"], "--seeds: must be at least 2"),
         (["--cost-model", "none.json"], "none.json"),
         (["--model", "other"], "'other' is not known"),
         (["--split", "test"], "test"),
+        (["--objective", "goodput"], "give --ttft-target"),
     ):
         assert tune(tmp_path, records, *more) == 2
         assert message in capsys.readouterr().err
