@@ -50,20 +50,26 @@ class RequestBounds:
 
     def predicted(self, requests: Sequence[Request], prompts: Sequence[str]) -> list[Request]:
         """Return the requests with what the predictor says of their prompts."""
-        limits = [request.max_new_tokens for request in requests]
-        predictions = self._predictor.predict(prompts, tau=self._tau, max_new_tokens=limits, model=self.model)
+        keys = [(prompt, request.max_new_tokens) for prompt, request in zip(prompts, requests, strict=True)]
+        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}  # several draws of a prompt are one
+        predictions = self._predictor.predict(
+            [prompt for prompt, _ in distinct],
+            tau=self._tau,
+            max_new_tokens=[limit for _, limit in distinct],
+            model=self.model,
+        )
         uppers = quantile(self._predictor.bins, predictions.survival, UPPER_LEVEL)
+        rows = [distinct[key] for key in keys]
+        lowers, medians = predictions.lower_bounds, predictions.medians
         return [
             replace(
                 request,
-                output_len_lower_bound=int(lower),
-                output_len_upper_bound=max(int(lower), min(int(upper), request.max_new_tokens)),
-                output_len_prediction=int(median),
-                forecast=Forecast(self._edges, survival),
+                output_len_lower_bound=int(lowers[row]),
+                output_len_upper_bound=max(int(lowers[row]), min(int(uppers[row]), request.max_new_tokens)),
+                output_len_prediction=int(medians[row]),
+                forecast=Forecast(self._edges, predictions.survival[row]),
             )
-            for request, lower, upper, median, survival in zip(
-                requests, predictions.lower_bounds, uppers, predictions.medians, predictions.survival, strict=True
-            )
+            for request, row in zip(requests, rows, strict=True)
         ]
 
     def marginal(self, request: Request) -> Request:

@@ -1,44 +1,69 @@
 """vLLM's scheduler under a policy, with predictions made in vLLM's own process as requests arrive.
 
     vllm serve MODEL --scheduler-cls pipelines.vllm_scheduler.PredictingScheduler
-        --additional-config '{"amin": {"policy": "amin-survival", "predictor": "serving"}}'
+        --additional-config '{"amin": {"predictor": "serving"}}'
 
 Further keys beside `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
-`timeout` (seconds), `tokenizer` (folder of the served model's tokenizer; by default the one that vLLM uses). A request
-that brings a bound of its own keeps it.
+`timeout` (seconds), `tokenizer` (folder or hub name; by default vLLM's own tokenizer). A request that brings a bound of
+its own keeps it.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
 from pipelines.plug_ins import background_predictions
 from pipelines.request_bounds import RequestBounds
 from scheduler.errors import InputError
-from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.vllm import AminScheduler
-
+from scheduler.policy import Status
 
 class PredictingScheduler(AminScheduler):
     """`AminScheduler` that predicts the bounds of requests which bring none."""
 
-    def make_predictions(self, settings: Mapping[str, Any]) -> BackgroundPredictions:
-        """Return the predictor that `settings` name, at work on a thread beside the engine's loop.
+    def make_predictions(self, settings: Mapping[str, Any]) -> "Predictions":
+        """Return the predictor that `settings` name, at work on a thread of its own.
 
         Raises:
-            InputError: No predictor is named, or it cannot be read, or the tokenizer's tokenizer.json is not there.
+            InputError: No predictor is named, or it cannot be read, or there is no tokenizer.
         """
         if "predictor" not in settings:
             raise InputError('additional_config: amin: predictor: missing; give a folder that "amin export" wrote')
-        file = Path(settings.get("tokenizer", self.vllm_config.model_config.tokenizer)) / "tokenizer.json"
-        if not file.is_file():
-            raise InputError(f"additional_config: amin: tokenizer: {file}: no such file")
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
+        bounds = RequestBounds.read(Path(settings["predictor"]), settings.get("model"), settings.get("tau", 0.1))
+        return Predictions(bounds, tokenizer, settings.get("timeout", 0.05))
 
-        def decode(token_ids: Sequence[int]) -> str:
+
+class Predictions:
+    """A predictor on a thread, and what it learns from how its requests end."""
+
+    def __init__(self, bounds: RequestBounds, tokenizer: Any, timeout: float) -> None:
+        """Start idle; `timeout` is the most seconds that a request waits for its prediction."""
+
+        def text(token_ids: Sequence[int]) -> str:
             return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-        bounds = RequestBounds.read(Path(settings["predictor"]), settings.get("model"), settings.get("tau", 0.1))
-        return background_predictions(bounds, decode, settings.get("timeout", 0.05))
+        self.background = background_predictions(bounds, text, timeout)
+        self.marginal = bounds.marginal
+
+    def learn(self, request_id: str, status: Status, num_generated: int) -> None:
+        """Take note of how a request ended that was handed over."""
+
+
+def _tokenizer(model_config: Any, name: str | None) -> Any:
+    """Return vLLM's tokenizer, or the one named, resolved as vLLM does: a folder or a hub name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name is None:
+        tokenizer = cached_tokenizer_from_config(model_config)
+        if tokenizer is None:
+            raise InputError("additional_config: amin: tokenizer: missing; vLLM has none (--skip-tokenizer-init)")
+        return tokenizer
+    try:
+        return get_tokenizer(name, trust_remote_code=model_config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"additional_config: amin: tokenizer: {name}: {str(error).splitlines()[0]}") from error

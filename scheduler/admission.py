@@ -42,7 +42,7 @@ def admit_while_current_fits(policy: Policy, running: RunningBatch) -> list[int]
     free = worker.kv_cache.num_blocks - running.next_blocks
     slots, watermark = worker.free_slots(len(running)), worker.watermark_blocks
     while waiting:
-        free += -(waiting.head()[1] + 1) // size
+        free += -(waiting.head()[1] + 1) // size - waiting.head_common_blocks()
         if (free < watermark or slots <= len(admitted)) and (admitted or len(running)):
             break
         admitted.append(waiting.pop())
@@ -92,17 +92,17 @@ def admit_while_peak_fits(
     slots = worker.free_slots(count)
     while waiting:
         index, held, num_generated = waiting.head()
-        remaining = max(1, estimate(index) - num_generated)
-        free += -(held + 1) // size
+        remaining, common = max(1, estimate(index) - num_generated), waiting.head_common_blocks()
+        free += -(held + 1) // size - common
         if count:
             if slots <= len(admitted) or free < (reserve(index, admitted) if reserve else worker.watermark_blocks):
                 break  # until a request ends
-            wait = peak.try_add(index, clock, held, remaining)
+            wait = peak.try_add(index, clock, held, remaining, common)
             if wait:
                 valid_for = wait
                 break
         else:
-            peak.add(index, clock, held, remaining)
+            peak.add(index, clock, held, remaining, common)
         waiting.pop()
         admitted.append(index)
         count += 1

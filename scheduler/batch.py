@@ -26,7 +26,9 @@ class RunningBatch:
         self.clock = 0
         """Iterations carried out so far."""
         self.next_blocks = 0
-        """Blocks that all running requests hold during the next iteration."""
+        """Blocks that all running requests hold during the next iteration, `common_blocks` included."""
+        self.common_blocks = 0
+        """Blocks in use that are charged to no single one of them."""
         self.stalled: Sequence[int] = ()
         """Requests that the last iteration gave no token: in prefill, or left out of a full iteration."""
 
@@ -80,6 +82,11 @@ class RunningBatch:
         self._by_residue[offset % size] += 1
         self._offset_sum += offset
         self.next_blocks -= -(offset + clock + 1) // size
+
+    def hold_common(self, num_blocks: int) -> None:
+        """Set how many blocks are in use that are charged to no single request."""
+        self.next_blocks += num_blocks - self.common_blocks
+        self.common_blocks = num_blocks
 
     def remove(self, index: int) -> None:
         """Take out a request."""

@@ -36,7 +36,11 @@ class FuturePeak:
         self._finished.append(index)
 
     def follow(self, running: RunningBatch) -> None:
-        """Take out what has finished; move a request that got no token in the last iteration one iteration later."""
+        """Take out what has finished; move a request that got no token in the last iteration one iteration later.
+
+        The blocks that the running requests have in common are taken to stay in use.
+        """
+        self._num_blocks = self._kv_cache.num_blocks - running.common_blocks
         if self._finished:
             for index in self._finished:
                 self.remove(index, running.clock)
@@ -48,8 +52,12 @@ class FuturePeak:
             if end >= running.clock:
                 self.add(index, running.clock, offset - 1 + running.clock, end + 1 - running.clock)
 
-    def add(self, index: int, clock: int, held: int, remaining: int) -> None:
-        """Add a request that holds `held` tokens after `clock` iterations and generates `remaining` >= 1 more."""
+    def add(self, index: int, clock: int, held: int, remaining: int, common: int = 0) -> None:
+        """Add a request that holds `held` tokens after `clock` iterations and generates `remaining` >= 1 more.
+
+        It also brings in `common` blocks that are not charged to it.
+        """
+        self._num_blocks -= common
         end = clock + remaining
         self._reserve(clock, end, held + remaining)
         self._entries[index] = (held - clock, end)
@@ -63,7 +71,7 @@ class FuturePeak:
             used = self._used[clock + 1 - self._origin : end + 1 - self._origin]
             used -= self._blocks[offset + clock + 1 : offset + end + 1]
 
-    def try_add(self, index: int, clock: int, held: int, remaining: int) -> int:
+    def try_add(self, index: int, clock: int, held: int, remaining: int, common: int = 0) -> int:
         """Add a request if it fits beside the others and return 0; else return how long it surely will not fit.
 
         As time passes and nothing is added or removed, a waiting request needs less in a given iteration, since it
@@ -73,7 +81,7 @@ class FuturePeak:
         end = clock + remaining
         if end - self._origin >= len(self._used) or held + remaining >= len(self._blocks):
             self._reserve(clock, end, held + remaining)
-        num_blocks, first = self._num_blocks, clock + 1 - self._origin
+        num_blocks, first = self._num_blocks - common, clock + 1 - self._origin
         place = self._witness - clock - 1
         if not (0 <= place < remaining and self._used[first + place] + self._blocks[held + 1 + place] > num_blocks):
             needed = self._used[first : first + remaining] + self._blocks[held + 1 : held + remaining + 1]
@@ -81,6 +89,7 @@ class FuturePeak:
             if needed[place] <= num_blocks:
                 self._used[first : first + remaining] = needed
                 self._entries[index] = (held - clock, end)
+                self._num_blocks = num_blocks
                 return 0
             self._witness = clock + 1 + place
         free_tokens = (num_blocks - int(self._used[first + place])) * self._kv_cache.block_size

@@ -11,6 +11,7 @@ import numpy as np
 from scheduler.batch import RunningBatch
 from scheduler.renewals import Renewal
 from scheduler.request import Request
+from scheduler.shared_prefixes import SharedPrefixes
 from scheduler.worker import Worker
 
 
@@ -55,7 +56,7 @@ class Policy(ABC):
             rng: For what is random, ties above all.
         """
         self.worker, self.rng = worker, rng
-        self.waiting = WaitingQueue()
+        self.waiting = WaitingQueue(worker.kv_cache.block_size)
 
     @abstractmethod
     def add(self, index: int, request: Request) -> None:
@@ -86,7 +87,9 @@ class WaitingQueue:
     It remembers a request after it is popped, until `remove`, so that it can be queued again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int = 1) -> None:
+        """Start empty; `block_size` is that of the prompts' common blocks."""
+        self.prefixes, self._block_size = SharedPrefixes(), block_size
         self._heap: list[tuple[float, int, int, int, int]] = []
         self._removed: set[int] = set()  # in the heap, until they are its head or half of it
         self._requests: dict[int, tuple[int, float, Request]] = {}
@@ -104,12 +107,15 @@ class WaitingQueue:
         """Take in the facts of a request that `requeue` will queue."""
         self._num_added += 1
         self._requests[index] = (self._num_added, key, request)
+        if request.prefix:
+            self.prefixes.add(index, request.prefix)
 
     def requeue(self, index: int, num_generated: int, key: float | None = None) -> None:
         """Queue a known request (again), by the key that it was added with or by another.
 
         It keeps `num_generated` tokens: 0 unless it was evicted and resumes.
         """
+        self.prefixes.release(index)
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
         heappush(self._heap, (key, arrival, index, request.num_prompt_tokens + num_generated, num_generated))
@@ -119,15 +125,24 @@ class WaitingQueue:
         self._requests[index] = (self._requests[index][0], key, request)
 
     def head(self) -> tuple[int, int, int]:
-        """Return the index of the first request, the tokens it will be prefilled with, and how many it generated."""
+        """Return the index of the first request, the tokens it will hold for itself, and how many it generated."""
         while self._removed and self._heap[0][2] in self._removed:
             self._removed.remove(heappop(self._heap)[2])
-        return self._heap[0][2:]
+        index, held, num_generated = self._heap[0][2:]
+        if self.prefixes:
+            held -= self._block_size * self.prefixes.num_common(index)
+        return index, held, num_generated
+
+    def head_common_blocks(self) -> int:
+        """Return the blocks that the first request's admission would add to those that running ones have in common."""
+        return self.prefixes.num_new(self.head()[0]) if self.prefixes else 0
 
     def pop(self) -> int:
         """Remove the first request from the queue and return its index."""
         self.head()
-        return heappop(self._heap)[2]
+        index = heappop(self._heap)[2]
+        self.prefixes.take(index)
+        return index
 
     def request(self, index: int) -> Request:
         """Return the facts of a request that has not ended."""
@@ -135,6 +150,7 @@ class WaitingQueue:
 
     def remove(self, index: int, *, is_queued: bool) -> None:
         """Drop the facts of a request, and the request where it is queued."""
+        self.prefixes.remove(index)
         del self._requests[index]
         if is_queued:
             self._removed.add(index)

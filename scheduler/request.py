@@ -1,5 +1,6 @@
 """What is known of a request when it arrives."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from scheduler.errors import InputError
@@ -19,6 +20,7 @@ class Request:
         output_len_upper_bound: Tokens it generates at most; `max_new_tokens` where nothing better is known.
         output_len_prediction: Central prediction (median) in tokens, if there is one.
         forecast: Predicted distribution of the output length, if there is one.
+        prefix: Names of the full blocks that the prompt begins with, where the engine stores equal ones once.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class Request:
     output_len_upper_bound: int | None = None
     output_len_prediction: int | None = None
     forecast: Forecast | None = None
+    prefix: Sequence[Hashable] = ()
 
     def forecast_or_bounds(self) -> Forecast:
         """Return the forecast; where there is none, one drawn through the bounds and the prediction.

@@ -14,6 +14,8 @@ class PolicyRunner:
         """Start empty; `policy` is new, on a worker that resumes evicted requests."""
         self.policy, self.running = policy, RunningBatch(policy.worker.kv_cache)
         self.num_evictions = 0
+        self.num_outside_blocks = 0
+        """Blocks in use that the policy's requests do not hold; whoever knows of them sets it."""
         self._indices: dict[str, int] = {}
         self._requests: dict[int, Request] = {}
         self._kept_tokens: dict[int, int] = {}
@@ -34,28 +36,46 @@ class PolicyRunner:
         """Yield what the policy counts as running, first admitted first."""
         return (self._requests[index].request_id for index in self.running)
 
+    @property
+    def num_blocks_in_use(self) -> int:
+        """Blocks that the policy's running requests hold now, as it counts them."""
+        return self.running.current_blocks - self.running.common_blocks + self.policy.waiting.prefixes.num_held
+
     def add(self, request: Request) -> None:
         """Tell the policy of an arrival."""
         index, self._num_added = self._num_added, self._num_added + 1
         self._indices[request.request_id], self._requests[index] = index, request
         self.policy.add(index, request)
 
-    def follow(self, num_generated: Callable[[str], int]) -> None:
-        """Let an iteration pass; those that by `num_generated` got no token in it are stalled."""
-        running, requests = self.running, self._requests
-        stalled = [i for i in running if num_generated(requests[i].request_id) <= running.num_generated(i)]
-        running.advance(1, stalled)
+    def follow(self, num_generated: Callable[[str], int]) -> list[str]:
+        """Let an engine's iteration pass and return the requests to evict, in order.
+
+        It gives each request as many tokens as `num_generated` says, from none on; those that got none are stalled.
+        Speculative decoding gives several: to the policy, as many iterations pass as the most that one got.
+        """
+        requests, running = self._requests, self.running
+        gained = {i: num_generated(requests[i].request_id) - running.num_generated(i) for i in running}
+        evicted: list[str] = []
+        for step in range(1, max(1, *gained.values(), 1) + 1):
+            if step > 1:
+                evicted += self.decide()
+            running.advance(1, [index for index in running if gained.get(index, 0) < step])
+        return evicted
 
     def decide(self) -> list[str]:
         """Ask the policy, take its decision as carried out, and return the requests to evict, in order."""
         if not self._requests:
             return []
+        prefixes, size = self.policy.waiting.prefixes, self.policy.worker.kv_cache.block_size
+        self.running.hold_common(prefixes.num_held + self.num_outside_blocks)
         decision = self.policy.schedule(self.running)
         for index in decision.preempt:
             self._kept_tokens[index] = self.running.num_generated(index)
             self.running.remove(index)
         for index in decision.admit:
-            self.running.append(index, self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0))
+            own_tokens = self._requests[index].num_prompt_tokens - size * prefixes.num_taken(index)
+            self.running.append(index, own_tokens, self._kept_tokens.pop(index, 0))
+        self.running.hold_common(prefixes.num_held + self.num_outside_blocks)
         self.running.stalled = ()
         self.num_evictions += len(decision.preempt)
         return [self._requests[index].request_id for index in decision.preempt]
@@ -72,3 +92,4 @@ class PolicyRunner:
         del self._requests[index]
         self._kept_tokens.pop(index, None)
         self.policy.end(index, status, num_generated, is_running=is_running)
+        self.running.hold_common(self.policy.waiting.prefixes.num_held + self.num_outside_blocks)

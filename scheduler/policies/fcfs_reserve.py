@@ -27,10 +27,12 @@ class FcfsReserve(Policy):
         """Return the admissions whose whole reservation fits."""
         admitted: list[int] = []
         slots = self.worker.free_slots(len(running))
+        common = running.common_blocks
         while self.waiting:
             index, held, _ = self.waiting.head()
+            common += self.waiting.head_common_blocks()
             need = self.worker.kv_cache.blocks(held + self.waiting.request(index).max_new_tokens)
-            full = self._free - need < self.worker.watermark_blocks or slots <= len(admitted)
+            full = self._free - common - need < self.worker.watermark_blocks or slots <= len(admitted)
             if full and (admitted or len(running)):
                 break
             self._reserved[index] = need

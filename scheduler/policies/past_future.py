@@ -53,15 +53,16 @@ class PastFuture(Policy):
         remaining = np.maximum(1, np.minimum(limits, lengths) - generated)
         free = self.worker.kv_cache.num_blocks - running.next_blocks - self.worker.watermark_blocks
         slots = self.worker.free_slots(len(running))
+        budget = self.worker.kv_cache.kv_budget - self.worker.kv_cache.block_size * running.common_blocks
         admitted: list[int] = []
         while self.waiting:
             index, tokens, kept = self.waiting.head()
             drawn = np.minimum(history[self.rng.integers(len(history), size=num_samples)], self._max_new_tokens[index])
-            free -= self.worker.kv_cache.blocks(tokens + 1)
+            free -= self.worker.kv_cache.blocks(tokens + 1) + self.waiting.head_common_blocks()
             held = np.append(held, tokens)
             remaining = np.column_stack([remaining, np.maximum(1, drawn - kept)])
             peak = future_peak_tokens(held, remaining)
-            full = peak >= (1 - RESERVE) * self.worker.kv_cache.kv_budget or free < 0 or slots <= len(admitted)
+            full = peak >= (1 - RESERVE) * budget or free < 0 or slots <= len(admitted)
             if full and (admitted or len(running)):
                 break
             admitted.append(self.waiting.pop())

@@ -73,12 +73,13 @@ class SglangRatio(Policy):
         while self.waiting:
             index, held, num_generated = self.waiting.head()
             max_new_tokens = requests(index).max_new_tokens
-            need = held + min(max_new_tokens - num_generated, CLIP)
-            spare -= blocks(held + 1)
+            common = self.waiting.head_common_blocks()
+            need = held + size * common + min(max_new_tokens - num_generated, CLIP)
+            spare -= blocks(held + 1) + common
             if (need >= free - reserved or spare < 0 or slots <= len(admitted)) and (len(running) or admitted):
                 self._is_full = True
                 break
-            free -= size * blocks(held) + min(max_new_tokens, CLIP)
+            free -= size * (blocks(held) + common) + min(max_new_tokens, CLIP)
             admitted.append(self.waiting.pop())
             self._count(index, 1)
         return admitted

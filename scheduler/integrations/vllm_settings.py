@@ -1,0 +1,70 @@
+"""What the vLLM plug-in is told: `--additional-config '{"amin": {...}}'` and two environment variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from scheduler.errors import InputError
+from scheduler.policies import make_policy
+from scheduler.policy import Policy
+from scheduler.worker import Worker
+
+Mode = Literal["on", "shadow", "off"]
+
+DEFAULT_POLICY = "amin-survival"
+PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state")
+"""Keys under "amin" that are not options of the policy but of what predicts at arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What stands under "amin" in vLLM's additional configuration, sorted.
+
+    Attributes:
+        mode: `on`; `shadow` predicts and counts and decides nothing; `off` leaves everything to vLLM.
+        policy: A name of `scheduler.policies`.
+        seed: Of the policy's random ties.
+        options: Further options of the policy.
+        prediction: The keys of `PREDICTION_KEYS` that were given.
+    """
+
+    mode: Mode = "on"
+    policy: str = DEFAULT_POLICY
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, additional_config: Any, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Return the settings; AMIN_DISABLE=1 wins over all of them, so that nothing of them need be right.
+
+        AMIN_POLICY names the policy where "policy" does not.
+
+        Raises:
+            InputError: "amin" is no object, "shadow" is not true or false, or "seed" is not an int.
+        """
+        if environ.get("AMIN_DISABLE", "0") not in ("", "0"):
+            return cls(mode="off")
+        given = additional_config.get("amin", {}) if isinstance(additional_config, Mapping) else {}
+        if not isinstance(given, Mapping):
+            raise InputError(f"additional_config: amin: {given!r}, must be an object such as {{}}")
+        rest = dict(given)
+        shadow, seed = rest.pop("shadow", False), rest.pop("seed", 0)
+        if not isinstance(shadow, bool):
+            raise InputError(f"additional_config: amin: shadow: {shadow!r}, must be true or false")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InputError(f"additional_config: amin: seed: {seed!r}, must be an integer >= 0")
+        prediction = {key: rest.pop(key) for key in PREDICTION_KEYS if key in rest}
+        policy = rest.pop("policy", environ.get("AMIN_POLICY", DEFAULT_POLICY))
+        return cls("shadow" if shadow else "on", policy, seed, rest, prediction)
+
+    def make_policy(self, worker: Worker) -> Policy:
+        """Return the policy, new, on vLLM's memory.
+
+        Raises:
+            InputError: No policy has that name or one of the options, or it needs true lengths.
+        """
+        return make_policy(self.policy, worker, np.random.default_rng(self.seed), **self.options)

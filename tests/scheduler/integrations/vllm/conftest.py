@@ -1,0 +1,246 @@
+"""vLLM's real scheduler with a made-up model, as fixtures; without vLLM the tests beside it are skipped."""
+
+import importlib.util
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if importlib.util.find_spec("vllm") is not None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own imports warn
+        import torch
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+        from vllm.v1.request import Request, RequestStatus
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        from scheduler.integrations.vllm import AminScheduler
+
+ROOT = Path(__file__).parents[4]
+BLOCK_SIZE, MAX_MODEL_LEN, STOP = 16, 160, 2
+
+
+class Engine:
+    """vLLM's real scheduler with a made-up model: the token at position p is 10 + p, and the last one STOP.
+
+    `depth` iterations are in flight at once, as 2 are with asynchronous scheduling. The model accepts as many draft
+    tokens as `accept` says.
+    """
+
+    def __init__(self, scheduler: Any, depth: int, accept: Callable[[], int] = lambda: 0) -> None:
+        self.scheduler, self.depth, self.accept = scheduler, depth, accept
+        self.requests: dict[str, Any] = {}
+        self.output_lens: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+        self.num_steps = 0
+        self.hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
+        self._in_flight: deque[tuple[Any, set[str]]] = deque()
+
+    def add(
+        self,
+        request_id: str,
+        prompt: int | list[int] | None,
+        output_len: int,
+        *,
+        params: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
+        **extra_args: Any,
+    ) -> Any:
+        """Submit a request with so many prompt tokens, or these; `params` are sampling ones, `facts` vLLM's."""
+        sampling = {"temperature": 0, "max_tokens": 100, "ignore_eos": True} | (params or {})
+        settings = SamplingParams(stop_token_ids=[STOP], extra_args=extra_args or None, **sampling)
+        # The tokens of an anonymous prompt are its own, so that it shares no block.
+        tokens = [1000 + len(self.requests)] * prompt if isinstance(prompt, int) else prompt
+        options: dict[str, Any] = {"arrival_time": float(len(self.requests))} | (facts or {})
+        request = Request(request_id, tokens, settings, None, block_hasher=self.hasher, **options)
+        self.requests[request_id], self.output_lens[request_id] = request, output_len
+        self.scheduler.add_request(request)
+        return request
+
+    def step(self) -> Any:
+        """Schedule an iteration; take in the oldest one if enough are in flight."""
+        output = self.scheduler.schedule()
+        self.num_steps += 1
+        ids = list(output.num_scheduled_tokens)
+        assert output.preempted_req_ids.isdisjoint(ids), "the first model runner takes them for never gone"
+        in_prefill = {name for name in ids if self.scheduler.requests[name].is_prefill_chunk}
+        self._in_flight.append((output, in_prefill))
+        if len(self._in_flight) == self.depth or not ids:
+            self._take_in(*self._in_flight.popleft())
+        return output
+
+    def _take_in(self, output: Any, in_prefill: set[str]) -> None:
+        ids = list(output.num_scheduled_tokens)
+        drafts = output.scheduled_spec_decode_tokens
+        sampled = [[] if name in in_prefill else self._sample(name, len(drafts.get(name, ()))) for name in ids]
+        rows = {request_id: i for i, request_id in enumerate(ids)}
+        self.scheduler.update_from_output(output, ModelRunnerOutput(ids, rows, sampled))
+        for name in ids:
+            if name not in self.scheduler.requests:
+                self.ends.setdefault(name, self.num_steps)
+        if (num_drafts := self.scheduler.num_spec_tokens) and self.depth == 1:
+            left = [name for name in ids if name in self.scheduler.requests and name not in in_prefill]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(left, [[7] * num_drafts for _ in left]))
+
+    def _sample(self, name: str, num_drafts: int) -> list[int]:
+        request = self.requests[name]
+        last = request.num_prompt_tokens + self.output_lens[name] - 1
+        count = 1 + min(num_drafts, self.accept())
+        return [STOP if p == last else 10 + p for p in range(request.num_tokens, request.num_tokens + count)]
+
+    def check_memory(self) -> None:
+        """What vLLM has handed out is within what the policy counts, which is within the cache."""
+        pool, runner = self.scheduler.kv_cache_manager.block_pool, self.scheduler.governor.runner
+        used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+        assert used <= runner.running.next_blocks <= runner.policy.worker.kv_cache.num_blocks
+
+    def check_counts(self) -> None:
+        """The policy counts the tokens as of before this iteration; only what is in flight at an eviction is late."""
+        runner, requests = self.scheduler.governor.runner, self.scheduler.requests
+        for index, request_id in zip(runner.running, runner.running_ids(), strict=True):
+            request, counted = requests[request_id], runner.running.num_generated(index)
+            ahead = request.num_output_tokens + request.num_output_placeholders - counted
+            assert ahead in ((-1, 0) if request.status == RequestStatus.PREEMPTED else (0, 1)), request_id
+
+    def run(self, *, max_steps: int = 20_000, check: bool = True) -> None:
+        """Run to the end; nothing may be left anywhere."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished_requests():
+                break
+            self.step()
+            if check:
+                self.check_memory()
+                self.check_counts()
+        assert not self.scheduler.has_unfinished_requests(), "livelock"
+        assert not self.scheduler.requests
+        assert not self.scheduler.waiting
+        self.check_empty()
+
+    def check_empty(self) -> None:
+        """The plug-in keeps nothing of any request."""
+        scheduler = self.scheduler
+        if not isinstance(scheduler, AminScheduler) or scheduler.arrivals is None:
+            return
+        places: list[Any] = [scheduler.arrivals]
+        if scheduler.governor is not None:
+            runner = scheduler.governor.runner
+            assert len(runner) == len(runner.running) == len(runner.policy.waiting) == runner.running.common_blocks == 0
+            runner.policy.schedule(runner.running)  # what has ended is taken out by the next call
+            places += [scheduler.governor, runner, runner.policy, runner.policy.waiting, runner.policy.waiting.prefixes]
+        held = {(type(place).__name__, *item) for place in places for item in _kept(place)}
+        assert held == set()
+
+    def check_tokens(self, request_ids: Iterable[str]) -> None:
+        """Each of these has exactly its tokens, in order."""
+        for request_id in request_ids:
+            request = self.requests[request_id]
+            start, output_len = request.num_prompt_tokens, self.output_lens[request_id]
+            expected = [10 + position for position in range(start, start + output_len - 1)] + [STOP]
+            assert list(request.output_token_ids) == expected, request_id
+
+    def add_random(self, count: int, rng: np.random.Generator, first: int = 0, *, all_bounded: bool = False) -> None:
+        """Prompts up to 59 tokens, answers up to 99, most with a bound."""
+        for i in range(first, first + count):
+            output_len = int(rng.integers(1, 100))
+            lower = max(1, int(output_len * rng.uniform(0.3, 1.3)))
+            bounds = {"output_len_lower_bound": lower} if i % 4 or all_bounded else {}
+            self.add(f"r{i}", int(rng.integers(1, 60)), output_len, **bounds)
+
+    @property
+    def mean_end(self) -> float:
+        """Mean number of iterations to the end of a request, all having arrived at the start."""
+        return float(np.mean(list(self.ends.values())))
+
+
+def _kept(place: Any) -> list[tuple[str, str]]:
+    """What collections hold by request; names that a heap drops when they come up are not counted."""
+    return [
+        (name, repr(value)[:80])
+        for name, value in vars(place).items()
+        if isinstance(value, dict | set) and value and name != "_removed"
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Any]:
+    """A function that returns the configuration of an engine that splits long prefills; options are vLLM's."""
+
+    def make(**options: Any) -> Any:
+        arguments = {
+            "model": str(ROOT / "checkpoints/tiny-chat"),
+            "dtype": "float32",
+            "max_model_len": MAX_MODEL_LEN,
+            "block_size": BLOCK_SIZE,
+            "max_num_batched_tokens": 64,
+            "max_num_seqs": 16,
+            "enable_prefix_caching": False,
+        }
+        return EngineArgs(**(arguments | options)).create_engine_config()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine(make_config: Callable[..., Any]) -> Callable[..., Engine]:
+    """A function that returns an engine with `num_blocks` for requests.
+
+    `kind` is a scheduler class, by default the plug-in; `vllm` are vLLM's options, `settings` the plug-in's.
+    """
+    plain = make_config()
+
+    def make(num_blocks: int, depth: int = 1, kind: Any = None, *, vllm: Any = None, **settings: Any) -> Engine:
+        config = make_config(**vllm) if vllm else plain
+        init_none_hash(sha256)
+        spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=2, head_size=64, dtype=torch.float32)
+        config.cache_config.num_gpu_blocks = num_blocks + 1
+        config.additional_config = {"amin": settings}
+        scheduler = (kind or AminScheduler)(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(num_blocks + 1, [], [KVCacheGroupSpec(["layer"], spec)]),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK_SIZE,
+            log_stats=True,
+        )
+        return Engine(scheduler, depth)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vllms_own() -> Any:
+    """vLLM's own scheduler."""
+    return AsyncScheduler
+
+
+@pytest.fixture(scope="session")
+def abort() -> Callable[..., list[str]]:
+    """A function that aborts requests as a client that leaves does, all of them for None; it returns their names."""
+
+    def leave(engine: Engine, names: Any) -> list[str]:
+        ended = engine.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+        return [request.request_id for request in ended]
+
+    return leave
+
+
+@pytest.fixture(scope="session")
+def streaming_chunk() -> Callable[[Engine, str, list[int] | None], None]:
+    """A function that sends a session its next tokens, or with None its end."""
+
+    def send(engine: Engine, name: str, tokens: list[int] | None) -> None:
+        settings = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, stop_token_ids=[STOP])
+        engine.scheduler.add_request(Request(name, tokens or [0], settings, None, resumable=tokens is not None))
+
+    return send
