@@ -27,7 +27,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2
 
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/scheduler/integrations/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/scheduler/integrations/vllm
 
 bench: .venv/installed
 	test -x .venv-mocker/bin/python || $(PYTHON) -m venv .venv-mocker

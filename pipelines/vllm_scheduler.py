@@ -20,6 +20,7 @@ from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
 from scheduler.policy import Status
 
+
 class PredictingScheduler(AminScheduler):
     """`AminScheduler` that predicts the bounds of requests which bring none."""
 

@@ -197,4 +197,3 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         if time.monotonic() >= self._next_summary:
             self._next_summary = time.monotonic() + SUMMARY_SECONDS
             logger.info("amin: %s", self.metrics.summary())
-

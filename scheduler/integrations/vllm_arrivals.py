@@ -107,14 +107,16 @@ class Arrivals:
         vLLM stores the keys and values of a token in the iteration after it was generated, so that s prompt and g
         generated tokens take the blocks of s + g in the next one, where policies count s + g + 1: hence s - 1 here.
         """
-        limits = self._limits
+        limits, bounds = self._limits, self._bounds(request)
         return Request(
             request.request_id,
             max(0, request.num_prompt_tokens - 1 + limits.num_extra_tokens),
             max_new_tokens(request, limits.max_model_len),
             request.arrival_time,
+            output_len_lower_bound=bounds.lower or 1,
+            output_len_upper_bound=bounds.upper,
+            output_len_prediction=bounds.prediction,
             prefix=shared_blocks(request, limits.block_size, limits.hash_block_size),
-            **self._bounds(request).fields,
         )
 
     def _bounds(self, request: Any) -> Bounds:
@@ -132,5 +134,3 @@ def _prompt(request: Any) -> Sequence[int] | None:
     if token_ids is None or is_word is None:
         return token_ids
     return [token for token, is_token in zip(token_ids, is_word, strict=True) if is_token] or None
-
-

@@ -1,7 +1,7 @@
 """What the plug-in counts, and how it gets on vLLM's own `/metrics`.
 
-The scheduler runs in vLLM's engine process, `/metrics` is answered by its API server. Between processes prometheus_client
-carries counts in files, in the folder that PROMETHEUS_MULTIPROC_DIR names; vLLM reads them from there. vLLM sets the
+The scheduler runs in vLLM's engine process, `/metrics` is answered by its API server. prometheus_client carries counts
+between processes in files, in the folder that PROMETHEUS_MULTIPROC_DIR names; vLLM reads them from there. vLLM sets the
 variable itself for several API servers; for one, its user does:
 
     PROMETHEUS_MULTIPROC_DIR=$(mktemp -d) vllm serve MODEL --scheduler-cls ...

@@ -11,7 +11,7 @@ BOUNDS = ("output_len_lower_bound", "output_len_prediction", "output_len_upper_b
 """Keys of a request's extra arguments: tokens, all optional; `scheduler.request.Request` says what they mean."""
 
 MEDIAN_RATIO, UPPER_RATIO = 3, 10
-"""Median and 95 % quantile over the 10 % quantile where the logarithm of a length deviates by 0.8 from its prediction."""
+"""Median and 95 % quantile over the 10 % quantile, where the logarithm of a length has a standard deviation of 0.8."""
 
 QUEUED = frozenset({RequestStatus.WAITING, RequestStatus.PREEMPTED})
 """May start in the next iteration."""
@@ -32,12 +32,6 @@ class Bounds:
     lower: int | None = None
     prediction: int | None = None
     upper: int | None = None
-
-    @property
-    def fields(self) -> dict[str, int]:
-        """The fields of a `scheduler.request.Request`, without those that are not known; a lower bound always is."""
-        values = dict(zip(BOUNDS, (self.lower or 1, self.prediction, self.upper), strict=True))
-        return {name: value for name, value in values.items() if value is not None}
 
 
 def extra_args(request: Any) -> Mapping[str, Any]:
@@ -70,7 +64,7 @@ def read_bounds(arguments: Mapping[str, Any], max_new_tokens: int) -> tuple[Boun
 
 def max_new_tokens(request: Any, max_model_len: int) -> int:
     """Return the most tokens that a request can generate; 1 where vLLM will refuse it."""
-    return max(1, min(request.max_tokens, max_model_len - request.num_prompt_tokens))
+    return max(1, int(min(request.max_tokens, max_model_len - request.num_prompt_tokens)))
 
 
 def shared_blocks(request: Any, block_size: int, hash_block_size: int) -> Sequence[Hashable]:

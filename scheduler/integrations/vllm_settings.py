@@ -15,6 +15,9 @@ from scheduler.worker import Worker
 Mode = Literal["on", "shadow", "off"]
 
 DEFAULT_POLICY = "amin-survival"
+DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = {"amin-survival": {"pack_level": 0.1, "reserve_sd": 0.0}}
+"""Where a policy differs from its own defaults. vLLM finds the blocks of an evicted request in its prefix cache: room
+that is left free costs more than an eviction (docs/decisions.md)."""
 PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state")
 """Keys under "amin" that are not options of the policy but of what predicts at arrival."""
 
@@ -67,4 +70,5 @@ class Settings:
         Raises:
             InputError: No policy has that name or one of the options, or it needs true lengths.
         """
-        return make_policy(self.policy, worker, np.random.default_rng(self.seed), **self.options)
+        options = {**DEFAULT_OPTIONS.get(self.policy, {}), **self.options}
+        return make_policy(self.policy, worker, np.random.default_rng(self.seed), **options)

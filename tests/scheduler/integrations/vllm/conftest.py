@@ -136,7 +136,8 @@ class Engine:
         places: list[Any] = [scheduler.arrivals]
         if scheduler.governor is not None:
             runner = scheduler.governor.runner
-            assert len(runner) == len(runner.running) == len(runner.policy.waiting) == runner.running.common_blocks == 0
+            assert len(runner) == len(runner.running) == len(runner.policy.waiting) == 0
+            assert runner.running.common_blocks == runner.num_outside_blocks
             runner.policy.schedule(runner.running)  # what has ended is taken out by the next call
             places += [scheduler.governor, runner, runner.policy, runner.policy.waiting, runner.policy.waiting.prefixes]
         held = {(type(place).__name__, *item) for place in places for item in _kept(place)}
@@ -220,7 +221,7 @@ def make_engine(make_config: Callable[..., Any]) -> Callable[..., Engine]:
 
 @pytest.fixture(scope="session")
 def vllms_own() -> Any:
-    """vLLM's own scheduler."""
+    """The scheduler that vLLM takes by itself."""
     return AsyncScheduler
 
 

@@ -34,12 +34,15 @@ class Oracle:
         self.bounds, self.learnt = bounds, dict[str, tuple[Status, int]]()
 
     def predict(self, requests: Sequence[Request], prompts: Any) -> Sequence[Request]:
+        """Return the requests with what it was told."""
         return [replace(request, output_len_lower_bound=self.bounds[request.request_id]) for request in requests]
 
     def marginal(self, request: Request) -> Request:
+        """Return a request with a bound of 2."""
         return replace(request, output_len_lower_bound=2)
 
     def learn(self, request_id: str, status: Status, num_generated: int) -> None:
+        """Remember the end."""
         self.learnt[request_id] = status, num_generated
 
 
@@ -115,7 +118,7 @@ def test_a_panic_of_a_library_in_rust_is_caught(make_engine: Callable[..., Any])
     engine = make_engine(12)
 
     def panic(*args: Any, **kwargs: Any) -> None:
-        raise BaseException("PanicException")  # noqa: TRY002
+        raise BaseException("PanicException")
 
     engine.scheduler.arrivals.add = panic
     engine.add("r0", 5, 5)
@@ -158,14 +161,8 @@ def test_requests_without_a_bound_are_predicted(
     """One that brings a bound keeps it, one aborted meanwhile is forgotten, embeddings get the marginal bound."""
     import torch
 
-    kind, oracle = predicting({"r0": 30, "r1": 20, "r2": 10})
+    kind, _ = predicting({"aborted": 9, "r0": 30, "r1": 20, "r2": 10})
     engine = make_engine(10, kind=kind, tau=0.2)
-    engine.add("aborted", 40, 40)
-    abort(engine, "aborted")
-    for i, num_prompt_tokens in enumerate([30, 20, 10]):
-        engine.add(f"r{i}", num_prompt_tokens, 40)
-    engine.add("brought", 20, 40, output_len_lower_bound=5)
-    engine.add("embedded", None, 40, facts={"prompt_embeds": torch.zeros(20, 4)})
     seen: dict[str, int] = {}
     policy = engine.scheduler.governor.runner.policy
     add = policy.add
@@ -173,6 +170,12 @@ def test_requests_without_a_bound_are_predicted(
         seen.update({request.request_id: request.output_len_lower_bound}),
         add(index, request),
     )
+    engine.add("aborted", 40, 40)
+    abort(engine, "aborted")
+    for i, num_prompt_tokens in enumerate([30, 20, 10]):
+        engine.add(f"r{i}", num_prompt_tokens, 40)
+    engine.add("brought", 20, 40, output_len_lower_bound=5)
+    engine.add("embedded", None, 40, facts={"prompt_embeds": torch.zeros(20, 4)})
     engine.run(check=False)
     assert seen == {"r0": 30, "r1": 20, "r2": 10, "brought": 5, "embedded": 2}
     engine.check_tokens(engine.requests.keys() - {"aborted"})

@@ -22,7 +22,9 @@ CACHING = {"enable_prefix_caching": True}
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("vllm", [None, CACHING])
 @pytest.mark.parametrize("name", POLICY_NAMES)
-def test_every_policy_serves_a_standing_queue(make_engine: Callable[..., Any], name: str, vllm: Any, depth: int) -> None:
+def test_every_policy_serves_a_standing_queue(
+    make_engine: Callable[..., Any], name: str, vllm: Any, depth: int
+) -> None:
     """All tokens come out, in order; vLLM never has to preempt; nothing is kept at the end."""
     engine = make_engine(14, depth, vllm=vllm, policy=name)
     engine.add_random(40, np.random.default_rng(1))
