@@ -123,6 +123,7 @@ def test_a_request_has_no_field_for_its_true_length() -> None:
         "output_len_upper_bound",
         "output_len_prediction",
         "forecast",
+        "prefix",
     }
 
 
