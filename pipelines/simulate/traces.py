@@ -61,8 +61,10 @@ class _Table:
 
 
 def read_requests(path: Path, max_new_tokens: int | None, edges: NDArray[np.int64] | None = None) -> Workload:
-    """Return the workload of a file as `read_trace` does; what its report warns of is logged."""
-    return read_trace(path, max_new_tokens, edges)[0]
+    """Return the workload of a file as `read_trace` does; how it was read is logged."""
+    workload, report = read_trace(path, max_new_tokens, edges)
+    logger.log(logging.WARNING if report.left_out.counts else logging.INFO, report.line())
+    return workload
 
 
 def read_trace(
@@ -97,8 +99,6 @@ def read_trace(
     if not kept.size:
         raise InputError(f"{path}: no request whose {table.theirs[_output(table)]} is above 0")
     workload = _workload(path, table, kept, outputs, times, max_new_tokens, edges)
-    if table.left_out.counts:
-        logger.warning("%s: left out: %s", path, table.left_out)
     arrivals = "all at 0 (no times)" if told is None else _span(table, times[kept], told)
     return workload, TraceReport(str(path), kept.size, table.left_out, arrivals)
 

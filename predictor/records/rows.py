@@ -14,6 +14,9 @@ from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_
 from predictor.records.request_context import request_context
 from predictor.records.values import whole_number
 
+CONVERSATIONS = ("messages", "conversation", "conversations", "prompt")
+"""Fields that may hold messages, the first that has some counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -45,7 +48,9 @@ class Row:
         value = self.fields.get("prompt")
         field = "prompt"
         if value is None or (isinstance(value, list) and "messages" not in self.fields):
-            field = next((name for name in ("messages", "prompt") if self.fields.get(name) is not None), "prompt")
+            field = next((name for name in CONVERSATIONS if self.fields.get(name) is not None), "prompt")
+            if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
+                self.fail(field, f"must be text or messages, not {type(value).__name__}")
             turns = self.turns(field)
             value = last_user_text(turns) or None if chat_options is None else open_prompt(turns, chat_options)
         if value is None:
@@ -75,7 +80,7 @@ class Row:
 
         The system's text is its first message. Messages without text, and those after the prompt, are left out.
         """
-        field = next((name for name in ("messages", "prompt") if isinstance(self.fields.get(name), list)), None)
+        field = next((name for name in CONVERSATIONS if isinstance(self.fields.get(name), list)), None)
         turns = self.turns(field) if field is not None else []
         turns = turns[: prompt_end(turns)]
         if field is None and isinstance(self.fields.get("prompt"), str):
@@ -88,7 +93,8 @@ class Row:
     def context(self) -> RequestContext:
         """Return what the request said beside its prompt; InputError where a value is one that no request has."""
         try:
-            turns = self.turns() if self.fields.get("messages") is not None else None
+            field = next((name for name in CONVERSATIONS if isinstance(self.fields.get(name), list)), None)
+            turns = None if field is None else self.turns(field)
             earlier = None if turns is None else turns[: run_start(turns, prompt_end(turns))]
             return request_context(self.fields, earlier)
         except InputError as error:

@@ -62,9 +62,10 @@ def seconds_of(values: Sequence[Any], unit: str | None = None, whole_unit: str =
     Raises:
         BadTime: a value is none of these, negative, not finite, or of another kind than the first.
     """
-    numbers = [_number(value) for value in values]
-    if numbers and numbers[0] is None:
+    first = next((value for value in values if value is not None), 0)
+    if _number(first) is None:
         return Times(np.asarray([_date(i, value) for i, value in enumerate(values)]), "date", True)
+    numbers = [_number(value) for value in values]
     for index, number in enumerate(numbers):
         if number is None or number < 0:
             raise BadTime(index, "must be a number, finite and at least 0")

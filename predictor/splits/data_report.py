@@ -10,6 +10,7 @@ from predictor.records.records import SPLITS
 from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.split_audit import count_crossing_pairs
 from predictor.splits.splits import split_clusters
+from predictor.splits.templates import without_templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class DataReport:
     num_clusters: int | None
     """Near-duplicate clusters; None where the data brought its own splits."""
     num_crossing_pairs: int
-    """Pairs of prompts in different splits with a Jaccard similarity of their character 5-grams of 0.9 or more."""
+    """Pairs of prompts in different splits whose character 5-grams, templates aside, have Jaccard similarity >= 0.9."""
     is_recorded: bool
     """Whether the lengths come from chat logs and not from the served model."""
 
@@ -58,11 +59,12 @@ class DataReport:
 def split_and_audit(loaded: LoadedData, seed: int, *, shown: bool = False) -> tuple[list[str], DataReport]:
     """Return the split of each prompt, the data's own or made by near-duplicate cluster, and the audited report."""
     records, num_clusters = loaded.records, None
+    texts = without_templates(records.prompts)
     names = list(records.splits or ())
     if not names:
-        clusters = near_duplicate_clusters(records.prompts, seed=seed, shown=shown)
+        clusters = near_duplicate_clusters(texts, seed=seed, shown=shown)
         names, num_clusters = split_clusters(clusters, seed), int(clusters.max()) + 1
-    crossing = count_crossing_pairs(records.prompts, names, shown=shown)
+    crossing = count_crossing_pairs(texts, names, shown=shown)
     sizes = Counter(names)
     report = DataReport(
         loaded.num_rows,

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from predictor.records.records import SPLITS
 from predictor.splits.near_duplicates import NUM_HASHES, minhash_signatures, near_duplicate_clusters
 from predictor.splits.shingles import jaccard, normalised, shingles
 from predictor.splits.split_audit import count_crossing_pairs, shingle_set
-from predictor.splits.splits import FRACTIONS, assign_splits
+from predictor.splits.splits import FRACTIONS, assign_splits, split_clusters
+from predictor.splits.templates import without_templates
 
 WORDS = [f"{a}{b}" for a in ("ba", "ko", "ri", "mu", "ze", "lo", "ta") for b in ("nar", "dil", "vex", "som", "pit")]
 
@@ -127,3 +129,52 @@ def test_large_groups_are_joined_no_less(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [of[cluster] for cluster in expected] == joined
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[1] > 1
+
+
+INSTRUCTION = (
+    "You are the desk of a library with four floors. Read what the visitor wrote, decide which of the shelves, the "
+    "reading rooms, the workshops or the lost property office has to answer, and write the reply. Keep to "
+    "facts, promise nothing, name the opening hours, use plain words, thank for the question, and sign as the desk. "
+    "Where nobody can help, say so at once and offer the archive of the city, whose number all at the counter have. "
+)
+
+
+def test_prompts_of_one_template_are_told_apart_by_what_they_ask() -> None:
+    """A long instruction before, after or around the message; every split gets some, and none leaks."""
+    rng = np.random.default_rng(5)
+    messages = texts(60, rng)
+    for before, after in ((INSTRUCTION, ""), ("", f"\n{INSTRUCTION}"), (INSTRUCTION, f"\n{INSTRUCTION}")):
+        prompts = [f"{before}Message: {message}{after}" for message in messages]
+        assert len(set(near_duplicate_clusters(prompts).tolist())) < 60
+        rests = without_templates(prompts)
+        assert len(set(near_duplicate_clusters(rests).tolist())) == 60
+        assert all(message in rest for message, rest in zip(messages, rests, strict=True))
+        assert set(assign_splits(prompts, 0)) == set(SPLITS)
+
+
+def test_two_applications_have_a_template_each() -> None:
+    """Among prompts without one, which stay as they are; copies of a message still go together."""
+    rng = np.random.default_rng(6)
+    messages, plain = texts(30, rng), texts(30, rng)
+    other = INSTRUCTION.replace("library", "railway and its many stations")[::-1]
+    prompts = [INSTRUCTION + message for message in messages] + [other + message for message in messages] + plain
+    rests = without_templates(prompts)
+    assert rests[60:] == plain
+    assert rests[:30] == rests[30:60] == messages
+
+
+def test_a_template_with_hardly_anything_in_it_is_no_reason_to_split() -> None:
+    """Prompts that differ in a word of a long instruction are near-duplicates."""
+    prompts = [f"{INSTRUCTION}Message: {word}" for word in WORDS]
+    assert without_templates(prompts) == prompts
+    assert len(set(near_duplicate_clusters(without_templates(prompts)).tolist())) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_split_stays_empty_while_another_has_clusters_to_spare(seed: int) -> None:
+    """Even where one cluster holds nearly all prompts."""
+    clusters = np.asarray([0] * 400 + [1, 2, 3, 4])
+    splits = split_clusters(clusters, seed)
+    assert set(splits) == set(SPLITS)
+    assert len(set(splits[:400])) == 1
+    assert set(split_clusters(np.asarray([0, 0, 1]), seed)) < set(SPLITS)
