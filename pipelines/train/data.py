@@ -20,9 +20,16 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
     from predictor.records.prompt_table import served_models
     from predictor.records.records import SPLITS
     from predictor.splits.data_report import split_and_audit
+    from predictor.training.slow_tokenizers import converted_tokenizer
 
     loaded = load_data(
-        config.data, config.model, config.tokenizer, config.length_cap, chat_options, shown=config.progress
+        config.data,
+        config.model,
+        config.tokenizer,
+        config.length_cap,
+        chat_options,
+        shown=config.progress,
+        convert=converted_tokenizer,
     )
     models = served_models(loaded.records)
     if len(models) > 1 and "" in models:

@@ -1,9 +1,10 @@
 """Training data by name: records, or recorded conversations (LMSYS-Chat-1M, WildChat, ShareGPT) made into records."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from predictor.errors import InputError
 from predictor.progress import progress_bar
@@ -17,6 +18,11 @@ from predictor.records.log_rows import LEFT_OUT
 from predictor.records.records import Records, has_length, records_from_rows
 from predictor.records.row_files import batches
 from predictor.records.rows import Row, require_model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Convert = Callable[[str], "Tokenizer"]
 
 _LOOK_AHEAD = 1000
 """Rows looked at for the first that tells what the data is."""
@@ -41,6 +47,7 @@ def load_data(
     options: ChatOptions | None = None,
     *,
     shown: bool = False,
+    convert: Convert | None = None,
 ) -> LoadedData:
     """Return the records of a file of records, or made from conversations, local or on the hub.
 
@@ -51,6 +58,7 @@ def load_data(
         length_cap: a recorded answer of at least so many tokens counts as truncated there.
         options: the turn, context and language of conversations.
         shown: whether a progress bar shows after two seconds.
+        convert: makes a tokenizer of a name without tokenizer.json (`predictor.training.slow_tokenizers`).
 
     Raises:
         InputError: bad data, or a hub data set that cannot be had; one line that says what to do.
@@ -63,7 +71,7 @@ def load_data(
     head = list(islice(rows, _LOOK_AHEAD))
     rows = chain(head, rows)
     if _is_chat(head):
-        count_tokens = _uncounted(data) if tokenizer is None else token_counter(tokenizer)
+        count_tokens = _uncounted(data) if tokenizer is None else token_counter(tokenizer, convert)
         collected = ChatRecords(model, options, count_tokens, length_cap)
         loaded = _read_chats(data, collected, num_rows, rows, shown=shown)
     elif options != ChatOptions():
@@ -77,8 +85,16 @@ def load_data(
     return loaded
 
 
-def token_counter(tokenizer: str) -> CountTokens:
-    """Return a function that counts the tokens of answers with the served model's tokenizer."""
+def token_counter(tokenizer: str, convert: Convert | None = None) -> CountTokens:
+    """Return a function that counts the tokens of answers with the served model's tokenizer.
+
+    Args:
+        tokenizer: a tokenizer.json, a folder with one, or a hub name.
+        convert: makes a tokenizer of a folder or hub name that has no such file.
+
+    Raises:
+        InputError: there is none.
+    """
     from tokenizers import Tokenizer
 
     path = Path(tokenizer)
@@ -86,9 +102,10 @@ def token_counter(tokenizer: str) -> CountTokens:
     try:
         loaded = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(tokenizer)
     except Exception as error:  # the library raises bare Exception
-        raise InputError(
-            f"{tokenizer}: no tokenizer.json there and none fetched from the hub ({first_line(error)})"
-        ) from None
+        if convert is None or file.is_file():
+            problem = "damaged" if file.is_file() else "no tokenizer.json there and none fetched from the hub"
+            raise InputError(f"{tokenizer}: {problem} ({first_line(error)})") from None
+        loaded = convert(tokenizer)
     loaded.no_truncation()
     loaded.no_padding()
     return lambda texts: [len(found.ids) for found in loaded.encode_batch_fast(list(texts), add_special_tokens=False)]
