@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import FULL
-from pipelines.outputs import claimed
+from pipelines.outputs import claimed, is_launched
 from pipelines.terminal import keep_streams
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
@@ -42,7 +42,10 @@ COMMANDS: Mapping[str, Command] = {
     "collect": Command(
         "generate answers with the served model and record their lengths", "pipelines.collect", writes_file=True
     ),
-    "train": Command("train and calibrate a predictor of lower bounds on response length", "pipelines.train.stage"),
+    "train": Command(
+        "train and calibrate a predictor of lower bounds on response length",
+        "pipelines.train.stage", "pipelines.settings.train.TrainSettings",
+    ),
     "predict": Command(
         "predict lower bounds and medians of response length for the prompts of a file",
         "pipelines.predict", "pipelines.settings.predict.PredictSettings", writes_file=True,
@@ -110,10 +113,11 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
 
 def _output(command: Command, settings: Any) -> AbstractContextManager[None]:
     """Return what keeps `--out` for this process while the stage runs; nothing for a stage without."""
-    is_launched = int(os.environ.get("LOCAL_RANK", "0")) > 0  # by Lightning, to help the process that has it
-    if getattr(settings, "out", None) is None or is_launched:
+    if getattr(settings, "out", None) is None or is_launched():
         return nullcontext()
-    named = [getattr(settings, name, None) for name in ("prompts", "data", "path", "run_folder", "predictor")]
+    owners = [settings, getattr(settings, "training", None)]
+    names = ("prompts", "data", "path", "run_folder", "predictor", "init", "encoder")
+    named = [getattr(owner, name, None) for owner in owners for name in names]
     return claimed(
         settings.out,
         is_folder=not command.writes_file,

@@ -1,10 +1,11 @@
 """Output that appears whole or not at all: written aside, then put in its place in one step."""
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with atomic_file(path) as new:
         new.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def content_sha256(path: Path, without: Set[str] = frozenset()) -> str:
+    """Return the SHA-256, in hexadecimal, of a file, or of the names and the contents of all files in a folder.
+
+    Args:
+        path: The file or the folder.
+        without: Names of files that do not count.
+    """
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    hashed = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file() and each.name not in without):
+        hashed.update(os.fsencode(file.relative_to(path)) + b"\0" + bytes.fromhex(content_sha256(file)))
+    return hashed.hexdigest()
 
 
 def discard(path: Path) -> None:

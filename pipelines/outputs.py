@@ -19,6 +19,11 @@ KINDS = {
 }  # fmt: skip
 
 
+def is_launched() -> bool:
+    """Return whether Lightning launched this process to share in the training of another, which writes all files."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
 @contextmanager
 def claimed(
     out: Path, *, is_folder: bool, inputs: Sequence[Path] = (), force: bool = False, resume: bool | None = None

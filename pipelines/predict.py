@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.files import atomic_file, write_json
+from pipelines.files import atomic_file
 from pipelines.outputs import check_output
+from pipelines.request_bounds import UPPER_LEVEL, with_bounds
 from pipelines.settings.predict import PredictSettings
+from pipelines.workload_file import bins_file, write_workload
 from predictor.bounds.bins import IntArray, LengthBins
-from predictor.bounds.distribution import FloatArray
+from predictor.bounds.distribution import FloatArray, quantile
 from predictor.errors import InputError
 from predictor.prompts.request_features import Contexts
 from predictor.quality import MeasuredBounds
@@ -19,18 +22,22 @@ from predictor.records.records import Records, has_lengths, prompt_of, records_f
 from predictor.records.rows import Row
 from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike, PredictorSpec
+from scheduler.forecast import Forecast
+from scheduler.request import Request
+from scheduler.workload import Workload
 
 CHUNK_SIZE = 128
+LINES = (".jsonl", ".ndjson", "")
+"""What the name of a file of JSON lines may end with."""
 
 
 def run(settings: PredictSettings) -> None:
     """Write a line per row, in order: index (row of the file, from 0), output_len_lower_bound, output_len_median.
 
     Raises:
-        InputError: a file, row or option that the user can mend.
+        InputError: a file, row or option that the user can fix.
     """
-    if settings.workload is not None:
-        check_output(settings.workload, "--workload", is_folder=False, inputs=[settings.data, settings.out])
+    _check_outputs(settings)
     length_predictor = resolve_predictor(settings.path)
     spec = length_predictor.spec
     rows = select_rows(settings.data, None, settings.split)
@@ -39,64 +46,80 @@ def run(settings: PredictSettings) -> None:
         rows = [row for row in rows if row.text("model") == settings.model] or rows
     prompts = [prompt_of(row, spec.chat_options) for row in rows]
     records = records_from_rows(rows) if has_lengths(rows) else None
-    if settings.workload is not None:
-        _check_servable(settings.data, rows, records)
+    num_prompt_tokens = None if settings.workload is None else _num_prompt_tokens(settings.data, rows, records)
     choices = [settings.model or (row.model if row.model in spec.models else spec.choose()) for row in prompts]
     for choice in set(choices):
         spec.calibration(choice).level(settings.tau)
-    survivals = survivals_with_progress(
-        length_predictor, [row.prompt for row in prompts], "predict", shown=settings.progress
-    )
+    texts = [row.prompt for row in prompts]
+    survivals = survivals_with_progress(length_predictor, texts, "predict", shown=settings.progress)
     bounds, medians = predict_each(spec, survivals, choices, settings.tau, [row.max_new_tokens for row in prompts])
-    with atomic_file(settings.out) as aside, aside.open("w", encoding="utf-8") as lines:
-        for row, bound, middle in zip(prompts, bounds, medians, strict=True):
-            line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
-            lines.write(json.dumps(line) + "\n")
+    with ExitStack() as together:
+        with together.enter_context(atomic_file(settings.out)).open("w", encoding="utf-8") as lines:
+            for row, bound, middle in zip(prompts, bounds, medians, strict=True):
+                line = {"index": row.index, "output_len_lower_bound": int(bound), "output_len_median": int(middle)}
+                lines.write(json.dumps(line) + "\n")
+        if settings.workload is not None and records is not None and num_prompt_tokens is not None:
+            survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
+            predicted = (bounds, medians, np.asarray(survival))
+            write_workload(settings.workload, as_workload(records, num_prompt_tokens, predicted, spec.bins))
     print(f"{len(rows)} bounds at tau {settings.tau}: {settings.out}")
-    if settings.workload is not None and records is not None:
-        survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
-        write_workload(settings.workload, rows, records, (bounds, medians), survival, spec.bins)
     if records is not None:
         print_quality(MeasuredBounds(records, bounds, medians), settings.tau, spec.bins.max_length)
 
 
-def _check_servable(data: Path, rows: Sequence[Row], records: Records | None) -> None:
+def _check_outputs(settings: PredictSettings) -> None:
+    """Refuse, before the work, what claims only `--out` do not: the form of its name, and the workload's files."""
+    if settings.out.suffix.lower() not in LINES:
+        name = settings.out.with_suffix(".jsonl")
+        raise InputError(f"--out: {settings.out} would be JSON lines under that name; call it {name}")
+    if settings.workload is None:
+        return
+    for file in (settings.workload, bins_file(settings.workload)):
+        check_output(file, "--workload", is_folder=False, inputs=[settings.data, settings.out])
+        if file.exists() and not settings.force:
+            raise InputError(f"--workload: {file} is there already; replace it with --force, or give another name")
+
+
+def _num_prompt_tokens(data: Path, rows: Sequence[Row], records: Records | None) -> list[int]:
+    """Return what a workload needs of each row; InputError for the first that lacks it."""
     if records is None:
         raise InputError(f"--workload: {data} has no lengths to serve")
+    counts = []
     for row in rows:
-        if not isinstance(row.fields.get("num_prompt_tokens"), int):
-            row.fail("num_prompt_tokens", "must be a whole number for --workload")
+        count = row.token_count("num_prompt_tokens")
+        if count is None:
+            row.fail("num_prompt_tokens", "missing; --workload needs the tokens of every prompt")
+        counts.append(count)
+    return counts
 
 
-def write_workload(
-    path: Path,
-    rows: Sequence[Row],
+def as_workload(
     records: Records,
-    predicted: tuple[IntArray, IntArray],
-    survival: Sequence[FloatArray],
+    num_prompt_tokens: Sequence[int],
+    predicted: tuple[IntArray, IntArray, FloatArray],
     bins: LengthBins,
-) -> None:
-    """Write a line for each draw of each row, arriving at 0, and the edges of the field survival beside it.
+) -> Workload:
+    """Return a request for each draw of each row, arriving at 0.
 
     Lengths, and the limit max_new_tokens where a row has none, end at the last edge.
+
+    Args:
+        records: N rows with their draws.
+        num_prompt_tokens: Of each row.
+        predicted: Lower bounds [N], medians [N] and survival [N, K+1].
+        bins: Those of the survival.
     """
-    lower, middle = predicted
-    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as lines:
-        for i, row in enumerate(rows):
-            limit = min(
-                (records.max_new_tokens[i] if records.max_new_tokens else None) or bins.max_length, bins.max_length
-            )
-            facts = {
-                "num_prompt_tokens": row.fields.get("num_prompt_tokens"),
-                "max_new_tokens": limit,
-                "output_len_lower_bound": min(int(lower[i]), limit),
-                "output_len_prediction": min(int(middle[i]), limit),
-                "survival": survival[i].round(6).tolist(),
-            }
-            for k, length in enumerate(records.output_lens[i].tolist()):
-                line = {"request_id": f"{records.prompt_ids[i]}.{k}", "output_len": min(length, limit), **facts}
-                lines.write(json.dumps(line) + "\n")
-    write_json(path.with_name(path.name + ".bins.json"), bins.to_list())
+    edges, uppers = bins.as_array(), quantile(bins, predicted[2], UPPER_LEVEL)
+    requests, lengths = [], []
+    for i, (lower, median, survival) in enumerate(zip(*predicted, strict=True)):
+        stated = records.max_new_tokens[i] if records.max_new_tokens else None
+        limit = min(stated or bins.max_length, bins.max_length)
+        bounds = (int(lower), int(median), int(uppers[i]))
+        for k, length in enumerate(records.output_lens[i].tolist()):
+            request = Request(f"{records.prompt_ids[i]}.{k}", num_prompt_tokens[i], limit)
+            requests.append(with_bounds(request, bounds, Forecast(edges, survival)))
+            lengths.append(min(length, limit))
+    return Workload(requests, lengths)
 
 
 def predict_each(

@@ -62,27 +62,31 @@ class RequestBounds:
         rows = [distinct[key] for key in keys]
         lowers, medians = predictions.lower_bounds, predictions.medians
         return [
-            replace(
+            with_bounds(
                 request,
-                output_len_lower_bound=int(lowers[row]),
-                output_len_upper_bound=max(int(lowers[row]), min(int(uppers[row]), request.max_new_tokens)),
-                output_len_prediction=int(medians[row]),
-                forecast=Forecast(self._edges, predictions.survival[row]),
+                (int(lowers[row]), int(medians[row]), int(uppers[row])),
+                Forecast(self._edges, predictions.survival[row]),
             )
             for request, row in zip(requests, rows, strict=True)
         ]
 
     def marginal(self, request: Request) -> Request:
         """Return a request with what holds for any prompt: the fallback where there is no prediction."""
-        forecast, limit = Forecast(self._edges, self._marginal), request.max_new_tokens
-        lower = min(self._marginal_bound, limit)
-        return replace(
-            request,
-            output_len_lower_bound=lower,
-            output_len_upper_bound=max(lower, min(int(forecast.quantile(UPPER_LEVEL)), limit)),
-            output_len_prediction=max(1, min(int(forecast.quantile(0.5)), limit)),
-            forecast=forecast,
-        )
+        forecast = Forecast(self._edges, self._marginal)
+        median, upper = int(forecast.quantile(0.5)), int(forecast.quantile(UPPER_LEVEL))
+        return with_bounds(request, (self._marginal_bound, median, upper), forecast)
+
+
+def with_bounds(request: Request, bounds: tuple[int, int, int], forecast: Forecast) -> Request:
+    """Return a request with a lower bound, a median and an upper bound, in order and within its limit."""
+    lower, median, upper = (max(1, min(bound, request.max_new_tokens)) for bound in bounds)
+    return replace(
+        request,
+        output_len_lower_bound=lower,
+        output_len_upper_bound=max(lower, upper),
+        output_len_prediction=max(lower, median),
+        forecast=forecast,
+    )
 
 
 def _survival(lengths: FloatArray, cumulated: FloatArray, edges: IntArray) -> FloatArray:

@@ -64,6 +64,28 @@ def workload_from_rows(
     return Workload(requests, output_lens)
 
 
+def workload_lines(workload: Workload) -> Iterator[str]:
+    """Yield a line of JSON for each request, as `read_workload` reads them.
+
+    Forecasts are written as their survival, to six digits; the edges of their bins, the same for all, go into a file of
+    their own, which `read_workload` is given.
+    """
+    for request, output_len in zip(workload.requests, workload.output_lens, strict=True):
+        line = {
+            "request_id": request.request_id,
+            "arrival_time": request.arrival_time,
+            "num_prompt_tokens": request.num_prompt_tokens,
+            "output_len": int(output_len),
+            "max_new_tokens": request.max_new_tokens,
+            "output_len_lower_bound": request.output_len_lower_bound,
+            "output_len_upper_bound": request.output_len_upper_bound,
+            "output_len_prediction": request.output_len_prediction,
+        }
+        if request.forecast is not None:
+            line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
+        yield json.dumps({name: value for name, value in line.items() if value is not None}) + "\n"
+
+
 def workload_from_columns(
     places: Sequence[str],
     num_prompt_tokens: Ints,

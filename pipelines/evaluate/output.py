@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.cost_fit import FittedCost, fit_cost_model
-from pipelines.evaluate.replay import replay, write_workload
+from pipelines.evaluate.replay import replay
 from pipelines.evaluate.report import write_report
 from pipelines.evaluate.results import evaluation_results
 from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun, reads_predictions
@@ -18,8 +18,10 @@ from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
 from pipelines.results import print_table, table, write_results
 from pipelines.served_model import ServedModel
+from pipelines.workload_file import write_workload
 from scheduler.kv_cache import KvCache
 from scheduler.worker import Worker
+from scheduler.workload import Workload
 
 
 def write_all(
@@ -67,7 +69,7 @@ def _write_inputs(
     write_json(args.out / "cost_model.json", asdict(fitted.cost_model))
     shown = _with_predictions(runs)
     workload = args.out / "workload.jsonl"
-    write_workload(workload, shown.run.requests, shown.run.result.output_len.tolist())
+    write_workload(workload, Workload(list(shown.run.requests), shown.run.result.output_len.tolist()))
     bins = ["--bins", f"{workload}.bins.json"] if shown.run.requests[0].forecast is not None else []
     command = [
         "amin", "simulate", str(workload), *bins, "--kv-budget", str(worker.kv_cache.kv_budget), "--block-size",

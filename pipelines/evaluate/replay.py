@@ -1,9 +1,7 @@
 """The measured runs once more, in the simulator with the cost model fitted from them: is it a model of this engine?"""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun
-from pipelines.files import atomic_file, write_json
 from scheduler.cost_model import CostModel
 from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
-from scheduler.request import Request
 from scheduler.simulation import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -79,29 +75,3 @@ def mean_latency(result: RunResult, num_warm_up: int) -> float:
     """Return the mean latency of the requests after the warm-up."""
     kept = after_warm_up(result, num_warm_up)
     return float((kept.finish_time - kept.arrival_time).mean())
-
-
-def write_workload(path: Path, requests: Sequence[Request], output_lens: Sequence[int]) -> None:
-    """Write requests and their lengths for `amin simulate`: a line each (JSONL), and the length bins beside it."""
-    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as lines:
-        for request, output_len in zip(requests, output_lens, strict=True):
-            lines.write(json.dumps(_line(request, output_len)) + "\n")
-    forecast = requests[0].forecast
-    if forecast is not None:
-        write_json(path.with_name(path.name + ".bins.json"), forecast.edges.tolist())
-
-
-def _line(request: Request, output_len: int) -> Mapping[str, Any]:
-    line = {
-        "request_id": request.request_id,
-        "arrival_time": request.arrival_time,
-        "num_prompt_tokens": request.num_prompt_tokens,
-        "output_len": int(output_len),
-        "max_new_tokens": request.max_new_tokens,
-        "output_len_lower_bound": request.output_len_lower_bound,
-        "output_len_upper_bound": request.output_len_upper_bound,
-        "output_len_prediction": request.output_len_prediction,
-    }
-    if request.forecast is not None:
-        line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
-    return {name: value for name, value in line.items() if value is not None}

@@ -58,7 +58,7 @@ def test_a_run_holds_what_the_contract_names(run_folder: Path) -> None:
         assert set(row) == keys
     names = {path.name for path in (run_folder / "predictor").iterdir()}
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "predictor.json"}
-    assert "versions" in (run_folder / "config.yaml").read_text()
+    assert "# torch " in (run_folder / "config.yaml").read_text()
     assert len(read_records(run_folder / "calibration.parquet")) == 40
     for name in ("calibration", "coverage_by_group", "coverage_by_length", "predicted_against_true"):
         assert (run_folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -120,9 +120,14 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     other.write_text("".join(records_file.read_text().splitlines(keepends=True)[:-1]))
     stored = (out / "config.yaml").read_text()
     (out / "config.yaml").write_text(stored.replace(str(records_file), str(other)))
-    with pytest.raises(InputError, match="has changed since the run began"):
+    with pytest.raises(InputError, match="the splits have changed since the run began"):
         amin("train", "--out", out, "--resume")
     (out / "config.yaml").write_text(stored)
+    kept = records_file.read_bytes()
+    records_file.write_bytes(kept + b"\n")
+    with pytest.raises(InputError, match=f"data {records_file} has changed since the run began"):
+        amin("train", "--out", out, "--resume")
+    records_file.write_bytes(kept)
     last = out / "checkpoints" / stage / "last.ckpt"
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])
@@ -134,10 +139,23 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert all(np.array_equal(resumed[name], value) for name, value in expected.items())
 
 
-def test_a_finished_run_that_has_moved_gives_the_same_predictor_again(run_folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a file of it is written again, and the last line says so."""
+    out = tmp_path / "moved"
+    shutil.copytree(run_folder, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    amin("train", "--out", out, "--resume")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is there already; go on with --resume, replace it with --force"):
+        amin("train", "--out", out, "--data", "x")
+
+
+def test_an_unmeasured_run_that_has_moved_gives_the_same_predictor_again(run_folder: Path, tmp_path: Path) -> None:
     """And what `amin tune` chose stays."""
     out = tmp_path / "moved"
     shutil.copytree(run_folder, out)
+    (out / "metrics.json").unlink()
     (out / "predictor" / "scheduling.json").write_text("{}\n")
     amin("train", "--out", out, "--resume")
     expected, again = weights(run_folder), weights(out)
@@ -310,8 +328,8 @@ def test_bad_input_is_refused_in_one_line(
     base = ("--data", records_file, "--out", out, "--encoder", tiny_encoder, *QUICK)
     cases: list[tuple[str, tuple[Any, ...]]] = [
         ("epoch: unknown", ("train", *base, "--config", odd)),
-        ("epochs: must be int, not 'many'", ("train", *base, "--config", wrong)),
-        ("tau: must lie between 0 and 1", ("train", *base, "--tau", "1.5")),
+        ("--epochs: must be a whole number, not 'many'", ("train", *base, "--config", wrong)),
+        ("--tau: must be above 0 and below 1, not 1.5", ("train", *base, "--tau", "1.5")),
         ("calibration has 0 prompts|at least", ("train", *base, "--data", few)),
         ("calibration has 40 prompts, at least 99", ("train", *base, "--tau", "0.01")),
         ("neither an encoder folder", ("train", *base, "--encoder", tmp_path / "nothing")),
@@ -320,16 +338,16 @@ def test_bad_input_is_refused_in_one_line(
         ("no such file", ("predict", run_folder, "--data", tmp_path / "none.jsonl", "--out", out)),
         ("no predictor there", ("export", tmp_path, "--out", out)),
         ("'other' is not known .* knows made-up", ("predict", run_folder, "--data", records_file, "--model", "other")),
-        ("heads: 'tree' is not one of", ("train", *base, "--heads", "tree")),
+        ("--heads: 'tree' is not one of", ("train", *base, "--heads", "tree")),
         ("num_bins: this predictor has 16, not 8", ("train", *base[:4], "--init", run_folder, "--num-bins", "8")),
         ("'other' is not known", ("train", *base, "--default-model", "other")),
         ("num_layers: the encoder has 2, not 3", ("train", *base, "--num-layers", "3")),
-        ("teacher_share: must lie between", ("train", *base, "--teacher-share", "1.5")),
-        ("seed: must lie between 0 and 4294967295, not -1", ("train", *base, "--seed", "-1")),
-        ("head_lr: must lie between 0.0 and 1.0, not nan", ("train", *base, "--head-lr", "nan")),
-        ("dropout: must lie between 0.0 and 0.9999, not 1.5", ("train", *base, "--dropout", "1.5")),
-        ("patience: must lie between 0 and 2147483647, not -1", ("train", *base, "--patience", "-1")),
-        ("max_length: must lie between 1 and", ("train", *base, "--max-length", "9" * 20)),
+        ("--teacher-share: must be at least 0 and at most 1, not 1.5", ("train", *base, "--teacher-share", "1.5")),
+        ("--seed: must be at least 0 and at most 4294967295, not -1", ("train", *base, "--seed", "-1")),
+        ("--head-lr: must be a number, not 'nan'", ("train", *base, "--head-lr", "nan")),
+        ("--dropout: must be at least 0 and at most 0.9999, not 1.5", ("train", *base, "--dropout", "1.5")),
+        ("--patience: must be at least 0, not -1", ("train", *base, "--patience", "-1")),
+        ("--max-length: must be at most 2147483647, not 9999", ("train", *base, "--max-length", "9" * 20)),
         ("accelerator abacus, devices 1", ("train", *base, "--accelerator", "abacus")),
         ("strategy hope", ("train", *base, "--strategy", "hope")),
         ("devices 9999.*: that many processes", ("train", *base, "--accelerator", "cpu", "--devices", "9999")),

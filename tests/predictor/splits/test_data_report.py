@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pipelines.options import parse
+from pipelines.settings.train import TrainSettings
 from pipelines.train import stage as train
 from pipelines.train.data import load_splits
+from pipelines.train.resume import check_settings
 from predictor.errors import InputError
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.chats import load_data
@@ -64,24 +66,25 @@ def test_splits_given_are_audited_with_a_warning(
     assert shown.out.count("\n") == 1
 
 
-def options(out: Path, *argv: Any) -> ChatOptions:
-    """The choice of turns as the command line gives it."""
-    parser = ArgumentParser()
-    train.add_arguments(parser)
-    return train.resolve_chat_options(parser.parse_args(["--out", str(out), *map(str, argv)]), out)
+def settings(out: Path, *argv: Any) -> TrainSettings:
+    """The settings as the command line gives them, if the run in `out` may go on with them."""
+    given = parse(TrainSettings, ["--data", "d", "--out", str(out), *map(str, argv)], "amin train", "")
+    check_settings(given)
+    return given
 
 
 def test_a_resumed_run_reads_conversations_as_it_began(tmp_path: Path, records_file: Path) -> None:
     """And its account says whether lengths were recorded."""
-    assert options(tmp_path) == ChatOptions()
-    chosen = options(tmp_path, "--turn", "last", "--context-turns", 3, "--language", "English")
-    assert chosen == ChatOptions("last", 3, 2000, "English")
-    _, report = split_and_audit(load_data(str(records_file)), 0)
-    train.write_data_report(chosen, report, "0" * 64, tmp_path)
+    assert settings(tmp_path).conversations == ChatOptions()
+    chosen = settings(tmp_path, "--turn", "last", "--context-turns", 3, "--language", "English")
+    assert chosen.conversations == ChatOptions("last", 3, 2000, "English")
+    splits, report = load_splits(TrainConfig(data=str(records_file), tau=0.2, progress=False), ChatOptions())
+    train.begin(chosen, splits, report, {})
     assert json.loads((tmp_path / "data.json").read_text())["is_recorded"] is False
-    assert options(tmp_path) == options(tmp_path, "--context-turns", 3) == chosen
+    for words in ((), ("--context-turns", 3)):
+        assert settings(tmp_path, "--resume", *words).conversations == chosen.conversations
     with pytest.raises(InputError, match="turn: the run has 'last', not 'first'"):
-        options(tmp_path, "--turn", "first")
+        settings(tmp_path, "--resume", "--turn", "first")
 
 
 def test_memory_stays_within_8_gib_for_a_million_conversations(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What `amin train` is asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.outputs import is_launched
+from predictor.errors import InputError
+from predictor.records.chat_turns import ChatOptions
+from predictor.training.config import TrainConfig
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Settings of `amin train`.
+
+    Examples:
+      amin train --data records.parquet --out run
+      amin train --data lmsys/lmsys-chat-1m --model vicuna-13b --tokenizer lmsys/vicuna-13b-v1.5 --out run
+      amin train --out run --resume
+    """
+
+    out: Path
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the last whole epoch in --out, with the settings of that run; a finished run is left alone."""
+    force: bool = False
+    """Replace the run that is there, once the data is read."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """Data, network and training."""
+    conversations: ChatOptions = field(default_factory=ChatOptions)
+    """Conversation data."""
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Return what stands where no option is given: the settings of the resumed run, the shape of `--init`.
+
+        Raises:
+            InputError: there is neither data nor a run to go on with, or no predictor to start from.
+        """
+        if (stored := self.stored()) is not None and (self.resume or is_launched()):
+            return stored
+        if not self.training.data:
+            raise InputError("--data is missing: a file of records, or the hub name of a data set")
+        return {} if self.training.init is None else shape_of(self.training.init)
+
+    def stored(self) -> Mapping[str, Any] | None:
+        """Return the settings that the run in `out` was begun with, one for each option; None without a run."""
+        import yaml
+
+        file = self.out / CONFIG_FILE
+        if not file.is_file():
+            return None
+        try:
+            value = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{file}: not YAML ({' '.join(str(error).split())}); give another --out") from None
+        if not isinstance(value, dict) or "data" not in value:
+            raise InputError(f"{file}: not the settings of a run; give another --out")
+        names = {*TrainConfig.__dataclass_fields__, *ChatOptions.__dataclass_fields__}
+        return {name: setting for name, setting in value.items() if name in names}
+
+
+def shape_of(init: str) -> dict[str, Any]:
+    """Return the settings that a run has from the predictor it starts from; InputError where there is none."""
+    from predictor.training.checkpoint import load_spec
+
+    spec, shape = load_spec(init)
+    return {
+        "encoder": None,
+        "max_length": spec.bins.max_length,
+        "num_bins": spec.bins.num_bins,
+        "num_terms": shape.num_terms,
+        "num_components": shape.num_components,
+        "hidden_size": shape.hidden_size,
+        "heads": ",".join(shape.heads),
+        "max_prompt_tokens": spec.max_prompt_tokens,
+    }
