@@ -1,14 +1,13 @@
 """A folder that `amin export` wrote: what its manifest states, read back whole or refused in one line."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from predictor.bounds.calibration import ConformalTable
 from predictor.errors import InputError
+from predictor.json_file import read_object
 from predictor.spec import PredictorSpec
 
 MANIFEST, MODEL, TOKENIZER = "manifest.json", "model.onnx", "tokenizer.json"
@@ -26,7 +25,7 @@ def read_export(folder: Path) -> PredictorSpec:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise InputError(f"{manifest}: no such file; {folder} is not a folder written by `amin export`")
-    value = _read_json(manifest)
+    value = read_object(manifest, "write the export again with `amin export`")
     try:
         spec = PredictorSpec.from_dict(value, str(manifest))
         check_spec(spec)
@@ -90,13 +89,3 @@ def _check_table(table: ConformalTable, field: str, highest: float) -> None:
 def _require(holds: bool, field: str, value: object) -> None:
     if not holds:
         raise ValueError(f"{field}: {value}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, RecursionError, ValueError) as error:
-        raise not_whole(file, error) from None
-    if not isinstance(value, dict):
-        raise not_whole(file, f"a JSON {type(value).__name__}")
-    return value

@@ -1,6 +1,5 @@
 """Whether a run may go on: its settings, and what its inputs hold, are what it began with."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipelines.files import atomic_file, content_sha256
 from pipelines.scheduling import FILE_NAME
 from pipelines.settings.train import CONFIG_FILE, TrainSettings, shape_of
 from predictor.errors import InputError
+from predictor.json_file import read_object
 from predictor.training.checkpoint import DEFAULT_ENCODER, versions
 from predictor.training.config import TrainConfig
 
@@ -65,7 +65,7 @@ def input_digests(config: TrainConfig) -> dict[str, str]:
 def require_same_inputs(out: Path, now: Mapping[str, str], splits_sha256: str | None = None) -> None:
     """Raise InputError where an input, or a split, does not hold what it did when the run in `out` began."""
     file = out / DATA_FILE
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = read_object(file, "choose another --out") if file.is_file() else {}
     before = stored.get("inputs", {})
     for name in before.keys() & now.keys():
         if before[name] != now[name]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
+from predictor.json_file import read_object
 
 FORMAT = 1
 SOURCE_FILE = "states.json"
@@ -121,11 +122,8 @@ def write_source(folder: Path, source: StateSource, records_sha256: str) -> None
 def read_source(folder: Path) -> tuple[StateSource, str]:
     """Return what the shards of `folder` are of, and the hash of their records; InputError where that is unknown."""
     path = folder / SOURCE_FILE
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a folder of amin collect --states") from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    value = read_object(path, "give a folder of amin collect --states")
+    if value.get("format") != FORMAT:
         raise InputError(f"{path}: format: must be {FORMAT}; collect the states again")
     return StateSource.from_dict(value, path), str(value.get("records_sha256"))
 

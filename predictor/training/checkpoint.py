@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictor.errors import InputError
+from predictor.json_file import read_object
 from predictor.prompts.tokens import load_tokenizer
 from predictor.spec import PredictorSpec
 
@@ -21,6 +22,8 @@ WEIGHTS_FILE = "model.safetensors"
 # Weights with a row for each served model.
 OF_EACH_MODEL = re.compile(r"heads\.\d+\.(embedding|residual|bias)")
 DEFAULT_ENCODER = Path(__file__).resolve().parents[2] / "checkpoints" / "length-predictor"
+
+REMEDY = "copy or train the predictor again"
 
 
 def versions() -> dict[str, str]:
@@ -70,7 +73,7 @@ def load_spec(folder: str | Path) -> tuple[PredictorSpec, "NetworkShape"]:
     from predictor.training.network import NetworkShape
 
     file = predictor_folder(folder) / SPEC_FILE
-    value = _read_json(file)
+    value = read_object(file, REMEDY)
     spec = PredictorSpec.from_dict(value, str(file))
     return spec, NetworkShape.from_dict(value["network"])
 
@@ -153,7 +156,7 @@ def _bare_encoder(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModel
 
     file = folder / "config.json"
-    if "auto_map" in _read_json(file):
+    if "auto_map" in read_object(file, REMEDY):
         raise InputError(f"{file}: auto_map: names Python code, which no predictor brings; copy the predictor again")
     build: Any = AutoModel.from_config
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -177,14 +180,4 @@ def _read_weights(file: Path) -> dict[str, Any]:
     try:
         return {name: value.float() for name, value in load_file(file).items()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); copy or train the predictor again") from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); copy or train the predictor again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: must hold a JSON object; copy or train the predictor again")
-    return value
+        raise InputError(f"{file}: cannot be read ({error}); {REMEDY}") from None
