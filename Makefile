@@ -18,13 +18,17 @@ AISIMULATE := aisimulate==0.13.0.dev202610270000000085
 AISIMULATE_NEEDS := numpy pandas pydantic pyyaml pyarrow scipy psutil 'ijson<4' packaging jinja2 tqdm prettytable plotext \
 	munch plotly matplotlib
 
-.PHONY: demo test test-vllm bench lint clean
+.PHONY: demo test test-faults test-vllm bench lint clean
 
 demo: .venv/installed
 	$(BIN)/amin demo --out demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+# Kills, full disks, damaged files and hostile inputs, many of each; AMIN_FAULT_TRIALS of each trial.
+test-faults: .venv/installed
+	AMIN_FAULT_TRIALS=$(or $(AMIN_FAULT_TRIALS),20) $(BIN)/python -m pytest -n 2 -m "faults or not faults" tests/faults
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/scheduler/integrations/vllm
