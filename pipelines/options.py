@@ -7,6 +7,7 @@ from dataclasses import MISSING
 from typing import Any, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentParser
+from yaml import YAMLError
 
 from pipelines.settings.option import Option, Positional, made_of, options_of
 from predictor.errors import InputError
@@ -87,6 +88,8 @@ def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[st
         return dict(parser.parse_args(list(argv)).as_dict())
     except argparse.ArgumentError as error:
         raise InputError(_in_one_line(str(error), {option.field.name: option for option in options})) from None
+    except (RecursionError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"--config: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
