@@ -29,6 +29,11 @@ class Workload:
     output_lens: list[int]
     renewals: Mapping[int, Sequence[Renewal]] = field(default_factory=dict)
 
+    def select(self, indices: Sequence[int]) -> "Workload":
+        """Return the requests at `indices`, each as often as it is named, with all that belongs to them."""
+        renewals = {k: self.renewals[i] for k, i in enumerate(indices) if i in self.renewals}
+        return Workload([self.requests[i] for i in indices], [self.output_lens[i] for i in indices], renewals)
+
 
 def read_workload(path: Path, max_new_tokens: int | None = None, edges: Ints | None = None) -> Workload:
     """Return the workload of a JSONL file (fields: docs/architecture.md).
@@ -61,7 +66,8 @@ def workload_from_rows(
     cap = _limit_for_all(lens, max_new_tokens, places)
     requests = [_request(row, place, cap, edges) for place, row in rows]
     _refuse_above_limit(lens, np.array([request.max_new_tokens for request in requests]), places)
-    return Workload(requests, output_lens)
+    renewals = {i: _renewals(row, place, edges) for i, (place, row) in enumerate(rows) if row.get("renewals")}
+    return Workload(requests, output_lens, renewals if edges is not None else {})
 
 
 def workload_lines(workload: Workload) -> Iterator[str]:
@@ -204,6 +210,26 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _renewals(row: dict[str, Any], where: str, edges: Ints | None) -> list[Renewal]:
+    """Return the field renewals: a list of [tokens out, survival] or [tokens out, survival, lower bound]."""
+    entries = row["renewals"]
+    if not isinstance(entries, list) or not all(isinstance(each, list) and len(each) in (2, 3) for each in entries):
+        raise InputError(f"{where}: renewals must be a list of [tokens out, survival] or [tokens out, survival, bound]")
+    found: list[Renewal] = []
+    for count, values, *bound in entries:
+        if isinstance(count, bool) or not isinstance(count, int) or count <= (found[-1].num_generated if found else 0):
+            raise InputError(f"{where}: renewals: tokens out are {count!r}, must be whole, at least 1, and rise")
+        forecast = _forecast({"survival": values}, f"{where}: renewals after {count} tokens", edges)
+        if forecast is not None:
+            lower = bound[0] if bound else int(forecast.conditional_quantile(count, 0.1))
+            if isinstance(lower, bool) or not isinstance(lower, int) or lower < 1:
+                raise InputError(
+                    f"{where}: renewals after {count} tokens: bound is {lower!r}, must be whole, at least 1"
+                )
+            found.append(Renewal(count, forecast, lower))
+    return found
 
 
 def _forecast(row: dict[str, Any], where: str, edges: Ints | None) -> Forecast | None:

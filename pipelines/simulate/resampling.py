@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 def resample(base: Workload, count: int, load: float | None, kv_budget: int, rng: np.random.Generator) -> Workload:
     """Return `count` requests drawn with replacement, all at 0 or Poisson at a load (`scheduler.arrivals`)."""
     chosen = rng.integers(len(base.requests), size=count).tolist()
-    drawn = Workload([base.requests[i] for i in chosen], [base.output_lens[i] for i in chosen])
+    drawn = base.select(chosen)
     return arriving(drawn, poisson(drawn, load, kv_budget, rng))
 
 
@@ -31,7 +31,7 @@ def arriving(workload: Workload, times: Floats) -> Workload:
     """Return the workload with these arrival times and new names."""
     facts = zip(workload.requests, times.tolist(), strict=True)
     requests = [replace(r, request_id=f"r{k}", arrival_time=time) for k, (r, time) in enumerate(facts)]
-    return Workload(requests, workload.output_lens)
+    return replace(workload, requests=requests)
 
 
 def volumes(workload: Workload) -> Floats:
@@ -60,4 +60,4 @@ def seconds_per_iteration(worker: Worker, workload: Workload) -> float:
 def stretched(workload: Workload, factor: float) -> Workload:
     """Return the workload with all arrival times multiplied."""
     requests = [replace(request, arrival_time=request.arrival_time * factor) for request in workload.requests]
-    return Workload(requests, workload.output_lens)
+    return replace(workload, requests=requests)

@@ -53,21 +53,21 @@ def read_base(settings: SourceSettings, kv_cache: KvCache) -> Workload:
 
 def _fitting(workload: Workload, kv_cache: KvCache, *, skip: bool) -> Workload:
     """Return the requests that the cache can hold; InputError that counts and names the others, unless skipped."""
-    kept: list[tuple[Request, int]] = []
-    too_large: list[tuple[Request, int]] = []
-    for request, output_len in zip(workload.requests, workload.output_lens, strict=True):
+    kept: list[int] = []
+    too_large: list[int] = []
+    for i, (request, output_len) in enumerate(zip(workload.requests, workload.output_lens, strict=True)):
         fits = kv_cache.blocks(request.num_prompt_tokens + output_len) <= kv_cache.num_blocks
-        (kept if fits else too_large).append((request, output_len))
+        (kept if fits else too_large).append(i)
     if not too_large:
         return workload
-    names = ", ".join(request.request_id for request, _ in too_large[:5])
+    names = ", ".join(workload.requests[i].request_id for i in too_large[:5])
     names += ", ..." if len(too_large) > 5 else ""
     held = kv_cache.kv_budget
     what = f"{len(too_large)} of {len(workload.requests)} requests take more than the {held} tokens of the KV"
     if not skip or not kept:
         raise InputError(f"{what} cache: {names}; leave them out with --skip-too-large, or give more memory")
     logger.warning("left out: %s cache: %s", what, names)
-    return Workload([request for request, _ in kept], [output_len for _, output_len in kept])
+    return workload.select(kept)
 
 
 def _capped(workload: Workload, kv_cache: KvCache) -> Workload:
@@ -77,7 +77,7 @@ def _capped(workload: Workload, kv_cache: KvCache) -> Workload:
         else request
         for request in workload.requests
     ]
-    return Workload(requests, workload.output_lens)
+    return replace(workload, requests=requests)
 
 
 def states_caps(workload: Workload, kv_cache: KvCache) -> bool:
@@ -156,7 +156,7 @@ def arriving_at(
 def with_times(base: Workload, times: Sequence[float]) -> Workload:
     """Return the workload with these arrival times."""
     requests = [replace(request, arrival_time=time) for request, time in zip(base.requests, times, strict=True)]
-    return Workload(requests, base.output_lens)
+    return replace(base, requests=requests)
 
 
 def with_predictions(workload: Workload, predictions: str | None, rng: np.random.Generator) -> Workload:

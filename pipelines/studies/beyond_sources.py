@@ -55,7 +55,7 @@ def _window(base: Workload, count: int, load: float, kv_budget: int, rng: np.ran
     fits = [i for i, total in enumerate(tokens) if total < kv_budget // 4]
     first = int(rng.integers(max(1, len(fits) - count)))
     chosen = fits[first : first + count]
-    drawn = Workload([base.requests[i] for i in chosen], [base.output_lens[i] for i in chosen])
+    drawn = base.select(chosen)
     times = np.array([request.arrival_time for request in drawn.requests])
     return arriving(predicted(drawn, NOISE, rng), scale_to_load(times, load, volumes(drawn), kv_budget))
 

@@ -1,6 +1,8 @@
 """Forecasts that are renewed while requests run."""
 
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +10,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
+from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulation import simulate
 from scheduler.worker import Worker
-from scheduler.workload import Workload
+from scheduler.workload import Workload, workload_from_rows
 
 READING = ("amin", "amin-eviction", "amin-survival", "amax", "svf", "sjf", "fcfs", "hindsight")
 
@@ -116,3 +119,39 @@ def test_a_restarted_request_goes_through_its_renewals_again() -> None:
     plan.start(0, running)
     running.advance(1)
     assert [renewal.num_generated for _, renewal in plan.take(running)] == [4]
+
+
+EDGES = np.array([0, 4, 8])
+
+
+def row(**fields: Any) -> tuple[str, dict[str, Any]]:
+    """A row of a workload file."""
+    return "w.jsonl: line 1", {"request_id": "a", "num_prompt_tokens": 3, "output_len": 6, **fields}
+
+
+def test_renewals_are_read_from_a_workload_file_and_go_with_their_requests() -> None:
+    """With or without a bound; without the bins they are left out, as survival is."""
+    read = workload_from_rows([row(renewals=[[1, [1, 0.5, 0]], [4, [1, 1, 0], 7]])], edges=EDGES)
+    first, second = read.renewals[0]
+    assert (first.num_generated, second.output_len_lower_bound) == (1, 7)
+    assert first.output_len_lower_bound >= 1
+    assert workload_from_rows([row(renewals=[[1, [1, 0.5, 0]]])]).renewals == {}
+    twice = read.select([0, 0])
+    assert twice.renewals == {0: read.renewals[0], 1: read.renewals[0]}
+
+
+@pytest.mark.parametrize(
+    ("renewals", "message"),
+    [
+        ([[0, [1, 0.5, 0]]], "tokens out are 0"),
+        ([[2, [1, 0.5, 0]], [2, [1, 0.5, 0]]], "and rise"),
+        ([[1, [1, 0.5]]], "after 1 tokens: survival must have 3 values"),
+        ([[1, [1, 0.5, 0], 0.5]], "bound is 0.5"),
+        ([1], "must be a list of"),
+        ("x", "must be a list of"),
+    ],
+)
+def test_a_wrong_renewal_is_named_by_its_line(renewals: Any, message: str) -> None:
+    """File, line, field and what is wrong."""
+    with pytest.raises(InputError, match=rf"w\.jsonl: line 1: renewals.*{re.escape(message)}"):
+        workload_from_rows([row(renewals=renewals)], edges=EDGES)
