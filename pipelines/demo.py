@@ -29,11 +29,11 @@ def run(settings: DemoSettings) -> None:
             "--draws", settings.draws, "--limit", settings.limit, "--max-new-tokens", MAX_NEW_TOKENS,
             "--max-running", 64, "--out", records, *device,
         )  # fmt: skip
-    resume = ["--resume"] if (trained / "config.yaml").exists() else []
     run_stage(
-        "train", "--data", records, "--encoder", ENCODER, "--max-length", MAX_NEW_TOKENS, "--out", trained, *resume
+        "train", "--data", records, "--encoder", ENCODER, "--max-length", MAX_NEW_TOKENS, "--out", trained, "--resume"
     )
-    run_stage("export", trained, "--out", serving)
+    if not serving.exists():  # an export appears whole or not at all
+        run_stage("export", trained, "--out", serving)
     again = ["--resume"] if (out / "evaluation" / "runs").exists() else []
     run_stage(
         "evaluate", "--predictor", serving, "--served-model", settings.served_model, "--prompts", records,

@@ -85,11 +85,15 @@ def _add(place: Any, option: Option) -> None:
 
 def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[str]) -> Mapping[str, Any]:
     try:
-        return dict(parser.parse_args(list(argv)).as_dict())
+        values = dict(parser.parse_args(list(argv)).as_dict())
     except argparse.ArgumentError as error:
         raise InputError(_in_one_line(str(error), {option.field.name: option for option in options})) from None
     except (RecursionError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(f"--config: not YAML: {' '.join(str(error).split())}") from None
+    for option in options:
+        if values[option.field.name] is None and not option.may_be_none:  # jsonargparse takes null for any type
+            raise InputError(f"{option.spelled}: must be {option.wanted}, not null")
+    return values
 
 
 def _in_one_line(message: str, options: Mapping[str, Option]) -> str:

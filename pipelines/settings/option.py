@@ -65,6 +65,11 @@ class Option:
         return [str(choice) for part in literals for choice in get_args(part)]
 
     @property
+    def may_be_none(self) -> bool:
+        """Whether None is a value."""
+        return NoneType in get_args(self.bare)
+
+    @property
     def metavar(self) -> str:
         """What `--help` calls the value."""
         marker = self.marker(Metavar)

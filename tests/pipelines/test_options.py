@@ -127,6 +127,8 @@ def test_a_wrong_value_is_one_line(
         ("tau: [0.1]\n", "--tau: must be a number, not '[0.1]'"),
         ("kind: 3\n", "--kind: must be one of one, two, not '3'"),
         ("progress: maybe\n", "--config: 'maybe' where true or false is wanted"),
+        ("tau: null\n", "--tau: must be a number, not null"),
+        ("force: null\n", "--force: must be true or false, not null"),
         ("[1, 2\n", "--config: not YAML"),
         ("- 1\n", "--config: no mapping of settings"),
     ],
