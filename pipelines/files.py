@@ -39,9 +39,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def atomic_files(folder: Path, last: str) -> Iterator[Path]:
     """Yield an empty folder whose files go into `folder` together on success; `last` names the one that states them.
 
-    That file is taken away first and comes last: where a process dies in between it is missing, and nobody takes the
-    old ones and the new ones for a set.
+    A folder that is not there yet appears whole. In one that is there, that file is taken away first and comes last:
+    where a process dies in between it is missing, and nobody takes the old ones and the new ones for a set.
     """
+    if not folder.exists():
+        with atomic_directory(folder) as whole:
+            yield whole
+        return
     with aside(folder) as new, naming_disk(folder):
         inside = new / "files"
         inside.mkdir()

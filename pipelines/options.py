@@ -106,6 +106,8 @@ def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
     if key is not None and value is not None and key[1] in options:
         option = options[key[1]]
         return f"{option.spelled}: must be {option.wanted}, not {value[1]!r}"
+    if key is not None and key[1] in options:
+        return f"{options[key[1]].spelled}: {' '.join(message[key.end() + 1 :].split())}"
     if boolean := re.fullmatch(r"Value not boolean: (.*)\.", message):
         return f"--config: {boolean[1]!r} where true or false is wanted"
     line = " ".join(message.split()).replace("Unexpected config:", "--config: no mapping of settings:")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import atomic_file, write_json
+from pipelines.files import atomic_files, write_json
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
 from scheduler.metrics import (
@@ -71,7 +71,7 @@ def policy_figures(
 
 
 def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRun]) -> None:
-    """Write `out/results.json` and `out/requests.parquet`."""
+    """Write `out/results.json` and `out/requests.parquet`, both or neither."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -83,10 +83,11 @@ def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRu
         columns["request_id"] += [request.request_id for request in run.requests]
         for name in MEASURED:
             columns[name] += getattr(run.result, name).tolist()
-    # Arrow takes no path that is not text, and an open file of any name.
-    with atomic_file(out / "requests.parquet") as new, new.open("wb") as stream:
-        pq.write_table(pa.table(columns), stream)
-    write_json(out / "results.json", results)
+    with atomic_files(out, last="results.json") as new:
+        # Arrow takes no path that is not text, and an open file of any name.
+        with (new / "requests.parquet").open("wb") as stream:
+            pq.write_table(pa.table(columns), stream)
+        write_json(new / "results.json", results)
 
 
 COLUMNS = (

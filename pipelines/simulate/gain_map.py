@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.files import atomic_file, write_json
+from pipelines.files import atomic_files, write_json
 from pipelines.gains import is_nil
 from pipelines.plots import gain_map
 from pipelines.results import print_table
@@ -54,9 +54,9 @@ def run(settings: MapSettings) -> None:
         for load in loads:
             cells += _row(settings, ground, load, noises, bar)
     results = {"policy": settings.policy, "workload": Path(settings.source.workload).name}
-    with atomic_file(settings.out / "map.png") as aside:
-        aside.write_bytes(gain_map(cells, settings.policy))
-    write_json(settings.out / "map.json", results | setting(settings.worker) | {"cells": cells})
+    with atomic_files(settings.out, last="map.json") as new:
+        (new / "map.png").write_bytes(gain_map(cells, settings.policy))
+        write_json(new / "map.json", results | setting(settings.worker) | {"cells": cells})
     print(f"{described(settings.worker)}; how many times faster {settings.policy} is than fcfs (mean latency)")
     print(f"{settings.seeds} seeds; error of the predictions across, load down; ~ no difference")
     header = ["load", *(f"{noise:g}" for noise in noises), "fcfs waits"]

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import write_json
+from pipelines.outputs import check_output
 from pipelines.predict import survivals_with_progress
 from pipelines.results import print_table
 from pipelines.scheduling import FILE_NAME
@@ -68,7 +69,7 @@ CANDIDATES: Mapping[str, Sequence[Candidate]] = {
 
 
 def run(settings: TuneSettings) -> None:
-    """Simulate every candidate, print the table, write `scheduling.json` into the folder.
+    """Simulate every candidate, write `scheduling.json` into the folder, print the table.
 
     Raises:
         InputError: a file, row or option that the user can fix.
@@ -77,6 +78,8 @@ def run(settings: TuneSettings) -> None:
     if settings.objective == "goodput" and settings.ttft_target is None and settings.tpot_target is None:
         raise InputError("--objective goodput counts what keeps targets: give --ttft-target, --tpot-target or both")
     worker = make_worker(settings.worker)
+    file = _folder(settings) / FILE_NAME
+    check_output(file, "SERVING", is_folder=False, inputs=[settings.data])
     length_predictor = resolve_predictor(settings.path)
     by_tau = _workloads(settings, length_predictor)
     policies: dict[str, Any] = {}
@@ -90,18 +93,16 @@ def run(settings: TuneSettings) -> None:
             "candidates": [{"name": c.name, **_means(figures[c.name])} for c in known],
         }
         rows += [_row(c, figures, known[0].name, settings.objective, is_chosen=c == best) for c in known]
+    value = {"served_model": length_predictor.spec.choose(settings.model), **setting(settings.worker)}
+    value |= {name: getattr(settings, name) for name in ("load", "split", "objective", "requests", "seeds")}
+    write_json(file, value | {"policies": policies})
     print(
         f"{settings.requests} requests of {len(by_tau[0.1].requests)} draws, {described(settings.worker)}, "
         f"{settings.seeds} seeds, load {settings.load}, {unit(settings.worker)}; by {settings.objective}"
     )
     header = ["policy", "candidate", "mean latency", f"{settings.objective} / default's", "p99", "evictions"]
     print_table([*header, "recomputed", ""], rows)
-    folder = _folder(settings)
-    names = ("load", "split", "objective", "requests", "seeds")
-    value = {"served_model": length_predictor.spec.choose(settings.model), **setting(settings.worker)}
-    value |= {name: getattr(settings, name) for name in names}
-    write_json(folder / FILE_NAME, value | {"policies": policies})
-    print(f"{folder / FILE_NAME}: pass it to amin simulate or amin evaluate as --scheduling")
+    print(f"{file}: pass it to amin simulate or amin evaluate as --scheduling")
 
 
 def _folder(settings: TuneSettings) -> Path:
