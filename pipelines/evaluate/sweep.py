@@ -12,10 +12,11 @@ from pipelines.evaluate.case import Case
 from pipelines.evaluate.replay import replay
 from pipelines.evaluate.run import measure, within_cache
 from pipelines.evaluate.store import RunStore
+from pipelines.gains import gain_cell, gain_over
 from pipelines.served_model import ServedModel
 from scheduler.arrivals import poisson_arrivals
 from scheduler.kv_cache import KvCache
-from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
+from scheduler.metrics import summarize
 from scheduler.simulation import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -70,21 +71,16 @@ def _capacity(case: Case, lens: Sequence[int], worker: Worker) -> float:
 
 def _simulated(case: Case, lens: Sequence[int], worker: Worker, rate: float) -> dict[str, Any]:
     """Return the gain over fcfs, as the cells of `pipelines.simulate.gain_map` have it."""
-    gains, waits = [], []
+    gains, runs_of_fcfs = [], []
     for seed in range(NUM_SEEDS):
         workload = _drawn(case, lens, rate, worker.kv_cache, np.random.default_rng(seed))
         fcfs, ours = (
             summarize(simulate(name, workload, worker, seed, **case.policy_options[name]), worker.kv_cache)
             for name in ("fcfs", POLICY)
         )
-        keys = ("mean_latency", "p99_latency")
-        gains.append({key: np.divide(fcfs[key], ours[key]).item() for key in keys})
-        waits.append(np.divide(fcfs["mean_queueing_delay"], fcfs["mean_latency"]).item())
-    return {
-        "gain": mean_over_seeds(gains),
-        "interval_95": interval_over_seeds(gains),
-        "fcfs_queueing_share": float(np.mean(waits)),
-    }
+        gains.append(gain_over(fcfs, ours))
+        runs_of_fcfs.append(fcfs)
+    return gain_cell(gains, runs_of_fcfs)
 
 
 def _drawn(case: Case, lens: Sequence[int], rate: float, kv_cache: KvCache, rng: np.random.Generator) -> Workload:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import atomic_files, write_json
-from pipelines.gains import is_nil
+from pipelines.gains import gain_cell, gain_over, is_nil
 from pipelines.plots import gain_map
 from pipelines.results import print_table
 from pipelines.settings.simulate import MapSettings
@@ -23,7 +23,7 @@ from pipelines.simulate.workloads import (
     with_times,
 )
 from scheduler.errors import InputError
-from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
+from scheduler.metrics import summarize
 from scheduler.policies import POLICIES
 from scheduler.simulation import simulate
 from scheduler.worker import Worker
@@ -71,30 +71,20 @@ def run(settings: MapSettings) -> None:
 def _row(settings: MapSettings, ground: Ground, load: float, noises: Sequence[float], bar: Any) -> list[dict[str, Any]]:
     """Return the cells of one load."""
     gains: dict[float, list[Mapping[str, Any]]] = {noise: [] for noise in noises}
-    waits = []
+    runs_of_fcfs = []
     for seed in range(settings.seeds):
         rng = np.random.default_rng(seed)
         timed = arriving_at(ground.base, settings.arrivals, load, ground.tokens, rng)
         timed = with_times(timed, [request.arrival_time * ground.iteration for request in timed.requests])
-        reference = _figures("fcfs", timed, ground.worker, seed)
-        waits.append(reference["mean_queueing_delay"] / reference["mean_latency"])
+        fcfs = _figures("fcfs", timed, ground.worker, seed)
+        runs_of_fcfs.append(fcfs)
         bar.update()
         for noise in noises:
             predicted = with_predictions(timed, f"noise:{noise}", np.random.default_rng((seed, 1)))
             figures = _figures(settings.policy, predicted, ground.worker, seed)
-            ratio = {key: reference[key] / figures[key] for key in ("mean_latency", "p99_latency")}
-            gains[noise].append(ratio | {"recomputed_share": figures["recomputed_share"]})
+            gains[noise].append(gain_over(fcfs, figures) | {"recomputed_share": figures["recomputed_share"]})
             bar.update()
-    return [
-        {
-            "load": load,
-            "noise": noise,
-            "gain": mean_over_seeds(seeds),
-            "interval_95": interval_over_seeds(seeds),
-            "fcfs_queueing_share": sum(waits) / len(waits),
-        }
-        for noise, seeds in gains.items()
-    ]
+    return [{"load": load, "noise": noise, **gain_cell(seeds, runs_of_fcfs)} for noise, seeds in gains.items()]
 
 
 def _figures(policy: str, workload: Workload, worker: Worker, seed: int) -> dict[str, Any]:
