@@ -22,7 +22,7 @@ if importlib.util.find_spec("vllm") is not None:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-        from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+        from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
         from vllm.v1.request import Request, RequestStatus
         from vllm.v1.structured_output import StructuredOutputManager
 
@@ -44,7 +44,8 @@ class Engine:
         self.requests: dict[str, Any] = {}
         self.output_lens: dict[str, int] = {}
         self.ends: dict[str, int] = {}
-        self.num_steps = 0
+        self.num_steps, self.may_resume_at_once = 0, False
+        self.arrived_transfers: set[str] = set()
         self.hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
         self._in_flight: deque[tuple[Any, set[str]]] = deque()
 
@@ -74,7 +75,9 @@ class Engine:
         output = self.scheduler.schedule()
         self.num_steps += 1
         ids = list(output.num_scheduled_tokens)
-        assert output.preempted_req_ids.isdisjoint(ids), "the first model runner takes them for never gone"
+        assert self.may_resume_at_once or output.preempted_req_ids.isdisjoint(ids), (
+            "the first model runner takes them for never gone"
+        )
         in_prefill = {name for name in ids if self.scheduler.requests[name].is_prefill_chunk}
         self._in_flight.append((output, in_prefill))
         if len(self._in_flight) == self.depth or not ids:
@@ -86,7 +89,9 @@ class Engine:
         drafts = output.scheduled_spec_decode_tokens
         sampled = [[] if name in in_prefill else self._sample(name, len(drafts.get(name, ()))) for name in ids]
         rows = {request_id: i for i, request_id in enumerate(ids)}
-        self.scheduler.update_from_output(output, ModelRunnerOutput(ids, rows, sampled))
+        transfers, self.arrived_transfers = self.arrived_transfers, set()
+        kv = KVConnectorOutput(finished_recving=transfers) if transfers else None
+        self.scheduler.update_from_output(output, ModelRunnerOutput(ids, rows, sampled, kv_connector_output=kv))
         for name in ids:
             if name not in self.scheduler.requests:
                 self.ends.setdefault(name, self.num_steps)
@@ -245,3 +250,44 @@ def streaming_chunk() -> Callable[[Engine, str, list[int] | None], None]:
         engine.scheduler.add_request(Request(name, tokens or [0], settings, None, resumable=tokens is not None))
 
     return send
+
+
+class Transfers:
+    """A KV connector that brings the first tokens of some prompts from elsewhere, when it is told to."""
+
+    requires_kv_delivery = supports_divergent_local_hybrid_hits = False
+
+    def __init__(self, names: set[str], num_tokens: int) -> None:
+        self.names, self.num_tokens = set(names), num_tokens
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        """Return how many tokens come, and whether later."""
+        waits = request.request_id in self.names
+        return (self.num_tokens, True) if waits and num_computed_tokens < self.num_tokens else (0, False)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers = {
+            "request_finished": (False, None),
+            "request_finished_all_groups": (False, None),
+            "has_pending_push_work": False,
+            "has_pending_block_frees": False,
+            "get_loaded_kv_cache_group_ids": (),
+        }
+        return lambda *args, **kwargs: answers.get(name)
+
+
+@pytest.fixture(scope="session")
+def connector() -> Callable[..., Callable[[], None]]:
+    """A function that gives an engine such a connector; it returns one that lets all transfers arrive."""
+
+    def connect(engine: Engine, names: set[str], num_tokens: int) -> Callable[[], None]:
+        transfers = Transfers(names, num_tokens)
+        engine.scheduler.connector = transfers
+
+        def arrive() -> None:
+            engine.arrived_transfers = set(transfers.names)
+            transfers.names = set()
+
+        return arrive
+
+    return connect
