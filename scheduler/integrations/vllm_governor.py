@@ -48,7 +48,7 @@ class Governor:
 
     def _queued(self) -> Iterator[Any]:
         yield from self._vllm.waiting
-        yield from getattr(self._vllm, "kv_holding_waiting", ())
+        yield from self._vllm.kv_holding_waiting
 
     def step_back(self) -> None:
         """Leave everything to vLLM; what the policy has learnt stays."""
@@ -92,7 +92,8 @@ class Governor:
     def _num_generated(self, request_id: str) -> int:
         """Return the tokens of a request, those included that are still in flight."""
         request = self._vllm.requests[request_id]
-        return int(request.num_output_tokens + getattr(request, "num_output_placeholders", 0))
+        count: int = request.num_output_tokens + request.num_output_placeholders
+        return count
 
     def _unblock(self) -> None:
         for name in [*self._blocked]:
@@ -110,13 +111,15 @@ class Governor:
         in_use = (pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()) // num_groups
         held = sum(len(manager.get_block_ids(name)[0]) for name in self._outside)
         runner.num_outside_blocks = max(held, in_use - runner.num_blocks_in_use)
-        running = [vllm.requests[name] for name in self._outside]
-        slots = sum(request.status == RequestStatus.RUNNING for request in running)
-        slots += getattr(vllm, "num_waiting_for_streaming_input", 0)
-        slots -= sum(request.status == RequestStatus.WAITING_FOR_REMOTE_KVS for request in self._running())
+        slots = self._num_outside_running() + vllm.num_waiting_for_streaming_input
+        if vllm.connector is not None:
+            slots -= sum(request.status == RequestStatus.WAITING_FOR_REMOTE_KVS for request in self._running())
         worker = runner.policy.worker
         if self._max_running is not None and worker.max_running != max(1, self._max_running - slots):
             runner.policy.worker = replace(worker, max_running=max(1, self._max_running - slots))
+
+    def _num_outside_running(self) -> int:
+        return sum(self._vllm.requests[name].status == RequestStatus.RUNNING for name in self._outside)
 
     def _running(self) -> Iterable[Any]:
         return (self._vllm.requests[name] for name in self.runner.running_ids())
@@ -147,6 +150,9 @@ class Governor:
         A request evicted for this iteration comes back in the next one at the earliest: vLLM's first model runner takes
         one that was in the last batch for one that never left.
         """
+        num_governed = len(self._vllm.running) - self._num_outside_running()
+        if num_governed == len(self.runner.running) and not self._to_preempt:
+            return []  # vLLM runs them all
         return [
             request
             for request in self._running()
