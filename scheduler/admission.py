@@ -24,6 +24,8 @@ def evict_while_full(running: RunningBatch, num_blocks: int, order: Iterable[int
 
 def evict_and_requeue(policy: Policy, running: RunningBatch, order: Iterable[int]) -> list[int]:
     """Return who of `order` is evicted so that the next iteration fits; they wait again by the key they came with."""
+    if policy.waiting.has_priorities:
+        order = sorted(order, key=lambda index: -policy.waiting.request(index).priority)
     preempted = evict_while_full(running, policy.worker.kv_cache.num_blocks, order)
     for index in preempted:
         policy.waiting.requeue(index, running.num_generated(index) if policy.worker.resume else 0)

@@ -82,7 +82,7 @@ class Policy(ABC):
 
 
 class WaitingQueue:
-    """Waiting requests in ascending order of a key; of equal keys, those that were added first.
+    """Waiting requests by priority, then in ascending order of a key; of equal keys, those that were added first.
 
     It remembers a request after it is popped, until `remove`, so that it can be queued again.
     """
@@ -90,7 +90,9 @@ class WaitingQueue:
     def __init__(self, block_size: int = 1) -> None:
         """Start empty; `block_size` is that of the prompts' common blocks."""
         self.prefixes, self._block_size = SharedPrefixes(), block_size
-        self._heap: list[tuple[float, int, int, int, int]] = []
+        self.has_priorities = False
+        """Whether any request had a priority other than 0."""
+        self._heap: list[tuple[tuple[int, float], int, int, int, int]] = []
         self._removed: set[int] = set()  # in the heap, until they are its head or half of it
         self._requests: dict[int, tuple[int, float, Request]] = {}
         self._num_added = 0
@@ -107,6 +109,7 @@ class WaitingQueue:
         """Take in the facts of a request that `requeue` will queue."""
         self._num_added += 1
         self._requests[index] = (self._num_added, key, request)
+        self.has_priorities |= request.priority != 0
         if request.prefix:
             self.prefixes.add(index, request.prefix)
 
@@ -118,7 +121,8 @@ class WaitingQueue:
         self.prefixes.release(index)
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
-        heappush(self._heap, (key, arrival, index, request.num_prompt_tokens + num_generated, num_generated))
+        held = request.num_prompt_tokens + num_generated
+        heappush(self._heap, ((request.priority, key), arrival, index, held, num_generated))
 
     def renew(self, index: int, key: float, request: Request) -> None:
         """Replace the facts of a request that is not queued, and the key that it will be queued by."""

@@ -20,6 +20,7 @@ class Request:
         output_len_upper_bound: Tokens it generates at most; `max_new_tokens` where nothing better is known.
         output_len_prediction: Central prediction (median) in tokens, if there is one.
         forecast: Predicted distribution of the output length, if there is one.
+        priority: Lower goes first and is evicted last, whatever the lengths.
         prefix: Names of the full blocks that the prompt begins with, where the engine stores equal ones once.
     """
 
@@ -31,6 +32,7 @@ class Request:
     output_len_upper_bound: int | None = None
     output_len_prediction: int | None = None
     forecast: Forecast | None = None
+    priority: int = 0
     prefix: Sequence[Hashable] = ()
 
     def forecast_or_bounds(self) -> Forecast:

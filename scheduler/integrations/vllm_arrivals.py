@@ -116,6 +116,7 @@ class Arrivals:
             output_len_lower_bound=bounds.lower or 1,
             output_len_upper_bound=bounds.upper,
             output_len_prediction=bounds.prediction,
+            priority=request.priority,
             prefix=shared_blocks(request, limits.block_size, limits.hash_block_size),
         )
 

@@ -131,6 +131,8 @@ class AminSurvival(Policy):
         if running.next_blocks > self.worker.kv_cache.num_blocks:
             order = list(reversed(running))
             order.sort(key=lambda index: self._worth(index, running.num_generated(index)))
+            if self.waiting.has_priorities:
+                order.sort(key=lambda index: -self.waiting.request(index).priority)
             preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, order)
             for index in preempted:
                 self._requeue(index, running)

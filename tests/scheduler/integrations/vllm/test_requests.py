@@ -116,11 +116,11 @@ def test_a_streamed_input_is_left_to_vllm(make_engine: Callable[..., Any], strea
     engine.check_tokens(engine.requests.keys() - {"session"})
 
 
-@pytest.mark.parametrize("own", [True])
-def test_priorities_are_honoured(make_engine: Callable[..., Any], vllms_own: Any, own: bool) -> None:
-    """With vLLM's `--scheduling-policy priority` the urgent ones end first, whatever their lengths, as in vLLM."""
-    kind = vllms_own if own else None
-    engine = make_engine(12, kind=kind, vllm={"scheduling_policy": "priority", "max_num_seqs": 4})
+@pytest.mark.parametrize("policy", [None, "amin", "amin-survival", "fcfs"])
+def test_priorities_are_honoured(make_engine: Callable[..., Any], vllms_own: Any, policy: str | None) -> None:
+    """With `--scheduling-policy priority` the urgent ones end first, whatever their lengths; so they do in vLLM."""
+    vllm = {"scheduling_policy": "priority", "max_num_seqs": 4}
+    engine = make_engine(12, vllm=vllm, policy=policy) if policy else make_engine(12, kind=vllms_own, vllm=vllm)
     for i in range(12):
         length = 60 if i % 2 else 10
         engine.add(f"r{i}", 20, length, facts={"priority": i % 2 == 0}, output_len_lower_bound=length // 2)
