@@ -32,6 +32,7 @@ OWN = (
     "group", "class", "prefix", "renewals",
 )  # fmt: skip
 """Further columns of a workload of ours; each may be missing in any row."""
+COUNTS = ("max_new_tokens", "output_len_lower_bound", "output_len_upper_bound", "output_len_prediction", "priority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,15 @@ def _workload(
     rows = []
     for index in kept.tolist():
         facts = {"num_prompt_tokens": int(prompts[index]), "output_len": int(outputs[index])}
-        own_facts = {name: table.columns[name][index] for name in further}
+        own_facts = {name: _plain(name, table.columns[name][index]) for name in further}
         rows.append((table.places[index], {**facts, "arrival_time": float(times[index]), **own_facts}))
     return workload_from_rows(rows, max_new_tokens, edges)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a count that CSV has as text as a number; anything else as it is, for the workload to check."""
+    count = whole_number(value) if name in COUNTS else None
+    return value if count is None else count
 
 
 def _tokens(table: _Table, name: str, values: Sequence[Any]) -> NDArray[np.int64]:

@@ -64,7 +64,7 @@ def _of_options(fields: Mapping[str, Any], *, is_whole: bool) -> dict[str, Any]:
         "max_new_tokens": cap if cap is None or cap >= 0 else None,
         "temperature": temperature if temperature is None or temperature >= 0 else None,
         "thinking": _thinking(fields),
-        "thinking_budget": budget if budget is None or budget >= 0 else _budget(fields.get("thinking")),
+        "thinking_budget": budget if budget is not None and budget >= 0 else _budget(fields.get("thinking")),
         "is_json": _is_json(fields.get("response_format"), False if is_whole else None),
         "num_answers": whole_number(fields.get("n")) or (1 if is_whole else None),
     }

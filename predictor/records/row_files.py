@@ -97,18 +97,20 @@ def _arrow_items(file: Path) -> Iterator[Item]:
     import pyarrow as pa
 
     try:
-        source = pa.memory_map(str(file))
+        source = pa.OSFile(str(file))  # not a memory map: a file cut short would end the process
         is_stream = source.read(6) != b"ARROW1"
         source.seek(0)
         found = pa.ipc.open_stream(source) if is_stream else pa.ipc.open_file(source)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error, "arrow") from None
     whole = found if is_stream else (found.get_batch(place) for place in range(found.num_record_batches))
-    yield from _numbered(file, (batch.slice(i, BATCH_SIZE) for batch in whole for i in _starts(batch)), "arrow")
+    yield from _numbered(file, _slices(whole), "arrow")
 
 
-def _starts(batch: Any) -> range:
-    return range(0, batch.num_rows, BATCH_SIZE)
+def _slices(whole: Iterator[Any]) -> Iterator[Any]:
+    for batch in whole:
+        batch.validate(full=True)  # damaged offsets would be followed out of the memory
+        yield from (batch.slice(start, BATCH_SIZE) for start in range(0, batch.num_rows, BATCH_SIZE))
 
 
 def _numbered(file: Path, tables: Iterator[Any], form: str) -> Iterator[Item]:

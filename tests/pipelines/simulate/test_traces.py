@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.simulate.traces import read_requests
+from pipelines.simulate.traces import read_requests, read_trace
 from scheduler.errors import InputError
 from scheduler.workload import Workload, read_workload
 
@@ -256,3 +256,103 @@ def test_a_ragged_line_is_an_input_error(tmp_path: Path) -> None:
     path.write_text("prefill,decode\n1,2\n\n3\n")
     with pytest.raises(InputError, match="line 4: 1 columns, must be 2 as in the header"):
         read(path)
+
+
+EPOCH = 1_764_271_830.5
+
+
+@WRITERS
+@pytest.mark.parametrize("ticks", [1.0, 1e3, 1e6])
+def test_numbers_since_1970_tell_their_unit_by_their_size(tmp_path: Path, write: Write, ticks: float) -> None:
+    """Seconds, milliseconds and microseconds, in parquet, CSV and JSON alike."""
+    columns = {**AZURE, "TIMESTAMP": [EPOCH * ticks, (EPOCH + 2) * ticks, (EPOCH + 4.5) * ticks]}
+    assert facts(read(write(tmp_path, columns)))[2] == [0, 2, 4.5]
+
+
+@WRITERS
+def test_fractions_beside_mooncakes_columns_are_seconds(tmp_path: Path, write: Write) -> None:
+    """As in the traces of Qwen on Bailian; a unit that is given counts, whatever the numbers look like."""
+    bailian = {**MOONCAKE, "timestamp": [27.0, 30.5, 27.482]}
+    assert facts(read(write(tmp_path, bailian)))[2] == pytest.approx(facts(read(write(tmp_path, MOONCAKE)))[2])
+    workload, report = read_trace(write(tmp_path, MOONCAKE), None, time_unit="s")
+    assert facts(workload)[2] == [0, 3500, 482]
+    assert "arriving over 3500 s (timestamp read as seconds" in report.line()
+
+
+OTHERS: list[tuple[Columns, list[float]]] = [
+    ({"Timestamp": [5, 45], "Model": ["a", "b"], "Request tokens": [3, 4], "Response tokens": [5, 6]}, [0, 40]),
+    ({"arrived_at": [0.5, 0.75], "num_prefill_tokens": [3, 4], "num_decode_tokens": [5, 6]}, [0, 0.25]),
+    ({"arrival_timestamp": [1.5, 2.5], "prompt_size": [3, 4], "token_size": [5, 6]}, [0, 1]),
+    (
+        {"startTime": ["2026-11-27T10:00:00Z", "2026-11-27T11:00:00+01:00"], "prompt_tokens": [3, 4],
+         "completion_tokens": [5, 6]}, [0, 0],
+    ),
+    (
+        {"NumImages": [0, 2], "TIMESTAMP": AZURE["TIMESTAMP"][:2], "ContextTokens": [3, 4],
+         "GeneratedTokens": [5.0, 6.0]}, [0, 4.314579],
+    ),
+    ({"input_length": [3, 4], "output_length": [5, 6]}, [0, 0]),
+]  # fmt: skip
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    ("columns", "times"), OTHERS, ids=["burst", "vidur", "splitwise", "gateway", "multimodal", "no times"]
+)
+def test_other_public_traces(tmp_path: Path, write: Write, columns: Columns, times: list[float]) -> None:
+    """Columns go by any of their names, in any spelling."""
+    assert facts(read(write(tmp_path, columns))) == ([3, 4], [5, 6], times)
+
+
+def test_a_benchmark_result_of_vllm_is_its_requests(tmp_path: Path) -> None:
+    """Without those that failed, also where several runs stand in one file."""
+    result = {
+        "model_id": "m", "input_lens": [3, 4, 9], "output_lens": [5, 6, 0], "start_times": [7.5, 8.0, 8.5],
+        "errors": ["", "", "timed out"],
+    }  # fmt: skip
+    for name, text in (("r.json", json.dumps(result, indent=1)), ("r.jsonl", json.dumps(result) + "\n")):
+        (tmp_path / name).write_text(text)
+        workload, report = read_trace(tmp_path / name, None)
+        assert facts(workload) == ([3, 4], [5, 6], [0, 0.5])
+        assert f"left out: 1 request failed (first: {name} line 3)" in report.line()
+    (tmp_path / "r.json").write_text(json.dumps({**result, "input_lens": [3]}))
+    with pytest.raises(InputError, match="input_lens: 1 values for 3 of output_lens"):
+        read(tmp_path / "r.json")
+
+
+def test_a_field_that_only_later_rows_have_counts(tmp_path: Path) -> None:
+    """The columns of a file are those of all its rows; a row that lacks a time is named."""
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {"num_prompt_tokens": 3, "output_lens": [5]},
+        {"num_prompt_tokens": 3, "output_lens": [6], "arrival_time": 9},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="line 1: arrival_time is None"):
+        read(path)
+    rows[0]["arrival_time"] = 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert facts(read(path))[2] == [2, 9]
+
+
+@WRITERS
+def test_our_own_workload_has_its_bounds_in_every_format(tmp_path: Path, write: Write) -> None:
+    """Names and bounds, whatever the file; times as given, without one 0."""
+    columns = {
+        "request_id": ["a", "b"],
+        "num_prompt_tokens": [3, 4],
+        "output_len": [5, 6],
+        "output_len_lower_bound": [2, 3],
+    }
+    for times in ({}, {"arrival_time": [1.5, 2.5]}):
+        workload = read(write(tmp_path, {**columns, **times}), 16)
+        assert facts(workload) == ([3, 4], [5, 6], list(times.get("arrival_time", [0, 0])))
+        assert [(r.request_id, r.output_len_lower_bound) for r in workload.requests] == [("a", 2), ("b", 3)]
+
+
+def test_the_report_says_how_the_times_were_read(tmp_path: Path) -> None:
+    """The span of the arrivals, the column, the unit; what was left out."""
+    assert read_trace(write_csv(tmp_path, AZURE), None)[1].line().endswith(
+        "3 requests, arriving over 60 s (TIMESTAMP read as dates, from 2023-11-16 18:15:46 UTC)"
+    )  # fmt: skip
+    assert "all at 0 (no times)" in read_trace(write_csv(tmp_path, {"n_tok": [7, 0]}), None)[1].line()
