@@ -105,7 +105,8 @@ def read_trace(
 
 
 def _read_table(path: Path, files: Sequence[DataFile]) -> _Table:
-    columns: dict[str, list[Any]] = {name: [] for name in (*PLAIN, *OWN)}
+    columns: dict[str, list[Any]] = {}
+    wanted = {*PLAIN, *OWN}
     places: list[str] = []
     left_out = LeftOut()
     for file, number, fields in numbered_rows(files):
@@ -113,18 +114,21 @@ def _read_table(path: Path, files: Sequence[DataFile]) -> _Table:
         if reason := fields.get(LEFT_OUT):
             left_out.add(str(reason), _short(place))
             continue
+        for name in wanted & fields.keys():
+            values = columns.setdefault(name, [])
+            values.extend([None] * (len(places) - len(values)))
+            values.append(fields[name])
         places.append(place)
-        for name, values in columns.items():
-            values.append(fields.get(name))
     theirs = their_names(files)
-    kept = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    if not places:
-        kept = {name: values for name, values in columns.items() if name in theirs}
-    if not {"output_lens", "output_len"} & set(kept):
+    for values in columns.values():
+        values.extend([None] * (len(places) - len(values)))
+    if not places:  # a table without rows has its columns all the same
+        columns = {name: [] for name in wanted & theirs.keys()}
+    if not {"output_lens", "output_len"} & set(columns):
         if not places and not theirs:
             raise InputError(f"{path}: no request")
         raise InputError(f"{path}: columns {', '.join(theirs.values()) or 'none'}; {_needed()}")
-    return _Table(places, kept, {**{name: name for name in kept}, **theirs}, left_out)
+    return _Table(places, columns, {**{name: name for name in columns}, **theirs}, left_out)
 
 
 @cache
