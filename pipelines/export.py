@@ -9,6 +9,7 @@ from pipelines.predict import survivals_with_progress
 from pipelines.scheduling import FILE_NAME
 from pipelines.settings.export import ExportSettings
 from predictor.bounds.distribution import FloatArray
+from predictor.bounds.metrics import CLIPPED_AT
 from predictor.errors import InputError
 from predictor.export_folder import MANIFEST, MODEL, TOKENIZER
 from predictor.quality import bounds_by_model, pool
@@ -88,8 +89,10 @@ def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, A
 def quality(spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau: float) -> dict[str, Any]:
     """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model."""
     parts = bounds_by_model(spec, survivals, table, tau)
-    qualities = {model: part.quality(tau, spec.bins.max_length).to_dict() for model, part in parts.items()}
-    pooled = pool(parts, table).quality(tau, spec.bins.max_length)
+    qualities = {
+        model: part.quality(tau, min(spec.bins.max_length, CLIPPED_AT)).to_dict() for model, part in parts.items()
+    }
+    pooled = pool(parts, table).quality(tau, min(spec.bins.max_length, CLIPPED_AT))
     return {**pooled.to_dict(), "models": qualities}
 
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.calibration import PitCalibration
+from predictor.bounds.censoring import complete_weights
 from predictor.bounds.distribution import BoolArray, FloatArray, bound_and_median
 from predictor.errors import InputError
 from predictor.prompts.features import NAMES
 from predictor.prompts.request_features import FEATURE_NAMES, Contexts
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.prompt_table import PromptTable
+from predictor.records.records import Records
 
 FORMAT_VERSION = 2
 REPORTED_TAUS = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -132,14 +134,17 @@ class PredictorSpec:
     def recalibrated(self, survivals: FloatArray, table: PromptTable) -> "PredictorSpec":
         """Return this specification calibrated on the survivals [P, M, K+1] and draws of P held-out prompts.
 
-        Each served model gets its own calibration; `average` one on the draws of all, each prompt weighing the same.
+        Each served model gets its own calibration. That of `average` is for a model that nobody knows: the draws of
+        each known one are scored by the average of the others, as if it were new, and each weighs the same.
         """
-        calibrations = {
-            model: PitCalibration.fit(self.bins, survivals[rows, number], records.output_lens, records.is_truncated)
-            for number, model, rows, records in table.columns()
-        }
+        calibrations: dict[str, PitCalibration] = {}
+        parts: list[tuple[FloatArray, Records]] = []
+        for number, model, rows, records in table.columns():
+            own = survivals[rows, number]
+            calibrations[model] = PitCalibration.fit(self.bins, own, records.output_lens, records.is_truncated)
+            parts.append(((survivals[rows].sum(axis=1) - own) / max(len(self.models) - 1, 1), records))
         if len(self.models) > 1:
-            calibrations[AVERAGE] = PitCalibration.fit(self.bins, survivals.mean(axis=1), *table.pooled_draws())
+            calibrations[AVERAGE] = _of_a_new_model(self.bins, parts)
         return replace(self, calibrations=calibrations)
 
     def to_dict(self) -> dict[str, Any]:
@@ -226,6 +231,18 @@ class LengthPredictorLike(Protocol):
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.
         """
         return self.spec.predictions(self.survival(prompts, model, contexts), tau, max_new_tokens, model)
+
+
+def _of_a_new_model(bins: LengthBins, parts: Sequence[tuple[FloatArray, Records]]) -> PitCalibration:
+    """Return the calibration on the records of each model and what the average of the others says of them."""
+    size = sum(len(records) for _, records in parts)
+    weights = [
+        draws * (size / (len(parts) * len(records)))
+        for _, records in parts
+        for draws in complete_weights(records.output_lens, records.is_truncated)
+    ]
+    lengths = [draws for _, records in parts for draws in records.output_lens]
+    return PitCalibration.fit(bins, np.concatenate([survival for survival, _ in parts]), lengths, weights=weights)
 
 
 def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:

@@ -7,6 +7,7 @@ for, with the spread that answers have. They only ever train. The rule was check
 sentences of 24 tokens, 0.9 for "at most" so many words and 2.7 for items of 22 tokens, which became 26 and 50.
 """
 
+import argparse
 from collections.abc import Sequence
 from math import log
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from predictor.prompts.instructions import find_instruction
+from predictor.resolve import resolve_predictor
 
 TOPICS = (
     "photosynthesis", "the French Revolution", "black holes", "bread baking", "remote work", "coral reefs", "chess",
@@ -105,6 +107,8 @@ GREETINGS = (
 GREETING_TOKENS, GREETING_SPREAD = 22.0, 0.5
 FALLS_SHORT_FROM, SHORTFALL = 700.0, 0.75
 NUM_DRAWS = 6
+# The longer answer of a pair is told from the shorter one where its length is at least so many times the other.
+CLEARLY = 1.5
 
 # Shorter first; topics and wordings that no template has. A development set: nothing trains on it.
 PAIRS = (
@@ -144,6 +148,23 @@ PAIRS = (
 )
 
 
+def main() -> None:
+    """Print how many pairs a predictor orders, and how many by half as much again, by median and by lower bound."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.instruction_prompts", description=__doc__)
+    parser.add_argument("predictor", help="run, predictor folder or export")
+    parser.add_argument("--model", help="served model (default: the predictor's own)")
+    args = parser.parse_args()
+    length_predictor = resolve_predictor(args.predictor)
+    parts = [length_predictor.predict([pair[side] for pair in PAIRS], model=args.model) for side in (0, 1)]
+    for name in ("medians", "lower_bounds"):
+        short, long = (getattr(part, name) for part in parts)
+        ordered, clearly = int(np.sum(short < long)), int(np.sum(CLEARLY * short <= long))
+        print(f"{name}: {ordered} of {len(PAIRS)} pairs ordered, {clearly} by {CLEARLY}x")
+    for pair, short, long in zip(PAIRS, parts[0].medians, parts[1].medians, strict=True):
+        if CLEARLY * short > long:
+            print(f"  {short} and {long} tokens: {pair[0]!r}, {pair[1]!r}")
+
+
 def instructed_rows(models: Sequence[str], num_prompts: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return records of `num_prompts` prompts from the templates, with draws by the rule for each of `models`."""
     rng = np.random.default_rng(seed)
@@ -181,3 +202,7 @@ def _prompt(rng: np.random.Generator) -> tuple[str, float, float]:
         return (text, target, spread) if target is not None else _prompt(rng)
     templates, target, spread = SAID[rng.integers(len(SAID))]
     return templates[rng.integers(len(templates))].format(x=topic), target, spread
+
+
+if __name__ == "__main__":
+    main()

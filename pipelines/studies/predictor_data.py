@@ -19,7 +19,7 @@ from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.splits import FRACTIONS, split_clusters
 
 # A served model with fewer prompts has no level of its own that could be calibrated.
-MIN_PROMPTS = 60
+MIN_PROMPTS = 200
 # Where a cluster has prompts of several published splits, the first of these wins: what tests is never trained on.
 PRIORITY = ("test", "calibration", "validation", "train")
 
@@ -54,9 +54,9 @@ def main() -> None:
 
 def record_rows(file: Path) -> Rows:
     """Return the rows of a file of records, with the fields that training reads."""
-    table = pq.read_table(file)
     names = ["prompt_id", "dataset", "model", "prompt", "output_lens", "is_truncated", "split"]
-    return [{**row, "prompt_id": f"{file.stem}:{row['prompt_id']}"} for row in table.select(names).to_pylist()]
+    rows = pq.read_table(file).select(names).to_pylist()
+    return [{**row, "prompt_id": f"{file.stem}:{row['prompt_id']}"} for row in rows]
 
 
 def pair_rows(file: Path, tokenizer: Path) -> Rows:
@@ -98,8 +98,20 @@ def assign(rows: Rows, seed: int = 0) -> None:
     published = published_splits(rows, cluster_of)
     drawn = split_clusters(clusters, seed, FRACTIONS)
     split_of = dict(zip(clusters.tolist(), drawn, strict=True)) | published
+    split_of |= dict.fromkeys(clusters_to_test(rows, cluster_of, split_of), "test")
     for row in rows:
         row["split"] = split_of[cluster_of[row["prompt"]]]
+
+
+def clusters_to_test(
+    rows: Sequence[Mapping[str, Any]], cluster_of: Mapping[str, int], split_of: Mapping[int, str]
+) -> list[int]:
+    """Return half of the clusters that would calibrate only served models whose test split is kept elsewhere."""
+    tested = {row["model"] for row in rows if row["split"] == "test"}
+    published = {row["model"] for row in rows if row["split"]} - tested
+    others = {cluster_of[row["prompt"]] for row in rows if row["model"] in tested}
+    own = {cluster_of[row["prompt"]] for row in rows if row["model"] in published}
+    return sorted(cluster for cluster in own - others if split_of[cluster] == "calibration")[::2]
 
 
 def published_splits(rows: Sequence[Mapping[str, Any]], cluster_of: Mapping[str, int]) -> dict[int, str]:

@@ -22,6 +22,7 @@ from pipelines.train.data import load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
 from pipelines.train.results import measure
 from predictor.bounds.bins import LengthBins
+from predictor.bounds.metrics import CLIPPED_AT
 from predictor.records.chat_turns import ChatOptions
 from predictor.training.config import TrainConfig
 from predictor.training.heads import log_survival_from_logits
@@ -46,7 +47,9 @@ def main() -> None:
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, args.out)
     results = measure(config, splits, length_predictor)
-    write_json(args.out / "metrics.json", results.metrics(config.tau, length_predictor.spec.bins.max_length))
+    write_json(
+        args.out / "metrics.json", results.metrics(config.tau, min(length_predictor.spec.bins.max_length, CLIPPED_AT))
+    )
 
 
 def objective(name: str, bins: LengthBins) -> Objective:

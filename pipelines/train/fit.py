@@ -11,6 +11,7 @@ from predictor.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from predictor.bounds.bins import LengthBins
     from predictor.prompts.tokens import PromptInputs
     from predictor.records.chat_turns import ChatOptions
     from predictor.records.prompt_table import PromptTable
@@ -164,7 +165,6 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     """
     import torch
 
-    from predictor.bounds.bins import LengthBins
     from predictor.prompts.terms import choose_terms
     from predictor.records.prompt_table import served_models
     from predictor.spec import AVERAGE, PredictorSpec
@@ -191,7 +191,7 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
         started.spec.choose()
         return started
     encoder, tokenizer = load_encoder(config.encoder)
-    bins, pad_id = LengthBins.log_spaced(config.max_length, config.num_bins), encoder.config.pad_token_id or 0
+    bins, pad_id = length_bins(config, train), encoder.config.pad_token_id or 0
     max_tokens = _encoder_tokens(config, encoder)
     texts = list(dict.fromkeys(train.prompts))
     texts = texts[:: max(1, len(texts) // MAX_PROMPTS)]
@@ -209,6 +209,15 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     network = HazardNetwork(encoder, bins, shape, config.dropout)
     keep_layers(network, config.num_layers)
     return TorchLengthPredictor(network, tokenizer, spec)
+
+
+def length_bins(config: "TrainConfig", train: "Records") -> "LengthBins":
+    """Return the length bins of a new predictor."""
+    from predictor.bounds.bins import LengthBins
+
+    if config.max_length is None:
+        return LengthBins.of_lengths(np.concatenate(train.output_lens), config.num_bins)
+    return LengthBins.log_spaced(config.max_length, config.num_bins)
 
 
 def _encoder_tokens(config: "TrainConfig", encoder: Any) -> int:

@@ -73,12 +73,12 @@ def measure(
     survivals = survivals_with_progress(
         length_predictor, table.prompts, "measure", table.contexts, shown=config.progress
     )
-    baselines = measure_all_baselines(config, splits, spec.models) if config.baselines else {}
+    baselines = measure_all_baselines(config, splits, spec.models, spec.bins.max_length) if config.baselines else {}
     return TestResults(table, survivals, bounds_by_model(spec, survivals, table, config.tau), baselines)
 
 
 def measure_all_baselines(
-    config: "TrainConfig", splits: dict[str, "Records"], models: tuple[str, ...]
+    config: "TrainConfig", splits: dict[str, "Records"], models: tuple[str, ...], max_length: int
 ) -> dict[str, dict[str, "MeasuredBounds"]]:
     """Return the bounds of each baseline, by name and then by served model; each sees the records of its model."""
     from predictor.progress import tracked
@@ -89,7 +89,7 @@ def measure_all_baselines(
     found: dict[str, dict[str, MeasuredBounds]] = {}
     for model in tracked(models, "baselines", "model", len(models), shown=config.progress):
         train, calibration, test = (tables[name].column(model)[1] for name in ("train", "calibration", "test"))
-        measured = measure_baselines(train, calibration, test, config.tau, config.max_length, config.seed)
+        measured = measure_baselines(train, calibration, test, config.tau, max_length, config.seed)
         for name, bounds in measured.items():
             found.setdefault(name, {})[model] = bounds
     return found

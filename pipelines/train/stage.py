@@ -25,6 +25,7 @@ from pipelines.train.resume import (
     require_same_inputs,
     write_config,
 )
+from predictor.bounds.metrics import CLIPPED_AT
 from predictor.records.records import Records, write_records
 from predictor.splits.data_report import DataReport
 from predictor.training.lightning_module import check_devices
@@ -83,7 +84,7 @@ def conclude(settings: TrainSettings, splits: dict[str, Records], length_predict
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, out)
     results = measure(config, splits, length_predictor)
-    metrics = results.metrics(config.tau, config.max_length)
+    metrics = results.metrics(config.tau, min(length_predictor.spec.bins.max_length, CLIPPED_AT))
     with atomic_files(out, last=METRICS_FILE) as new:
         write_plots(results, length_predictor.spec, config.tau, new)
         write_json(new / METRICS_FILE, metrics)

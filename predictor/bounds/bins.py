@@ -1,12 +1,15 @@
 """Length bins: the grid of token counts on which a predictor states its distribution."""
 
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+
+LEAST_MAX_LENGTH, MOST_MAX_LENGTH = 1024, 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,16 @@ class LengthBins:
             step = int(left * (max_length / left) ** (1 / remaining))
             edges.append(max_length if remaining == 1 else max(left + 1, step))
         return cls(tuple(edges))
+
+    @classmethod
+    def of_lengths(cls, lengths: npt.ArrayLike, num_bins: int) -> "LengthBins":
+        """Return `num_bins` bins up to a power of two that all but one in a thousand of `lengths` stay below.
+
+        The last edge is at least `LEAST_MAX_LENGTH` and at most `MOST_MAX_LENGTH`.
+        """
+        longest = float(np.quantile(np.asarray(lengths), 0.999))
+        power = 2 ** ceil(log2(max(longest, 1.0)))
+        return cls.log_spaced(min(max(power, LEAST_MAX_LENGTH), MOST_MAX_LENGTH), num_bins)
 
     @property
     def num_bins(self) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from predictor.bounds.bins import IntArray, LengthBins
-from predictor.bounds.censoring import Flags, complete_weights
-from predictor.bounds.distribution import FloatArray, cdf
+from predictor.bounds.censoring import complete_weights
+from predictor.bounds.distribution import BoolArray, FloatArray, cdf
 from predictor.errors import InputError
 
 # A level this far below a score covers that score in spite of rounding in `quantile`.
@@ -48,6 +48,7 @@ class ConformalTable:
         shares = np.concatenate(equal if weights is None else weights)
         order = np.argsort(values, kind="stable")
         values, cumulated = values[order], np.cumsum(shares[order])
+        cumulated = np.minimum(cumulated, len(scores))
         cumulated[-1] = len(scores)
         ends = np.unique(np.linspace(1, len(values), min(len(values), MAX_TABLE_SIZE)).astype(np.int64))
         starts = np.concatenate([[0], ends[:-1]])
@@ -99,17 +100,24 @@ class PitCalibration:
 
     @classmethod
     def fit(
-        cls, bins: LengthBins, survival: FloatArray, output_lens: Sequence[IntArray], is_truncated: Flags | None = None
+        cls,
+        bins: LengthBins,
+        survival: FloatArray,
+        output_lens: Sequence[IntArray],
+        is_truncated: Sequence[BoolArray] | None = None,
+        weights: Sequence[FloatArray] | None = None,
     ) -> "PitCalibration":
         """Return the calibration from the survival [N, K+1] and the draws (tokens) of N held-out prompts.
 
         The score of a draw L is cdf(L + 1): the bound at level t covers it exactly when t is below. Complete draws
         stand in for those that were cut, by inverse probability of censoring weights; without `is_truncated` none was.
+        `weights` of the draws take the place of these.
         """
         scores = [
             cdf(bins, survival[i : i + 1], np.asarray(draws)[None, :] + 1)[0] for i, draws in enumerate(output_lens)
         ]
-        weights = None if is_truncated is None else complete_weights(output_lens, is_truncated)
+        if weights is None and is_truncated is not None:
+            weights = complete_weights(output_lens, is_truncated)
         return cls(ConformalTable.fit(scores, weights), ConformalTable.fit(output_lens, weights))
 
     @classmethod

@@ -18,6 +18,8 @@ MIN_GROUP_SIZE = 20
 
 # An answer so near its predicted median, in tokens, counts as foretold (Acc-100 of Block, arXiv 2508.03611).
 NEAR = 100
+# Where lengths are clipped in measures that others are compared with, in tokens.
+CLIPPED_AT = 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from predictor.bounds.bins import IntArray
 from predictor.prompts.context import UNKNOWN, RequestContext
-from predictor.records.records import BoolArray, Records
+from predictor.records.records import Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,6 @@ class PromptTable:
         """Yield the number, the name, the rows and the records of each served model."""
         for number, model in enumerate(self.models):
             yield number, model, *self.column(model)
-
-    def pooled_draws(self) -> tuple[list[IntArray], list[BoolArray]]:
-        """Return for each prompt the draws of all served models together, and which were truncated."""
-        lengths, flags = self.records.output_lens, self.records.is_truncated
-        answered = [places[places >= 0] for places in self.places]
-        pooled = [np.concatenate([lengths[place] for place in places]) for places in answered]
-        return pooled, [np.concatenate([flags[place] for place in places]) for places in answered]
 
 
 def prompt_table(records: Records, models: tuple[str, ...]) -> PromptTable:

@@ -58,10 +58,11 @@ class TrainConfig:
     """Dimensions to which these weights are projected."""
     heads: str = "hazard,mixture"
     """Heads whose survival is averaged: hazard, mixture, or both with a comma between."""
-    num_bins: Count = 48
+    num_bins: Count = 64
     """Length bins, log-spaced."""
-    max_length: Count = 4096
-    """Last edge of the length bins; longer draws count as longer than that, and measures clip lengths there."""
+    max_length: Count | None = None
+    """Last edge of the length bins, in tokens; longer draws count as longer than that. Default: the data's, a power of
+    two up to 32768 that all but one in a thousand of the training lengths stay below."""
     hidden_size: Count = 256
     """Width of the heads."""
     dropout: AlmostShare = 0.5

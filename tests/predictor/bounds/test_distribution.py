@@ -113,3 +113,13 @@ def test_nothing_generated_leaves_the_quantile_as_it_is() -> None:
     """Conditioning on length > 0 conditions on nothing."""
     survival = survivals(5)
     np.testing.assert_allclose(conditional_quantile(BINS, survival, 0, 0.1), quantile(BINS, survival, 0.1))
+
+
+@pytest.mark.parametrize(("longest", "last"), [(3, 1024), (1025, 2048), (15_001, 16_384), (200_000, 32_768)])
+def test_bins_end_where_the_data_ends(longest: int, last: int) -> None:
+    """At a power of two within limits; one runaway answer in a thousand does not stretch them."""
+    lengths = np.full(2000, longest)
+    lengths[0] = 1_000_000
+    bins = LengthBins.of_lengths(lengths, 64)
+    assert (bins.num_bins, bins.max_length) == (64, last)
+    assert (np.diff(bins.as_array()) <= np.maximum(0.2 * bins.as_array()[1:], 1)).all()

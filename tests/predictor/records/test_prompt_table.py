@@ -41,7 +41,6 @@ def test_a_prompt_stands_once_however_many_served_models_answered() -> None:
     rows, own = table.column("b")
     assert rows.tolist() == [0, 1]
     assert own.prompt_ids == ("p1", "p2")
-    assert [len(draws) for draws in table.pooled_draws()[0]] == [6, 3, 3]
 
 
 def test_each_served_model_is_calibrated_and_measured_on_its_own_records() -> None:
@@ -63,8 +62,30 @@ def test_each_served_model_is_calibrated_and_measured_on_its_own_records() -> No
     pooled = pool(parts, table).quality(0.2, 64)
     assert pooled.coverage == pytest.approx(np.mean([quality.coverage for quality in qualities.values()]))
     average = spec.predictions(spec.survival_of(survivals), 0.2)
-    draws = zip(table.pooled_draws()[0], average.lower_bounds, strict=True)
+    draws = zip(records.output_lens, np.concatenate([average.lower_bounds, average.lower_bounds[::-1]]), strict=True)
     assert np.mean([np.mean(lengths >= bound) for lengths, bound in draws]) >= 0.79
+
+
+def test_the_average_covers_a_served_model_that_nobody_knows() -> None:
+    """Its calibration asks of each known model what it would be to the others: a new one of their kind is covered."""
+    rng = np.random.default_rng(1)
+    names, prompts = tuple(f"m{i:02}" for i in range(21)), [f"p{i}" for i in range(60)]
+    levels = np.exp(rng.normal(3.0, 0.5, len(names)))
+    edges = BINS.as_array()
+    survivals = np.exp(-edges / levels[:, None])[None].repeat(len(prompts), axis=0)
+    draws = [np.maximum(rng.exponential(level, (len(prompts), 2)).astype(np.int64), 1) for level in levels]
+    covered = []
+    for new in range(len(names)):
+        known = [place for place in range(len(names)) if place != new]
+        chosen = tuple(names[place] for place in known)
+        records = make_records(prompts * len(known), [name for name in chosen for _ in prompts])
+        lengths = tuple(row for place in known for row in draws[place])
+        flags = tuple(np.zeros(2, dtype=np.bool_) for _ in lengths)
+        records = Records(records.prompts, lengths, flags, *(getattr(records, n) for n in Records.__slots__[3:]))
+        spec = make_spec(chosen, AVERAGE).recalibrated(survivals[:, known], prompt_table(records, chosen))
+        bounds = spec.predictions(spec.survival_of(survivals[:, known]), 0.2).lower_bounds
+        covered.append(np.mean(draws[new] >= bounds[:, None]))
+    assert 0.77 <= np.mean(covered) <= 0.86
 
 
 def test_a_prediction_that_is_not_a_number_becomes_the_marginal_one() -> None:
