@@ -1,7 +1,7 @@
 """What a policy is asked and told, and the queue that policies keep."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
@@ -127,6 +127,13 @@ class WaitingQueue:
     def renew(self, index: int, key: float, request: Request) -> None:
         """Replace the facts of a request that is not queued, and the key that it will be queued by."""
         self._requests[index] = (self._requests[index][0], key, request)
+
+    def reorder(self, key: Callable[[int], float]) -> None:
+        """Give all that are queued new keys."""
+        kept = [entry for entry in self._heap if entry[2] not in self._removed]
+        self._heap = [((entry[0][0], key(entry[2])), *entry[1:]) for entry in kept]
+        self._removed.clear()
+        heapify(self._heap)
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will hold for itself, and how many it generated."""

@@ -58,8 +58,8 @@ LEVELS: Sequence[Mapping[str, float]] = (
     {"reserve_sd": 0.3},
     {"reserve_sd": 1.2, "max_reserve": 0.15},
     {"pack_level": 0.5, "reserve_sd": 1.2, "max_reserve": 0.15},
-    {"ageing": 0.0},
-    {"ageing": 0.02},
+    {"tail": 0.0},
+    {"tail": 3.0},
 )
 CANDIDATES: Mapping[str, Sequence[Candidate]] = {
     "amin": [Candidate("amin", tau) for tau in (0.1, 0.05, 0.2, 0.3, 0.5)],

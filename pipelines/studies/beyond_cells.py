@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.studies.ablation import PARTS
 from pipelines.studies.paper import STYLISED_KV_BUDGET
 from scheduler.cost_model import CostModel
+from scheduler.simulation import MakePolicy
 
 KV_BUDGET = 16_492
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen2.5-7B-Instruct-1M", "gemma-3-4b-it")
@@ -24,13 +26,11 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "reserve .6 sd, no limit": {"max_reserve": 0.9},
     "reserve 1.2 sd, no limit": {"reserve_sd": 1.2, "max_reserve": 0.9},
     "reserve 2.4 sd, no limit": {"reserve_sd": 2.4, "max_reserve": 0.9},
-    "no ageing": {"ageing": 0.0},
-    "ageing .02": {"ageing": 0.02},
+    "tail 0": {"tail": 0.0},
+    "tail 0.3": {"tail": 0.3},
+    "tail 3": {"tail": 3.0},
+    "first come first served": {"tail": 1e6},
     "level does not follow": {"adaptation": 0.0},
-    "bounds not renewed": {"renew": False},
-    "order by length": {"by_volume": False},
-    "least work evicted": {"victim": "least-work"},
-    "least bound evicted": {"victim": "least-bound"},
 }
 FORECASTS = (
     "as predicted", "perfect", "noise:0.2", "noise:0.4", "noise:0.8", "noise:1.6", "same for all", "2x too high",
@@ -43,7 +43,7 @@ TAUS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 class Variant:
     """A policy with options, on some forecast; with `tau` the lower bounds are that quantile, not calibrated."""
 
-    policy: str = "amin-survival"
+    policy: str | MakePolicy = "amin-survival"
     forecast: str = "as predicted"
     tau: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +78,7 @@ def cells() -> Iterator[Cell]:
     for load in (0.5, 0.7, 1.2):
         yield Cell("loads", llama, load, others)
     ablation = {name: Variant(options=options) for name, options in ABLATION.items()}
+    ablation |= {name: Variant(make) for name, make in PARTS.items()}
     for load in (None, 0.95):
         yield Cell("ablation", llama, load, ablation)
     for kind in FORECASTS:

@@ -11,13 +11,13 @@ import numpy as np
 
 from scheduler.errors import InputError
 from scheduler.policies.amin import Amin
-from scheduler.policies.amin_survival import AminSurvival
+from scheduler.policies.amin_survival import with_levels
 from scheduler.policies.by_estimate import amax, hindsight, hindsight_svf, svf
 from scheduler.policies.fcfs_reserve import FcfsReserve
 from scheduler.policies.fit_now import fcfs, sjf
 from scheduler.policies.past_future import PastFuture
 from scheduler.policies.sglang import SglangRatio
-from scheduler.policies.tie import tie
+from scheduler.policies.tie import tail_inflated
 from scheduler.policy import Policy
 from scheduler.worker import Worker
 
@@ -44,7 +44,7 @@ class Entry:
 POLICIES: Mapping[str, Entry] = {
     "amin": Entry(Amin, Reads.PREDICTION),
     "amin-eviction": Entry(partial(Amin, refinement="eviction"), Reads.PREDICTION),
-    "amin-survival": Entry(AminSurvival, Reads.PREDICTION),
+    "amin-survival": Entry(with_levels, Reads.PREDICTION),
     "amax": Entry(amax, Reads.PREDICTION),
     "fcfs": Entry(fcfs, Reads.REQUEST),
     "fcfs-reserve": Entry(FcfsReserve, Reads.REQUEST),
@@ -54,7 +54,7 @@ POLICIES: Mapping[str, Entry] = {
     "sglang": Entry(SglangRatio, Reads.REQUEST),
     "sjf": Entry(sjf, Reads.PREDICTION),
     "svf": Entry(svf, Reads.PREDICTION),
-    "tie": Entry(tie, Reads.PREDICTION),
+    "tie": Entry(tail_inflated, Reads.PREDICTION),
 }
 
 

@@ -1,9 +1,9 @@
-"""Amin on the whole survival curve: renewed bounds, order by expected volume, least progress evicted."""
+"""Amin on the whole survival curve: renewed bounds, order by boosted expected work, least progress evicted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from heapq import heappop, heappush
 from math import ceil, inf, sqrt
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,13 +12,112 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
-from scheduler.policies.expected_volume import ExpectedVolume
+from scheduler.policies.boost import BindingResource, Boost, Demand
+from scheduler.policies.expected_work import ExpectedWork
 from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
-Victim = Literal["least-progress", "least-work", "least-bound"]
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The numbers of `AminSurvival`.
+
+    Attributes:
+        pack_level: Quantile to pack by, in (0, 1).
+        reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
+        max_reserve: Share of the cache that an admission leaves free at most, in [0, 1).
+        tail: Between the mean (0: least work first) and the tail: as a multiple of the rate that is tail-optimal in the
+            light-tailed M/G/1, at least 0. Large values are first come first served.
+        adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
+    """
+
+    pack_level: float = 0.25
+    reserve_sd: float = 0.6
+    max_reserve: float = 0.075
+    tail: float = 0.01
+    adaptation: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: A field is out of its range; the message names it.
+        """
+        below = {"reserve_sd": inf, "tail": inf}
+        for field in fields(self):
+            value, limit = getattr(self, field.name), below.get(field.name, 1.0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < limit:
+                raise InputError(f"{field.name} is {value!r}, must be a number from 0 to below {limit:g}")
+        if not self.pack_level:
+            raise InputError("pack_level is 0, must be above 0")
+
+
+DEFAULT = Levels()
+
+
+@dataclass(slots=True)
+class Entry:
+    """What `AminSurvival` keeps of a request.
+
+    Attributes:
+        request: Its facts.
+        limit: The most tokens that it can generate.
+        forecast: Of its length.
+        work: The same, as work to come.
+        variance: Of the length.
+        arrival: Iteration in which it was first seen, or None.
+        bound: Length that it is packed by, 0 before its first admission.
+        first_bound: The bound at its first admission.
+        start: Clock minus generated tokens, while it runs.
+        known: Tokens that it had before an eviction, the most of several.
+        kept: Tokens that it keeps while it waits.
+    """
+
+    request: Request
+    limit: int
+    forecast: Forecast
+    work: ExpectedWork
+    variance: int
+    arrival: int | None = None
+    bound: int = 0
+    first_bound: int = 0
+    start: int | None = None
+    known: int = 0
+    kept: int = 0
+
+    def to_come(self, generated: int) -> tuple[float, float]:
+        """Return tokens and token-iterations after `generated` tokens; once it had more, it will have them again."""
+        known = max(generated, self.known)
+        tokens, memory = self.work.remaining(known)
+        return known - generated + tokens, self.work.spent(known) - self.work.spent(generated) + memory
+
+
+NextBound = Callable[[Entry, int, float], int]
+"""The bound of an entry that has generated so many tokens, and has outlived the present one; the level is the last."""
+Worth = Callable[[Entry, int, bool], float]
+"""What evicting an entry with so many tokens costs; the last says whether it would keep them. The least goes first."""
+
+
+def next_quantile(entry: Entry, generated: int, level: float) -> int:
+    """Return the same quantile of the length, given that it exceeds the bounds that are outlived."""
+    bound = entry.bound
+    while bound <= generated < entry.limit:
+        bound = max(bound + 1, int(entry.forecast.conditional_quantile(bound, level)))
+    return bound
+
+
+def progress(entry: Entry, generated: int, resume: bool) -> float:
+    """Return memory to be spent again over memory to come: the least work is lost for the most that is put off."""
+    kept = generated if resume else 0
+    return (entry.work.spent(generated + 1) - entry.work.spent(kept)) / entry.to_come(generated)[1]
+
+
+def _predicted(request: Request, forecast: Forecast) -> tuple[Forecast, ExpectedWork, int]:
+    """Return a forecast, the work and the variance of the length that it means for a request."""
+    cap = request.max_new_tokens
+    return forecast, ExpectedWork(forecast, request.num_prompt_tokens, cap), round(forecast.variance(cap))
 
 
 class AminSurvival(Policy):
@@ -30,222 +129,193 @@ class AminSurvival(Policy):
        and the share that ends below (adaptive conformal inference, arXiv 2106.00170), so that forecasts that are too
        long do not leave the cache empty, nor too short ones fill it with evictions.
     2. Reserve: an admission leaves free, in the next iteration, `reserve_sd` standard deviations of the sum of the
-       lengths that run. The requests grow into it until one ends, where they would else have to evict whom they have
-       just let in; the more of them run, and the surer their lengths, the smaller a share of the cache it is. It is
-       never more than `max_reserve` of the cache, since a forecast that knows little has wide deviations.
-    3. Order: ascending expected memory over the rest of a life, since short is not what makes room (Smallest Volume
-       First, arXiv 2606.22327). A request ages: each iteration since its arrival counts like `ageing` iterations of
-       the whole cache. An evicted request is ordered by what it is known to exceed.
+       lengths that run. The requests grow into it until one ends; else they would have to evict those just let in. The
+       more of them run, and the surer their lengths, the smaller a share of the cache it is. It is never more than
+       `max_reserve` of the cache, since a forecast that knows little has wide deviations.
+    3. Order: ascending expected work over the rest of a life on the resource that binds (`BindingResource`), boosted
+       for the sake of the tail (`Boost`). An evicted request is ordered by what it is known to exceed.
     4. Eviction: the least progress first, memory spent over memory expected to come, where spent is what would have to
-       be done again (with `resume` a prefill). The least work is lost for the most that is put off, so a request that
-       turns out longer than predicted makes way for those that are shorter.
+       be done again (with `resume` a prefill). A request that turns out longer than predicted makes way for shorter
+       ones.
     """
 
     def __init__(
         self,
         worker: Worker,
         rng: np.random.Generator,
+        levels: Levels = DEFAULT,
         *,
-        pack_level: float = 0.25,
-        reserve_sd: float = 0.6,
-        max_reserve: float = 0.075,
-        ageing: float = 0.005,
-        adaptation: float = 0.01,
-        renew: bool = True,
-        by_volume: bool = True,
-        victim: Victim = "least-progress",
+        next_bound: NextBound = next_quantile,
+        worth: Worth = progress,
+        resource: BindingResource | None = None,
     ) -> None:
-        """Start with nothing waiting; arguments as in `Policy`, and each change by itself.
+        """Start with nothing waiting.
 
         Args:
             worker: As in `Policy`.
             rng: As in `Policy`.
-            pack_level: Quantile to pack by, in (0, 1).
-            reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
-            max_reserve: Share of the cache that an admission leaves free at most, in [0, 1).
-            ageing: What an iteration of waiting counts, in iterations of the whole cache, at least 0.
-            adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
-            renew: Whether a bound that is outlived is renewed; else the request is taken to end with the next token.
-            by_volume: Whether expected memory over a life orders, or else the median length.
-            victim: Who is evicted: the least progress, the least generated, or as in `Amin` the least bound.
-
-        Raises:
-            InputError: One of these is out of its range.
+            levels: By default those of the class.
+            next_bound: How a bound that is outlived is raised.
+            worth: Who is evicted.
+            resource: What work is measured on; by default what binds on the worker.
         """
         super().__init__(worker, rng)
-        _check("pack_level", pack_level, 1.0)
-        _check("reserve_sd", reserve_sd, inf)
-        _check("max_reserve", max_reserve, 1.0)
-        _check("ageing", ageing, inf)
-        _check("adaptation", adaptation, 1.0)
-        if not pack_level:
-            raise InputError("pack_level is 0, must be above 0")
-        if victim not in get_args(Victim):
-            raise InputError(f"victim is {victim!r}, must be one of {', '.join(get_args(Victim))}")
-        self._pack_level, self._ageing = pack_level, ageing
-        self._reserve_sd, self._max_reserve = reserve_sd, int(max_reserve * worker.kv_cache.num_blocks)
-        self._renew, self._by_volume, self._victim = renew, by_volume, victim
-        self._adaptation, self._level = adaptation, pack_level
+        self._levels = levels
+        self._next_bound, self._worth = next_bound, worth
+        self._max_reserve = int(levels.max_reserve * worker.kv_cache.num_blocks)
+        self._level = levels.pack_level
+        self._resource, self._boost = resource or BindingResource.of(worker), Boost(levels.tail)
+        self._entries: dict[int, Entry] = {}
         self._new: list[int] = []
         self._renewed: list[int] = []
-        self._forecasts: dict[int, Forecast] = {}
-        self._volumes: dict[int, ExpectedVolume] = {}
-        self._variances: dict[int, int] = {}
         self._variance = 0  # of the sum of the running lengths
-        self._arrivals: dict[int, int] = {}
-        self._bounds: dict[int, int] = {}  # of those that have been admitted
-        self._first_bounds: dict[int, int] = {}
-        self._starts: dict[int, int] = {}  # clock minus generated tokens, of the running
-        self._known: dict[int, int] = {}  # tokens before the eviction, the most of several
-        self._kept_tokens: dict[int, int] = {}
         self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
         self._peak = FuturePeak(worker.kv_cache)
 
     def add(self, index: int, request: Request) -> None:
         """Take in a request; it is queued by the next `schedule`."""
+        limit = min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
+        self._entries[index] = entry = Entry(request, limit, *_predicted(request, request.forecast_or_bounds()))
         self.waiting.remember(index, request)
-        self._predict(index, request, request.forecast_or_bounds())
+        self._resource.add(index, self._demand(entry, 0))
         self._new.append(index)
 
     def renew(self, index: int, renewal: Renewal) -> None:
         """Take a running request's new forecast in place of the old; its bound follows, up or down."""
-        self._variance -= self._variances[index]
-        self._predict(index, self.waiting.request(index), renewal.forecast)
-        self._variance += self._variances[index]
+        entry = self._entries[index]
+        self._variance -= entry.variance
+        entry.forecast, entry.work, entry.variance = _predicted(entry.request, renewal.forecast)
+        self._variance += entry.variance
         self._renewed.append(index)
-
-    def _predict(self, index: int, request: Request, forecast: Forecast) -> None:
-        self._forecasts[index] = forecast
-        self._volumes[index] = ExpectedVolume(forecast, request.num_prompt_tokens, request.max_new_tokens)
-        self._variances[index] = round(forecast.variance(request.max_new_tokens))
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
-        for index in self._new:
-            if index in self._forecasts:
-                self._arrivals[index] = running.clock
-                self.waiting.requeue(index, 0, self._key(index, 0))
-        self._new.clear()
+        if self._new:
+            self._queue_new(running.clock)
         self._follow(running)
         preempted: list[int] = []
         if running.next_blocks > self.worker.kv_cache.num_blocks:
-            order = list(reversed(running))
-            order.sort(key=lambda index: self._worth(index, running.num_generated(index)))
-            if self.waiting.has_priorities:
-                order.sort(key=lambda index: -self.waiting.request(index).priority)
-            preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, order)
+            preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, self._victims(running))
             for index in preempted:
-                self._requeue(index, running)
+                self._evict(index, running)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve)
         for index in decision.admit:
-            self._start(index, running.clock - self._kept_tokens.pop(index, 0))
+            self._start(index, running.clock)
         return decision
+
+    def _queue_new(self, clock: int) -> None:
+        new = [index for index in self._new if index in self._entries]
+        works = [self._resource.iterations(self._demand(self._entries[index], 0)) for index in new]
+        if self._boost.arrive(works):
+            self.waiting.reorder(self._boost.key)
+        for index, work in zip(new, works, strict=True):
+            self._entries[index].arrival = clock
+            self.waiting.requeue(index, 0, self._boost.queue(index, clock, work))
+        self._new.clear()
+
+    def _demand(self, entry: Entry, kept: int) -> Demand:
+        """Return what a request that keeps so many tokens asks for over the rest of its life."""
+        tokens, memory = entry.to_come(kept)
+        return Demand(memory, tokens, entry.request.num_prompt_tokens + kept)
 
     def _follow(self, running: RunningBatch) -> None:
         """Take note of stalls, and renew the bounds that have been outlived."""
         self._peak.follow(running)
         for index in running.stalled:
-            self._starts[index] += 1
-            heappush(self._ends, (self._starts[index] + self._bounds[index], index, self._starts[index]))
-        while self._renew and self._ends and self._ends[0][0] <= running.clock:
+            entry = self._entries[index]
+            assert entry.start is not None
+            entry.start += 1
+            heappush(self._ends, (entry.start + entry.bound, index, entry.start))
+        clock = running.clock
+        while self._ends and self._ends[0][0] <= clock:
             _, index, start = heappop(self._ends)
-            if self._starts.get(index) == start:
-                self._repack(index, self._bound(index, running.clock - start), running)
+            if index in self._entries and (entry := self._entries[index]).start == start:
+                self._repack(index, self._bound(entry, clock - start), running)
         for index in self._renewed:
             if index in running:
-                forecast, generated = self._forecasts[index], running.num_generated(index)
-                bound = max(generated + 1, int(forecast.conditional_quantile(generated, self._pack_level)))
-                self._repack(index, min(bound, self._limit(index)), running)
+                entry, generated = self._entries[index], running.num_generated(index)
+                bound = max(generated + 1, int(entry.forecast.conditional_quantile(generated, self._levels.pack_level)))
+                self._repack(index, min(bound, entry.limit), running)
         self._renewed.clear()
 
     def _repack(self, index: int, bound: int, running: RunningBatch) -> None:
-        self._bounds[index] = bound
-        start, clock = self._starts[index], running.clock
+        entry, clock = self._entries[index], running.clock
+        assert entry.start is not None
+        entry.bound = bound
         self._peak.remove(index, clock)
-        self._peak.add(index, clock, running.num_tokens(index), max(1, start + bound - clock))
-        heappush(self._ends, (max(start + bound, clock + 1), index, start))
+        self._peak.add(index, clock, running.num_tokens(index), max(1, entry.start + bound - clock))
+        heappush(self._ends, (max(entry.start + bound, clock + 1), index, entry.start))
 
-    def _worth(self, index: int, generated: int) -> float:
-        """Return what evicting a running request costs; of equal ones the last admitted goes."""
-        if self._victim == "least-work":
-            return generated
-        if self._victim == "least-bound":
-            return max(self._bounds[index], generated)
-        volume, kept = self._volumes[index], generated if self.worker.resume else 0
-        return (volume.spent(generated + 1) - volume.spent(kept)) / self._to_come(index, generated)
+    def _victims(self, running: RunningBatch) -> list[int]:
+        """Return the running requests, the first to evict first; of equal ones the last admitted."""
+        order, entries, resume = list(reversed(running)), self._entries, self.worker.resume
+        order.sort(key=lambda index: self._worth(entries[index], running.num_generated(index), resume))
+        if self.waiting.has_priorities:
+            order.sort(key=lambda index: -entries[index].request.priority)
+        return order
 
-    def _to_come(self, index: int, generated: int) -> float:
-        """Return the expected token-iterations after `generated` tokens; once it had more, it will have them again."""
-        volume, known = self._volumes[index], max(generated, self._known.get(index, 0))
-        return volume.spent(known) - volume.spent(generated) + volume.remaining(known)
+    def _start(self, index: int, clock: int) -> None:
+        entry = self._entries[index]
+        self._boost.leave(index)
+        self._variance += entry.variance
+        entry.bound = self._estimate(index)
+        entry.first_bound = entry.first_bound or entry.bound
+        entry.start, entry.kept = clock - entry.kept, 0
+        heappush(self._ends, (entry.start + entry.bound, index, entry.start))
 
-    def _start(self, index: int, start: int) -> None:
-        self._starts[index] = start
-        self._variance += self._variances[index]
-        self._bounds[index] = bound = self._estimate(index)
-        self._first_bounds.setdefault(index, bound)
-        heappush(self._ends, (start + bound, index, start))
-
-    def _requeue(self, index: int, running: RunningBatch) -> None:
+    def _evict(self, index: int, running: RunningBatch) -> None:
+        entry, generated = self._entries[index], running.num_generated(index)
         self._peak.remove(index, running.clock)
-        del self._starts[index]
-        self._variance -= self._variances[index]
-        generated = running.num_generated(index)
-        self._bounds[index] = self._bound(index, generated)
-        kept = generated if self.worker.resume else 0
-        if kept:
-            self._kept_tokens[index] = kept
-        self._known[index] = max(generated, self._known.get(index, 0))
-        self.waiting.requeue(index, kept, self._key(index, kept))
+        self._variance -= entry.variance
+        entry.start, entry.bound = None, self._bound(entry, generated)
+        entry.kept = generated if self.worker.resume else 0
+        entry.known = max(generated, entry.known)
+        assert entry.arrival is not None
+        work = self._resource.iterations(self._demand(entry, entry.kept))
+        self.waiting.requeue(index, entry.kept, self._boost.queue(index, entry.arrival, work))
 
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
-        return self._bounds.get(index) or self._bound(index, 0)
+        entry = self._entries[index]
+        return entry.bound or min(entry.limit, max(1, int(entry.forecast.quantile(self._level))))
+
+    def _bound(self, entry: Entry, generated: int) -> int:
+        """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
+        if entry.bound > generated:
+            return entry.bound
+        return min(entry.limit, self._next_bound(entry, generated, self._levels.pack_level))
 
     def _reserve(self, index: int, admitted: Sequence[int]) -> int:
         """Return the blocks that the admission of a request, after `admitted`, leaves free."""
-        variance = self._variance + sum(self._variances[i] for i in admitted) + self._variances[index]
-        deviations = ceil(self._reserve_sd * sqrt(variance) / self.worker.kv_cache.block_size)
+        variance = self._variance + sum(self._entries[i].variance for i in (*admitted, index))
+        deviations = ceil(self._levels.reserve_sd * sqrt(variance) / self.worker.kv_cache.block_size)
         return max(self.worker.watermark_blocks, min(deviations, self._max_reserve))
-
-    def _bound(self, index: int, generated: int) -> int:
-        """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
-        forecast, limit = self._forecasts[index], self._limit(index)
-        bound = self._bounds.get(index) or max(1, int(forecast.quantile(self._level)))
-        if not self._renew:
-            return min(max(bound, generated), limit)
-        while bound <= generated < limit:
-            bound = max(bound + 1, int(forecast.conditional_quantile(bound, self._pack_level)))
-        return min(bound, limit)
-
-    def _limit(self, index: int) -> int:
-        """Return the most tokens that a request can generate."""
-        request = self.waiting.request(index)
-        return min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
-
-    def _key(self, index: int, kept: int) -> float:
-        """Return what the request waits by: what it takes until its end, and its age."""
-        if not self._by_volume:
-            return self._forecasts[index].conditional_quantile(self._known.get(index, 0), 0.5) - kept
-        return self._to_come(index, kept) + self._ageing * self.worker.kv_cache.kv_budget * self._arrivals[index]
 
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Let go of a request; learn from an answer whether it ended below its first bound."""
+        entry = self._entries.pop(index)
         if status is Status.ANSWERED:
-            error = self._pack_level - (num_generated < self._first_bounds[index])
-            self._level = min(0.98, max(0.02, self._level + self._adaptation * error))
-        is_queued = index in self._arrivals and not is_running  # else it came since the last decision
+            error = self._levels.pack_level - (num_generated < entry.first_bound)
+            self._level = min(0.98, max(0.02, self._level + self._levels.adaptation * error))
+        self._resource.remove(index)
+        is_queued = entry.arrival is not None and not is_running  # else it came since the last decision
         self.waiting.remove(index, is_queued=is_queued)
         if is_running:
             self._peak.finish(index)
-            self._variance -= self._variances[index]
-        for column in (self._forecasts, self._volumes, self._variances):
-            del column[index]
-        of_some = (self._arrivals, self._bounds, self._first_bounds, self._starts, self._known, self._kept_tokens)
-        for optional in of_some:
-            optional.pop(index, None)
+            self._variance -= entry.variance
+        else:
+            self._boost.leave(index)
 
 
-def _check(name: str, value: float, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
-        raise InputError(f"{name} is {value!r}, must be a number from 0 to below {below:g}")
+def with_levels(
+    worker: Worker,
+    rng: np.random.Generator,
+    *,
+    pack_level: float = DEFAULT.pack_level,
+    reserve_sd: float = DEFAULT.reserve_sd,
+    max_reserve: float = DEFAULT.max_reserve,
+    tail: float = DEFAULT.tail,
+    adaptation: float = DEFAULT.adaptation,
+) -> Policy:
+    """Return `AminSurvival` with these levels."""
+    return AminSurvival(worker, rng, Levels(pack_level, reserve_sd, max_reserve, tail, adaptation))

@@ -11,7 +11,7 @@ TAIL_LEVEL = 0.9
 BATCH_SIZE = 32
 
 
-def tie(worker: Worker, rng: np.random.Generator) -> Policy:
+def tail_inflated(worker: Worker, rng: np.random.Generator) -> Policy:
     """Return Tail Inflated Expectation (arXiv 2604.00499, code Hyzheng-code/TIE), memory as in `fcfs`.
 
     The order is E[T] + beta * CVaR_0.9[T], T the output length cut at max_new_tokens, with beta taken at arrival:

@@ -195,7 +195,7 @@ def cases() -> Callable[..., st.SearchStrategy[Case]]:
 
 
 EDGES = np.array([0, 1, 2, 4, 8, 16])
-forecasts = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(
+forecasts = st.lists(st.integers(0, 64).map(lambda n: n / 64), min_size=5, max_size=5).map(
     lambda values: Forecast(EDGES, np.array([1.0, *sorted(values, reverse=True)]))
 )
 seconds = st.sampled_from([0.0, 0.001, 0.013, 1 / 3])

@@ -12,11 +12,14 @@ from scheduler.cost_model import CostModel
 from scheduler.renewals import Renewal
 
 Case = Any
+TAIL = 0.01
 SlowPeak = Callable[[Sequence[tuple[int, int]], int], int]
 
 
 class SlowLoop:
     """The model and its policies, written for reading: one plain iteration after the other, nothing kept up to date."""
+
+    tail = TAIL
 
     def __init__(
         self,
@@ -205,7 +208,7 @@ class SlowLoop:
                 arrivals = [r.arrival_time for r in self.requests if r.arrival_time > now]
                 now = tick_after(min(arrivals), self.worker.cost_model)
                 continue
-            before = set(self.running)
+            before, self.now = set(self.running), now
             self.start_iteration()
             evicted = self.evict()
             self.started -= before - set(self.running)
@@ -388,9 +391,9 @@ class SlowPastFuture(SlowLoop):
 
 
 class SlowSurvival(SlowLoop):
-    """Bounds renewed, order by expected volume and age, least progress evicted; walks along the curve."""
+    """Bounds renewed, order by boosted expected work, least progress evicted; walks along the curve."""
 
-    level = 0.25
+    level, gamma = 0.25, math.inf
 
     def quantile(self, i: int, level: float, beyond: float = 0.0) -> float:
         """Return the quantile of the length of request `i` given that it exceeds `beyond`."""
@@ -420,7 +423,8 @@ class SlowSurvival(SlowLoop):
         self.estimate[i] = min(self.estimate[i], cap, room)
 
     def start_iteration(self) -> None:
-        """Renew the bounds of the running requests."""
+        """Note who has come, and renew the bounds of the running requests."""
+        self.note_arrivals(self.now)
         for i in self.running:
             self.renew(i)
 
@@ -431,14 +435,59 @@ class SlowSurvival(SlowLoop):
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - self.requests[i].num_prompt_tokens
         self.estimate[i] = min(self.estimate[i], self.requests[i].max_new_tokens, room)
 
-    def waiting(self, now: Fraction) -> list[int]:
-        """Note when requests are first seen."""
+    def note_arrivals(self, now: Fraction) -> None:
+        """Note when requests are first seen, and what they wait by."""
         self.seen: dict[int, int] = getattr(self, "seen", {})
         self.first_bounds: dict[int, int] = getattr(self, "first_bounds", {})
         self.known: dict[int, int] = getattr(self, "known", {})
-        for i, request in enumerate(self.requests):
-            if request.arrival_time <= now and i not in self.seen:
-                self.seen[i] = len(self.durations)
+        self.work: dict[int, float] = getattr(self, "work", {})
+        self.backlogs: list[float] = getattr(self, "backlogs", [])
+        self.demands: dict[int, tuple[float, float, float]] = getattr(self, "demands", {})
+        new = [i for i, request in enumerate(self.requests) if request.arrival_time <= now and i not in self.seen]
+        new.sort(key=lambda i: (self.requests[i].arrival_time, i))
+        waiting = [i for i in self.seen if i not in self.running and i not in self.finish_time]
+        backlog = sum(round(self.work[i] * 2**20) for i in waiting) / 2**20
+        for i in new:
+            self.seen[i], self.demands[i] = len(self.durations), self.demand(i, 0)
+        for i in new:
+            self.work[i] = self.iterations(self.demands[i])
+            if backlog > 0:
+                self.backlogs.append(backlog)
+            backlog += self.work[i]
+        if self.backlogs:
+            gamma = self.tail * len(self.backlogs) / sum(self.backlogs)
+            if not 0.8 < gamma / self.gamma < 1.25:  # the keys of all that wait are made anew
+                self.gamma = gamma
+
+    def demand(self, i: int, kept: int) -> tuple[float, float, float]:
+        """Return token-iterations, tokens and prefill tokens of the rest of a life."""
+        tokens, memory = self.to_come(i, kept)
+        return memory, tokens, self.requests[i].num_prompt_tokens + kept
+
+    def shares(self, demand: tuple[float, float, float]) -> list[float]:
+        """Return iterations of the whole worker on memory, slots and tokens, then what its own tokens add to them."""
+        memory, tokens, prefill = demand
+        cost, budget = self.worker.cost_model or CostModel(1.0), self.kv_cache.num_blocks * self.kv_cache.block_size
+        own = memory * cost.seconds_per_kv_token + tokens * cost.seconds_per_decoding_request
+        own += prefill * cost.seconds_per_prefill_token
+        return [
+            memory / budget,
+            tokens / (self.worker.max_running or math.inf),
+            (prefill + tokens) / (self.worker.max_batch_tokens or math.inf),
+            own / cost.seconds_per_iteration,
+        ]
+
+    def iterations(self, demand: tuple[float, float, float]) -> float:
+        """Return the work in iterations, on what all that are there ask most of."""
+        there = [self.shares(self.demands[i]) for i in self.seen if i not in self.finish_time]
+        *totals, own = (sum(round(share * 2**20) for share in column) for column in zip(*there, strict=True))
+        most = max(totals)
+        mine = self.shares(demand)
+        return (mine[totals.index(most)] + mine[3]) * (most / (most + own) if most else 1.0)
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Take the first bounds of those that were never admitted by the level of now."""
+        self.note_arrivals(now)
         queue = super().waiting(now)
         for i in queue:
             if i not in self.first_bounds:  # not admitted yet: by the level of now
@@ -474,11 +523,11 @@ class SlowSurvival(SlowLoop):
         """Learn from whether the answer ended below its first bound."""
         self.level = min(0.98, max(0.02, self.level + 0.01 * (0.25 - (self.output_lens[i] < self.first_bounds[i]))))
 
-    def to_come(self, i: int) -> float:
-        """Return the volume that is left, token by token as far as known and then along the curve."""
+    def to_come(self, i: int, generated: int) -> tuple[float, float]:
+        """Return tokens and volume that are left, token by token as far as known and then along the curve."""
         prompt, cap = self.requests[i].num_prompt_tokens, self.requests[i].max_new_tokens
-        known = max(self.generated[i], self.known.get(i, 0))
-        certain = sum(prompt + j for j in range(self.generated[i] + 1, known + 1))
+        known = max(generated, self.known.get(i, 0))
+        certain = sum(prompt + j for j in range(generated + 1, known + 1))
         forecast = self.requests[i].forecast_or_bounds()
         points = list(zip(forecast.edges.tolist(), forecast.survival.tolist(), strict=True))
         knots = [p for p in points if p[0] < cap] + [
@@ -486,19 +535,22 @@ class SlowSurvival(SlowLoop):
         ]
         alive = next((self.between(p, q, known) for p, q in pairwise(knots) if p[0] <= known < q[0]), 0.0)
         if alive <= 0:
-            return certain + sum(prompt + known + j for j in range(1, max(1, known) + 1))
-        left, expected = (known, alive), 0.0
+            again = max(1, known)
+            return known - generated + again, certain + sum(prompt + known + j for j in range(1, again + 1))
+        left, tokens, expected = (known, alive), 0.0, 0.0
         for right in (knot for knot in knots if knot[0] > known):
             middle = ((left[0] + right[0]) / 2, (left[1] + right[1]) / 2)
             values = [(prompt + 0.5 + x) * s for x, s in (left, middle, right)]
             expected += (right[0] - left[0]) * (values[0] + 4 * values[1] + values[2]) / 6  # Simpson: exact for squares
+            tokens += (right[0] - left[0]) * middle[1]
             left = right
-        return certain + expected / alive
+        return known - generated + tokens / alive, certain + expected / alive
 
     def key(self, i: int) -> float:
-        """Return the volume that is left, and the age."""
-        budget = self.kv_cache.num_blocks * self.kv_cache.block_size
-        return self.to_come(i) + 0.005 * budget * self.seen[i]
+        """Return arrival less boost."""
+        if self.gamma == math.inf:
+            return self.seen[i]
+        return self.seen[i] + math.log(1 - math.exp(-max(1e-12, self.gamma * self.work[i]))) / self.gamma
 
     def victim(self) -> int:
         """Return the least of memory to be spent again over memory to come; of equal ones the last admitted."""
@@ -506,10 +558,11 @@ class SlowSurvival(SlowLoop):
         def progress(i: int) -> float:
             kept = self.generated[i] if self.resume else 0
             spent = sum(self.requests[i].num_prompt_tokens + j for j in range(kept + 1, self.generated[i] + 2))
-            return spent / self.to_come(i)
+            return spent / self.to_come(i, self.generated[i])[1]
 
         index = min(reversed(self.running), key=progress)
         self.known[index] = max(self.generated[index], self.known.get(index, 0))
+        self.work[index] = self.iterations(self.demand(index, self.generated[index] if self.resume else 0))
         return index
 
 
@@ -521,6 +574,8 @@ def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> Slo
         "past-future": SlowPastFuture,
         "amin-survival": SlowSurvival,
     }.get(name, SlowLoop)
+    tail = options.pop("tail", TAIL)
     loop = kind(name, case, slow_peak, **options)
+    loop.tail = tail
     loop.run()
     return loop

@@ -85,6 +85,21 @@ def test_the_loop_agrees_with_a_slow_one_on_a_crowd(
 
 
 @EVERY_MODE
+@pytest.mark.parametrize("tail", [0.3, 1.0, 3.0])
+@settings(PROPERTY, max_examples=60)
+@given(data=st.data())
+def test_the_boosted_order_agrees_with_a_slow_one(
+    cases: Callable, run_policy: Callable, slow_loop: Callable, resume: bool, tail: float, data: st.DataObject
+) -> None:
+    """Between the least work first and first come first served, on whatever binds."""
+    case = data.draw(cases(fits=False, engine=True, max_size=14))
+    slow = slow_loop("amin-survival", case, resume=resume, tail=tail)
+    worker = replace(case.worker, resume=resume)
+    policy = make_policy("amin-survival", worker, np.random.default_rng(0), tail=tail)
+    assert_same(run_policy(policy, case, resume=resume), slow)
+
+
+@EVERY_MODE
 def test_sglang_reserves_at_most_4096_tokens_for_a_limit_beyond_that(
     make_case: Callable, run_policy: Callable, slow_loop: Callable, resume: bool
 ) -> None:

@@ -142,7 +142,7 @@ def test_what_the_user_can_fix(
         ({"pack_level": 1}, "pack_level is 1"),
         ({"reserve_sd": -1}, "reserve_sd is -1"),
         ({"max_reserve": True}, "max_reserve is True"),
-        ({"victim": "nobody"}, "victim is 'nobody'"),
+        ({"tail": -1}, "tail is -1"),
         ([1], "must be an object"),
     ):
         broken.write_text(json.dumps({"policies": {"amin-survival": {"options": options}}}))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from scheduler.forecast import Forecast
 from scheduler.latency_bounds import volume
-from scheduler.policies.expected_volume import ExpectedVolume
+from scheduler.policies.expected_work import ExpectedWork
 
 EDGES = np.array([0, 3, 10, 40])
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -23,18 +23,21 @@ def test_it_is_the_mean_over_the_curve(forecast: Forecast, prompt: int, cap: int
     levels = (np.arange(4000) + 0.5) / 4000
     lens = np.array([min(cap, forecast.conditional_quantile(generated, float(level))) for level in levels])
     rest = volume(prompt, lens) - volume(prompt, generated)
-    assert ExpectedVolume(forecast, prompt, cap).remaining(generated) == pytest.approx(rest.mean(), rel=0.01)
+    tokens, memory = ExpectedWork(forecast, prompt, cap).remaining(generated)
+    assert memory == pytest.approx(rest.mean(), rel=0.01)
+    assert tokens == pytest.approx(lens.mean() - generated, rel=0.01)
 
 
 def test_a_certain_length_has_its_volume() -> None:
     """Spent and remaining add up to the volume of the whole life."""
-    certain = ExpectedVolume(Forecast(np.array([0, 20, 21]), np.array([1.0, 1.0, 0.0])), 7, 20)
+    certain = ExpectedWork(Forecast(np.array([0, 20, 21]), np.array([1.0, 1.0, 0.0])), 7, 20)
     for generated in range(20):
-        assert certain.spent(generated) + certain.remaining(generated) == pytest.approx(volume(7, 20))
+        assert certain.spent(generated) + certain.remaining(generated)[1] == pytest.approx(volume(7, 20))
+        assert certain.remaining(generated)[0] == pytest.approx(20 - generated)
 
 
 def test_who_has_outlived_the_forecast_generates_as_much_again() -> None:
     """Nothing is divided by the nought that the curve ends with."""
-    outlived = ExpectedVolume(Forecast(EDGES, np.array([1.0, 0.5, 0.2, 0.0])), 5, 1000)
-    assert outlived.remaining(40) == volume(45, 40)
-    assert outlived.remaining(0) > 0
+    outlived = ExpectedWork(Forecast(EDGES, np.array([1.0, 0.5, 0.2, 0.0])), 5, 1000)
+    assert outlived.remaining(40) == (40, volume(45, 40))
+    assert min(outlived.remaining(0)) > 0
