@@ -4,7 +4,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
+
+from fastapi import FastAPI
 
 from pipelines.settings.serve import ServeSettings
 from predictor.errors import InputError
@@ -13,6 +16,8 @@ from predictor.sidecar.access import is_loopback
 from predictor.sidecar.answers import SidecarSettings
 from predictor.sidecar.app import create_app
 from predictor.sidecar.connections import make_server
+from predictor.sidecar.feedback import FeedbackLedger, LedgerSettings
+from predictor.sidecar.state import read_state
 
 # The event loop asks the worker thread for the interpreter this often; the default of 5 ms shows in the latency.
 SWITCH_INTERVAL = 0.0005
@@ -20,7 +25,7 @@ API_KEY_VARIABLE = "AMIN_API_KEY"
 
 
 def run(args: ServeSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what is in flight and return.
+    """Serve until SIGTERM or Ctrl-C, then answer what is in flight and return; read the folder again at SIGHUP.
 
     Raises:
         InputError: the folder is no whole export, or the address cannot be bound.
@@ -29,6 +34,8 @@ def run(args: ServeSettings) -> None:
     settings = sidecar_settings(args)
     length_predictor = LengthPredictor(args.export, num_threads=args.threads)
     length_predictor.spec.calibration().level(settings.tau)
+    if args.state is not None:
+        check_state(args.state, length_predictor)
     listener = listen(args.host, args.port)
     app = create_app(length_predictor, settings)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
@@ -39,7 +46,27 @@ def run(args: ServeSettings) -> None:
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=read_again, args=(app, args), daemon=True).start())
     server.run(sockets=[listener])
+
+
+def check_state(file: Path, length_predictor: LengthPredictor) -> None:
+    """Raise InputError where a file can be neither read as a state nor made."""
+    read_state(file, length_predictor.spec, FeedbackLedger(length_predictor.spec))
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"--state {file}: {file.parent} is no folder that can be written to")
+
+
+def read_again(app: FastAPI, args: ServeSettings) -> None:
+    """Read the folder again and let the application answer by it; where it cannot be read all stays as it is."""
+    try:
+        length_predictor = LengthPredictor(args.export, num_threads=args.threads)
+        length_predictor.spec.calibration().level(args.tau)
+    except InputError as error:
+        print(f"amin serve: the predictor stays as it is: {error}", file=sys.stderr, flush=True)
+        return
+    app.state.loop.call_soon_threadsafe(app.state.sidecar.take_over, length_predictor)
+    print(f"amin serve: {args.export} has been read again", flush=True)
 
 
 def sidecar_settings(args: ServeSettings) -> SidecarSettings:
@@ -58,8 +85,10 @@ def sidecar_settings(args: ServeSettings) -> SidecarSettings:
         max_active=args.max_connections,
         allowed_hosts=tuple(filter(None, args.allowed_hosts.split(","))),
         api_key=read_api_key(args.api_key_file),
-        step=0.0 if args.adapt == "off" else args.step,
-        may_raise=args.adapt == "both",
+        state_file=args.state,
+        feedback=LedgerSettings(
+            adapt=args.adapt, only_asked=args.feedback == "asked", max_client_share=args.max_client_share
+        ),
     )
 
 

@@ -46,10 +46,14 @@ class ServeSettings:
     """Names under which pages and clients may call the server besides the loopback ones, with commas; * for any."""
     api_key_file: Path | None = None
     """File with a key that callers must send (Authorization: Bearer KEY); default: AMIN_API_KEY in the environment."""
-    adapt: Literal["off", "lower", "both"] = "lower"
-    """What feedback may do to the bounds."""
-    step: Annotated[float, Range(0, 0.25, (True, False))] = 0.005
-    """Step of the online correction."""
+    adapt: Literal["off", "lower", "both"] = "both"
+    """What feedback may do to the bounds: nothing, lower them, or follow the traffic both ways."""
+    feedback: Literal["any", "asked"] = "any"
+    """Whose reports count: any, or those alone that name the id of a prediction that was asked here."""
+    max_client_share: Annotated[float, Range(0, 1, (True, False))] = 1.0
+    """Most of any 100 answers that one client's address may report; below tau, its false reports do little."""
+    state: Path | None = None
+    """File that keeps what is learnt over a restart; it belongs to one predictor."""
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range."""

@@ -1,19 +1,22 @@
 """What `amin serve` answers, apart from HTTP: a bound for every prompt in time, by the model or without it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from predictor.bounds.distribution import FloatArray, bound_and_median, cdf
+from predictor.bounds.bins import LengthBins
+from predictor.bounds.distribution import FloatArray, cdf, quantile
 from predictor.sidecar.asks import Ask, Unusable
 from predictor.sidecar.batching import Batcher, Shed
-from predictor.sidecar.feedback import FeedbackLedger, TrackKey
-from predictor.sidecar.online import level_at, marginal_bound_at
-from predictor.spec import AVERAGE, NO_LIMIT, PredictorSpec
+from predictor.sidecar.feedback import FeedbackLedger, LedgerSettings, TrackKey
+from predictor.spec import AVERAGE, NO_LIMIT, LengthPredictorLike, PredictorSpec
 
 Source = Literal["model", "fallback"]
+_MODEL: Source = "model"
+_FALLBACK: Source = "fallback"
 Reason = Shed | Unusable | Literal["long_prompt"]
 
 
@@ -47,19 +50,45 @@ class SidecarSettings:
     """Names under which the server may be called, besides the loopback ones; "*" for any."""
     api_key: str | None = None
     """Key that requests to predict and reports must carry."""
-    step: float = 0.005
-    """Step of the online correction; 0 counts coverage and corrects nothing."""
-    may_raise: bool = False
-    """Whether the online correction may lift bounds above the static calibration's."""
-    max_remembered: int = 65_536
-    """Most predictions remembered for feedback."""
-    patience: float = 600.0
-    """Seconds without a word after which a remembered prediction is given up."""
+    state_file: Path | None = None
+    """File that keeps what is learnt over a restart."""
+    feedback: LedgerSettings = field(default_factory=LedgerSettings)
+    """How far reports correct the bounds."""
 
 
-def num_tokens_about(prompt: str, max_tokens: int) -> int:
-    """Return about how many tokens the network reads of a prompt: a token in four characters, and the special ones."""
-    return min(len(prompt) // 4 + 4, max_tokens)
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A predictor in use and what has been learnt of it; another pair takes its place whole."""
+
+    length_predictor: LengthPredictorLike
+    ledger: FeedbackLedger
+
+    @property
+    def spec(self) -> PredictorSpec:
+        """What the predictor states."""
+        return self.length_predictor.spec
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt and the predictor that was in use when it came."""
+
+    ask: Ask
+    length_predictor: LengthPredictorLike
+
+    @property
+    def size(self) -> int:
+        """About how many tokens the network reads: a token in four characters, and the special ones."""
+        return min(len(self.ask.prompt) // 4 + 4, self.length_predictor.spec.max_prompt_tokens)
+
+
+def survivals_of(tasks: Sequence[Task]) -> list[FloatArray]:
+    """Return the predicted survival [M, K+1] of each prompt for every served model of its predictor."""
+    length_predictor = tasks[0].length_predictor
+    if any(task.length_predictor is not length_predictor for task in tasks):  # another took over just now
+        return [survival for task in tasks for survival in survivals_of([task])]
+    prompts, contexts = [task.ask.prompt for task in tasks], [task.ask.context for task in tasks]
+    return list(length_predictor.survivals(prompts, contexts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +110,38 @@ class Sidecar:
 
     def __init__(
         self,
-        spec: PredictorSpec,
-        batcher: Batcher,
+        length_predictor: LengthPredictorLike,
+        batcher: Batcher[Task, FloatArray],
         settings: SidecarSettings,
         on_answers: Callable[[Iterable[Answer]], None],
     ) -> None:
-        self.spec, self.batcher, self.settings = spec, batcher, settings
-        self.ledger = FeedbackLedger(
-            step=settings.step,
-            may_raise=settings.may_raise,
-            own_tau=settings.tau,
-            max_remembered=settings.max_remembered,
-            patience=settings.patience,
-        )
+        self.batcher, self.settings = batcher, settings
+        self.served = self._with_fresh_ledger(length_predictor)
         self._on_answers = on_answers
+
+    @property
+    def spec(self) -> PredictorSpec:
+        """What the predictor in use states."""
+        return self.served.spec
+
+    @property
+    def ledger(self) -> FeedbackLedger:
+        """What has been learnt of it."""
+        return self.served.ledger
+
+    def take_over(self, length_predictor: LengthPredictorLike) -> None:
+        """Answer by another predictor from now on; what was learnt of the one before does not hold for it.
+
+        Raises:
+            InputError: the server's own tau is finer than its calibration supports.
+        """
+        length_predictor.spec.calibration().level(self.settings.tau)
+        self.served = self._with_fresh_ledger(length_predictor)
+
+    def _with_fresh_ledger(self, length_predictor: LengthPredictorLike) -> Served:
+        return Served(
+            length_predictor, FeedbackLedger(length_predictor.spec, self.settings.feedback, self.settings.tau)
+        )
 
     async def predict(
         self,
@@ -110,18 +157,19 @@ class Sidecar:
             InputError: `tau` is outside (0, 1) or finer than the calibration supports.
         """
         tau, model = self.check(tau, model)
-        longest = self.settings.max_prompt_chars
+        served, longest = self.served, self.settings.max_prompt_chars
         predicted: list[FloatArray | Reason] = [ask.unusable or "long_prompt" for ask in asks]
         short = [i for i, ask in enumerate(asks) if ask.unusable is None and len(ask.prompt) <= longest]
         if short:
             limit = self.settings.deadline if deadline is None else deadline
-            rows = await self.batcher.predict([asks[i].prompt for i in short], limit)
+            rows = await self.batcher.predict([Task(asks[i], served.length_predictor) for i in short], limit)
             for i, row in zip(short, rows, strict=True):
-                predicted[i] = self._of_model(row, model)
-        answers = [self._answer(ask, row, tau, model, ends_within) for ask, row in zip(asks, predicted, strict=True)]
+                predicted[i] = _of_model(served.spec, row, model)
+        answers = [_answer(served, ask, row, tau, model, ends_within) for ask, row in zip(asks, predicted, strict=True)]
         for ask, answer in zip(asks, answers, strict=True):
             if ask.request_id is not None:
-                self.ledger.remember(ask.request_id, TrackKey(tau, model, answer.source), answer.lower_bound)
+                key = TrackKey(tau, model, answer.source)
+                served.ledger.remember(ask.request_id, key, answer.lower_bound, answer.survival, ask.max_new_tokens)
         self._on_answers(answers)
         return answers
 
@@ -142,35 +190,38 @@ class Sidecar:
         found = [choice for choice in self.spec.choices if choice.rpartition("/")[2].casefold() == wanted]
         return self.spec.choose(found[0] if len(found) == 1 else AVERAGE)
 
-    def _of_model(self, row: FloatArray | Shed, model: str) -> FloatArray | Reason:
-        """Return the survival [K+1] of one served model in a row [M, K+1]; "error" where it is not a number."""
-        if isinstance(row, str):
-            return row
-        survival = self.spec.survival_of(row[None], model)[0]
-        return survival if np.isfinite(survival).all() else "error"
 
-    def _answer(self, ask: Ask, row: FloatArray | Reason, tau: float, model: str, ends_within: Sequence[int]) -> Answer:
-        calibration = self.spec.calibration(model)
-        source: Source = "fallback" if isinstance(row, str) else "model"
-        value = self.ledger.track(TrackKey(tau, model, source)).value
-        if isinstance(row, str):
-            bound, middle = marginal_bound_at(calibration, value), calibration.marginal_median()
-            survival, reason = None, row
-        else:
-            level = level_at(calibration, value)
-            bound, middle = (int(value[0]) for value in bound_and_median(self.spec.bins, row[None], level))
-            survival, reason = row, None
-        limit = ask.max_new_tokens or NO_LIMIT
-        curve = calibration.marginal_survival(self.spec.bins) if survival is None else survival
-        ends = self._ends_within(ask, curve, ends_within) if ends_within else None
-        return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason, ends)
+def _of_model(spec: PredictorSpec, row: FloatArray | Shed, model: str) -> FloatArray | Reason:
+    """Return the survival [K+1] of one served model in a row [M, K+1]; "error" where it is not a number."""
+    if isinstance(row, str):
+        return row
+    survival = spec.survival_of(row[None], model)[0]
+    return survival if np.isfinite(survival).all() else "error"
 
-    def _ends_within(self, ask: Ask, survival: FloatArray, horizons: Sequence[int]) -> tuple[float, ...]:
-        """Return P(length <= generated + h | length > generated) by a survival [K+1]; 1 from the request's cap on."""
-        lengths = ask.generated + np.asarray([0, *horizons])
-        gone = cdf(self.spec.bins, survival[None], lengths[None])[0]
-        alive = 1.0 - gone[0]
-        ends = (gone[1:] - gone[0]) / alive if alive > 0 else np.ones(len(horizons))
-        if ask.max_new_tokens is not None:
-            ends = np.where(lengths[1:] >= ask.max_new_tokens, 1.0, ends)
-        return tuple(float(value) for value in ends)
+
+def _answer(
+    served: Served, ask: Ask, row: FloatArray | Reason, tau: float, model: str, ends_within: Sequence[int]
+) -> Answer:
+    calibration = served.ledger.calibration(model)
+    if isinstance(row, str):
+        bound, middle = calibration.marginal_bound(tau), calibration.marginal_median()
+        source, survival, reason = _FALLBACK, None, row
+    else:
+        bound = calibration.bound(row, tau)
+        middle = max(bound, round(float(quantile(served.spec.bins, row[None], 0.5)[0])))
+        source, survival, reason = _MODEL, row, None
+    limit = ask.max_new_tokens or NO_LIMIT
+    curve = calibration.shipped.marginal_survival(served.spec.bins) if survival is None else survival
+    ends = _ends_within(served.spec.bins, ask, curve, ends_within) if ends_within else None
+    return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason, ends)
+
+
+def _ends_within(bins: LengthBins, ask: Ask, survival: FloatArray, horizons: Sequence[int]) -> tuple[float, ...]:
+    """Return P(length <= generated + h | length > generated) by a survival [K+1]; 1 from the request's cap on."""
+    lengths = ask.generated + np.asarray([0, *horizons])
+    gone = cdf(bins, survival[None], lengths[None])[0]
+    alive = 1.0 - gone[0]
+    ends = (gone[1:] - gone[0]) / alive if alive > 0 else np.ones(len(horizons))
+    if ask.max_new_tokens is not None:
+        ends = np.where(lengths[1:] >= ask.max_new_tokens, 1.0, ends)
+    return tuple(float(value) for value in ends)

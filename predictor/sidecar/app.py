@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,9 +11,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
 from predictor.sidecar.access import Access
-from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings, num_tokens_about
+from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings, Task, survivals_of
 from predictor.sidecar.batching import Batcher
 from predictor.sidecar.bodies import describe, described, read_body
 from predictor.sidecar.feedback import TrackKey, Verdict
@@ -30,6 +32,7 @@ from predictor.sidecar.schema import (
     Problem,
     Status,
 )
+from predictor.sidecar.state import kept, read_state
 from predictor.spec import LengthPredictorLike
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -51,23 +54,25 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
     """Return the application that serves `length_predictor`; its worker threads live as long as its lifespan."""
     options = settings or SidecarSettings()
     metrics = ServerMetrics()
-    max_tokens = length_predictor.spec.max_prompt_tokens
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batcher = Batcher(
-            length_predictor.survivals,
-            size=lambda prompt: num_tokens_about(prompt, max_tokens),
-            max_work=max_tokens,
+        batcher = Batcher[Task, FloatArray](
+            survivals_of,
+            size=attrgetter("size"),
+            max_work=length_predictor.spec.max_prompt_tokens,
             max_wait=options.max_wait,
             max_batch=options.max_batch,
             max_queue=options.max_queue,
             num_workers=options.num_workers,
             on_batch=metrics.add_batch,
         )
-        app.state.sidecar = Sidecar(length_predictor.spec, batcher, options, metrics.add_answers)
-        with metrics.watching(app.state.sidecar):
-            async with batcher:
+        sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
+        app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
+        if options.state_file is not None:
+            read_state(options.state_file, sidecar.spec, sidecar.ledger)
+        with metrics.watching(sidecar):
+            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger)):
                 yield
 
     app = FastAPI(
@@ -141,21 +146,22 @@ def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> None:
         if isinstance(request, JSONResponse):
             return request
         sidecar, verdicts = _sidecar(app), list[Verdict]()
+        client = http_request.client.host if http_request.client else ""
         # All bounds are checked before any report counts.
         keys = [_key(sidecar, report) if isinstance(report, BoundReport) else None for report in request.reports]
         for report, key in zip(request.reports, keys, strict=True):
-            verdicts.append(_take(sidecar, report, key))
+            verdicts.append(_take(sidecar, report, key, client))
             if len(verdicts) % _REPORTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         metrics.add_verdicts(verdicts)
         return Response(FeedbackResponse(verdicts=verdicts).model_dump_json(), media_type="application/json")
 
 
-def _take(sidecar: Sidecar, report: IdReport | BoundReport, key: TrackKey | None) -> Verdict:
+def _take(sidecar: Sidecar, report: IdReport | BoundReport, key: TrackKey | None, client: str) -> Verdict:
     if isinstance(report, IdReport):
-        return sidecar.ledger.report(report.request_id, report.num_tokens, report.state)
+        return sidecar.ledger.report(report.request_id, report.num_tokens, report.state, client)
     assert key is not None
-    return sidecar.ledger.report_unremembered(key, report.output_len_lower_bound, report.num_tokens)
+    return sidecar.ledger.report_unremembered(key, report.output_len_lower_bound, report.num_tokens, client)
 
 
 def _key(sidecar: Sidecar, report: BoundReport) -> TrackKey:

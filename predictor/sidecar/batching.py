@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import logging
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Self
-
-from predictor.bounds.distribution import FloatArray
+from typing import Generic, Literal, Self, TypeVar
 
 Shed = Literal["queue_full", "deadline", "error", "stopped"]
 
@@ -18,35 +16,44 @@ _log = logging.getLogger(__name__)
 _NEWEST = 0.2
 # A prompt joins a batch that it makes at most this many times as much work as its prompts are apart.
 _MAX_PADDING = 1.25
+# Share of the time left that the work until a prompt's end may take by the estimate. The rest is for its error.
+_SAFE_SHARE = 0.8
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    prompt: str
+class _Waiting(Generic[Item, Row]):
+    prompt: Item
     size: int
     arrival: float
     deadline: float
-    answer: asyncio.Future[FloatArray | Shed]
+    answer: asyncio.Future[Row | Shed]
 
 
-class Batcher:
-    """Predicts prompts in batches on worker threads, earliest deadline first; for use inside one event loop.
+class Batcher(Generic[Item, Row]):
+    """Predicts prompts in batches on worker threads; for use inside one event loop.
+
+    Earliest deadline first, as long as all that wait can be in time by the recent speed. Where they cannot, newest
+    first, and whoever would be late behind those is told at once: in an overload the oldest have the least time left,
+    and work spent on them comes too late, so that in the end nobody would be in time.
 
     The work of a batch is its largest prompt's size times its prompts, since all are padded to that size. On a CPU work
     is time, so a batch pays only among small prompts of similar size: prompts join the most urgent one while the work
     stays below `max_work` and little of it is padding. A batch starts when a worker is free and the next is full, or
     its oldest prompt has waited `max_wait` seconds.
 
-    A prompt is shed, with the reason instead of a prediction, when `max_queue` prompts wait, when its turn would come
-    too late by the recent seconds per unit of work, or when its deadline passes. An idle worker always takes a prompt,
-    whatever the estimate, so that the estimate can recover. A prompt that cannot be predicted fails alone.
+    A prompt is shed, with the reason instead of a prediction, when more than `max_queue` prompts wait (the oldest one),
+    when its turn would come too late, or when its deadline passes. An idle worker always takes a prompt, whatever the
+    estimate, so that the estimate can recover. A prompt that cannot be predicted fails alone.
     """
 
     def __init__(
         self,
-        predict: Callable[[Sequence[str]], FloatArray],
+        predict: Callable[[Sequence[Item]], Iterable[Row]],
         *,
-        size: Callable[[str], int] = lambda prompt: 1,
+        size: Callable[[Item], int] = lambda prompt: 1,
         max_wait: float = 0.002,
         max_batch: int = 8,
         max_work: int = 8,
@@ -54,7 +61,7 @@ class Batcher:
         num_workers: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        """`predict` maps N prompts to an array [N, ...]; `size` is what a prompt costs apart, at least 1.
+        """`predict` maps N prompts to N predictions; `size` is what a prompt costs apart, at least 1.
 
         With `num_workers` above 1, `predict` is called from several threads at once. `on_batch` is told the prompts and
         the seconds of each batch.
@@ -64,7 +71,7 @@ class Batcher:
             raise ValueError(f"max_batch, max_queue and num_workers: must be at least 1, not {given}")
         self._predict, self._size, self._on_batch = predict, size, on_batch
         self._max_wait, self._max_batch, self._max_work, self._max_queue = max_wait, max_batch, max_work, max_queue
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[Item, Row]] = []  # by deadline
         self._changed = asyncio.Event()
         self._stopping = False
         self._num_workers = num_workers
@@ -95,10 +102,11 @@ class Batcher:
         """Prompts in the queue."""
         return len(self._waiting)
 
-    async def predict(self, prompts: Sequence[str], time_limit: float) -> list[FloatArray | Shed]:
+    async def predict(self, prompts: Sequence[Item], time_limit: float) -> list[Row | Shed]:
         """Return one prediction per prompt, or why it has none, after at most about `time_limit` seconds."""
         now = asyncio.get_running_loop().time()
         answers = [self._submit(prompt, now, now + time_limit) for prompt in prompts]
+        self._shed_late(now)
         try:
             await asyncio.wait(answers, timeout=time_limit)
             return [answer.result() if answer.done() else "deadline" for answer in answers]
@@ -107,28 +115,47 @@ class Batcher:
                 abandoned = set(answers)
                 self._waiting = [item for item in self._waiting if item.answer not in abandoned]
 
-    def _submit(self, prompt: str, now: float, deadline: float) -> asyncio.Future[FloatArray | Shed]:
-        answer: asyncio.Future[FloatArray | Shed] = asyncio.get_running_loop().create_future()
-        size = self._size(prompt)
-        shed = self._must_shed(size, now, deadline)
-        if shed is not None:
-            answer.set_result(shed)
-        else:
-            insort(self._waiting, _Waiting(prompt, size, now, deadline, answer), key=_deadline)
-            self._changed.set()
+    def _submit(self, prompt: Item, now: float, deadline: float) -> asyncio.Future[Row | Shed]:
+        answer: asyncio.Future[Row | Shed] = asyncio.get_running_loop().create_future()
+        if not self.is_running:
+            answer.set_result("stopped")
+            return answer
+        if len(self._waiting) >= self._max_queue:
+            self._shed(min(self._waiting, key=_arrival), "queue_full")
+        insort(self._waiting, _Waiting(prompt, self._size(prompt), now, deadline, answer), key=_deadline)
+        self._changed.set()
         return answer
 
-    def _must_shed(self, size: int, now: float, deadline: float) -> Shed | None:
-        if not self.is_running:
-            return "stopped"
-        if len(self._waiting) >= self._max_queue:
-            return "queue_full"
-        if not self._waiting and len(self._expected_ends) < self._num_workers:
-            return None
-        before = sum(item.size for item in self._waiting if item.deadline <= deadline)
+    def _shed(self, item: _Waiting[Item, Row], reason: Shed) -> None:
+        self._waiting.remove(item)
+        if not item.answer.done():
+            item.answer.set_result(reason)
+
+    def _shed_late(self, now: float) -> None:
+        """Tell those at once who would be late; the newest one is left to an idle worker."""
+        if self._are_in_time(self._waiting, now):
+            return
+        newest_first = sorted(self._waiting, key=_arrival, reverse=True)
+        is_idle = len(self._expected_ends) < self._num_workers
+        work = 0.0
+        for item in newest_first:
+            if self._is_in_time(item, work, now) or (is_idle and item is newest_first[0]):
+                work += item.size
+            else:
+                self._shed(item, "deadline")
+
+    def _are_in_time(self, ordered: Sequence[_Waiting[Item, Row]], now: float) -> bool:
+        work = 0.0
+        for item in ordered:
+            if not self._is_in_time(item, work, now):
+                return False
+            work += item.size
+        return True
+
+    def _is_in_time(self, item: _Waiting[Item, Row], work_before: float, now: float) -> bool:
         free_at = min(self._expected_ends.values()) if len(self._expected_ends) == self._num_workers else now
-        expected = max(free_at, now) + (before / self._num_workers + size) * self._seconds_per_work
-        return "deadline" if expected > deadline else None
+        work = (work_before / self._num_workers + item.size) * self._seconds_per_work
+        return max(free_at - now, 0.0) + work <= _SAFE_SHARE * (item.deadline - now)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as batches:
@@ -152,15 +179,19 @@ class Batcher:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
 
-    def _take(self) -> list[_Waiting]:
-        """Remove and return the next batch: no larger than lets its most urgent prompt be in time."""
+    def _take(self) -> list[_Waiting[Item, Row]]:
+        """Remove and return the next batch: no larger than lets its first prompt be in time."""
+        now = asyncio.get_running_loop().time()
+        self._shed_late(now)
         if not self._waiting:
             return []
-        left = self._waiting[0].deadline - asyncio.get_running_loop().time()
-        in_time = left / self._seconds_per_work if self._seconds_per_work else self._max_work
-        batch = self._waiting[:1]
+        ordered = self._waiting
+        if not self._are_in_time(ordered, now):
+            ordered = sorted(ordered, key=_arrival, reverse=True)
+        in_time = (ordered[0].deadline - now) / self._seconds_per_work if self._seconds_per_work else self._max_work
+        batch = ordered[:1]
         largest = total = batch[0].size
-        for item in self._waiting[1:]:
+        for item in ordered[1:]:
             work = max(largest, item.size) * (len(batch) + 1)
             fits = work <= min(self._max_work, in_time) and work <= _MAX_PADDING * (total + item.size)
             if fits and len(batch) < self._max_batch:
@@ -170,7 +201,7 @@ class Batcher:
         self._waiting = [item for item in self._waiting if item not in taken]
         return batch
 
-    def _start(self, batches: asyncio.TaskGroup, batch: Sequence[_Waiting]) -> None:
+    def _start(self, batches: asyncio.TaskGroup, batch: Sequence[_Waiting[Item, Row]]) -> None:
         work = len(batch) * max(item.size for item in batch)
         task = batches.create_task(self._predict_batch(batch, work))
         self._expected_ends[task] = asyncio.get_running_loop().time() + work * self._seconds_per_work
@@ -180,7 +211,7 @@ class Batcher:
         del self._expected_ends[task]
         self._changed.set()
 
-    async def _predict_batch(self, batch: Sequence[_Waiting], work: int) -> None:
+    async def _predict_batch(self, batch: Sequence[_Waiting[Item, Row]], work: int) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         predictions = await loop.run_in_executor(self._workers, self._predict_each, [item.prompt for item in batch])
@@ -192,20 +223,26 @@ class Batcher:
         self._seconds_per_work += weight * (seconds / work - self._seconds_per_work)
         self._on_batch(len(batch), seconds)
 
-    def _predict_each(self, prompts: Sequence[str]) -> list[FloatArray | Shed]:
+    def _predict_each(self, prompts: Sequence[Item]) -> list[Row | Shed]:
         """Return a prediction per prompt, on a worker thread; one that cannot be predicted fails alone."""
         try:
-            rows: list[FloatArray | Shed] = list(self._predict(prompts))
+            rows: list[Row | Shed] = list(self._predict(prompts))
             if len(rows) != len(prompts):
                 raise RuntimeError(f"{len(rows)} predictions of {len(prompts)} prompts")
         # A panic in the tokenizer's Rust code is no Exception, and would end the batcher.
         except BaseException:
             if len(prompts) > 1:
                 return [row for prompt in prompts for row in self._predict_each([prompt])]
-            _log.exception("a prompt of %d characters cannot be predicted; it gets the marginal bound", len(prompts[0]))
+            _log.exception(
+                "a prompt of size %d cannot be predicted; it gets the marginal bound", self._size(prompts[0])
+            )
             return ["error"]
         return rows
 
 
-def _deadline(item: _Waiting) -> float:
+def _deadline(item: _Waiting[Item, Row]) -> float:
     return item.deadline
+
+
+def _arrival(item: _Waiting[Item, Row]) -> float:
+    return item.arrival

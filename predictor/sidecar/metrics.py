@@ -94,14 +94,19 @@ def _corrections(ledger: FeedbackLedger) -> Iterator[Metric]:
     labels = ["tau", "model", "source"]
     coverage = GaugeMetricFamily("amin_live_coverage", "Share of the last 1000 that reached their bound", labels=labels)
     tightness = GaugeMetricFamily("amin_live_tightness", "Mean bound / mean length, last 1000 finished", labels=labels)
-    value = GaugeMetricFamily("amin_online_tau", "Tau at which the calibration is read now", labels=labels)
-    correction = GaugeMetricFamily("amin_online_correction", "amin_online_tau - tau", labels=labels)
-    pending = GaugeMetricFamily("amin_pending_predictions", "Predictions whose outcome is not applied", labels=labels)
+    level = GaugeMetricFamily("amin_level", "CDF level at which predictions are read now", labels=["tau", "model"])
+    shipped = GaugeMetricFamily("amin_shipped_level", "That level without correction", labels=["tau", "model"])
+    answers = GaugeMetricFamily("amin_answers", "Ended answers that the correction is made from", labels=["model"])
+    running = GaugeMetricFamily("amin_running", "Requests that are running, as far as is known", labels=["model"])
     for key, track in ledger.tracks:
         names = [repr(key.tau), key.model, key.source]
         coverage.add_metric(names, track.coverage)
         tightness.add_metric(names, track.tightness)
-        value.add_metric(names, track.value)
-        correction.add_metric(names, track.value - track.tau)
-        pending.add_metric(names, track.num_pending)
-    yield from (coverage, tightness, value, correction, pending)
+        if key.source == "model":
+            calibration = ledger.calibration(key.model)
+            level.add_metric(names[:2], calibration.level(key.tau))
+            shipped.add_metric(names[:2], calibration.shipped.level(key.tau))
+    for model, calibration in ledger.calibrations.items():
+        answers.add_metric([model], calibration.num_answers)
+        running.add_metric([model], calibration.num_running)
+    yield from (coverage, tightness, level, shipped, answers, running)

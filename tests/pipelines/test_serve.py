@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +208,52 @@ def test_a_key_by_file_or_environment_and_a_warning_without_one(
         assert asyncio.run(post_once(port, body_of()))[0] == 401
 
 
+def post(port: int, path: str, **body: object) -> dict[str, Any]:
+    """The answer to a JSON body."""
+    status, answer = asyncio.run(post_to(port, path, json.dumps(body).encode()))
+    assert status == 200, answer
+    return json.loads(answer)
+
+
+async def post_to(port: int, path: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer on a connection of its own."""
+    with closing(Connection("127.0.0.1", port)) as connection:
+        return await connection.post(path, body)
+
+
+def test_what_was_learnt_survives_a_restart(exports: dict[str, Path], tmp_path: Path) -> None:
+    """Answers of one token lower the bound; the next process begins with it. A spoilt file is one line, before."""
+    state = tmp_path / "state.json"
+    bounds = []
+    for _ in range(2):
+        with serving(exports["fp32"], "--state", str(state), "--deadline-ms", "5000") as (process, port):
+            asked = post(port, "/v1/predict", prompt="Write a story")["predictions"][0]
+            bounds.append(asked["output_len_lower_bound"])
+            report = {"output_len_lower_bound": 50, "num_tokens": 1}
+            post(port, "/v1/feedback", reports=[report] * 500)
+            process.terminate()
+            assert process.wait(15) == 0
+    assert bounds[1] == 1 < bounds[0]
+    state.write_text(state.read_text()[:100])
+    assert main(["serve", str(exports["fp32"]), "--port", "0", "--state", str(state)]) == 2
+
+
+def test_a_new_predictor_is_taken_up_without_a_restart(exports: dict[str, Path], tmp_path: Path) -> None:
+    """At SIGHUP; one that cannot be read leaves all as it is."""
+    folder = tmp_path / "serving"
+    shutil.copytree(exports["fp32"], folder)
+    with serving(folder, "--deadline-ms", "5000") as (process, port):
+        assert process.stdout is not None
+        shutil.copytree(exports["int8"], folder, dirs_exist_ok=True)
+        process.send_signal(signal.SIGHUP)
+        assert "has been read again" in process.stdout.readline()
+        assert post(port, "/v1/predict", prompt="Write a story")["predictions"][0]["source"] == "model"
+        (folder / "model.onnx").write_bytes(b"spoilt")
+        process.send_signal(signal.SIGHUP)
+        assert "stays as it is" in process.stdout.readline()
+        assert post(port, "/v1/predict", prompt="Write a story")["predictions"][0]["source"] == "model"
+
+
 def test_a_stranger_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Loopback addresses and a key need no warning."""
     for host, key in (("127.0.0.1", None), ("::1", None), ("0.0.0.0", "secret")):
@@ -254,7 +302,7 @@ def test_a_kept_connection_does_not_hold_up_the_end(exports: dict[str, Path]) ->
         ("--tau 0.001", "calibration prompts"),
         ("--max-batch 0", "--max-batch: must be at least 1"),
         ("--deadline-ms nan", "--deadline-ms: must be a number"),
-        ("--step 3", "--step: must be above 0 and at most 0.25"),
+        ("--max-client-share 3", "--max-client-share: must be above 0 and at most 1"),
         ("--threads -1", "--threads: must be at least 0 and at most 4096"),
     ],
 )
