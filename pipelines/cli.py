@@ -74,6 +74,10 @@ COMMANDS: Mapping[str, Command] = {
         "generate with a real model under several policies, driven by the predictor's bounds",
         "pipelines.evaluate.stage",
     ),
+    "assess": Command(
+        "would it pay for my own requests? one page from a log (no torch)",
+        "pipelines.assess.stage", "pipelines.settings.assess.AssessSettings",
+    ),
     "deployment": Command(
         "fit clock and memory of a deployment: from measured kernels, or from a server's own log",
         "pipelines.deployment.stage", "pipelines.settings.deployment.DeploymentSettings", writes_file=True,

@@ -24,7 +24,7 @@ _DEFAULT_TAU = 0.1
 
 _FORMS = (
     "interval:LOW:HIGH (whole, 1 <= LOW <= HIGH), bins:WIDTH:COUNT (whole, from 1), relative:X (X in 0..1), exact, "
-    f"or noise:SIGMA[:TAU] (SIGMA in 0..10, 0 < TAU < {UPPER_LEVEL})"
+    f"noise:SIGMA[:TAU] (SIGMA in 0..10, 0 < TAU < {UPPER_LEVEL}), or skill:R2[:TAU] (R2 in 0..1)"
 )
 
 _OUTPUT_WEIGHTS = (0.0336, 0.3282, 0.3359, 0.3023)
@@ -60,7 +60,11 @@ def synthesize(
             "noise:SIGMA" or "noise:SIGMA:TAU": a log-normal forecast of width SIGMA, whose median is o * exp(SIGMA*z),
             z standard normal; its quantiles TAU (by default .1) and .95 are the bounds. z is symmetric, so
             o is at least the lower bound with probability 1 - TAU (more where max_new_tokens cuts the bound to o).
-            The prediction is the median of a noisy forecast, else the middle of the bounds.
+        "skill:R2" or "skill:R2:TAU": a calibrated forecast that explains the share R2 of the variance of log length:
+            with mean m and standard deviation S of log o, its centre is c = m + R2 (log o - m) + S sqrt(R2 (1 - R2)) z
+            and its width S sqrt(1 - R2), so that log o given c is normal around c where log o is normal. A poor
+            predictor so says nearly the same of all, where a poor noisy one is sure of what is wrong.
+            The prediction is the median of such a forecast, else the middle of the bounds.
         rng: For noise.
         edges: Length bins on which requests get their noisy forecast, shape [num_bins + 1]; by default they get none.
 
@@ -71,9 +75,12 @@ def synthesize(
     lens = np.asarray(output_lens, dtype=np.int64)
     limits = np.array([request.max_new_tokens for request in requests], dtype=np.int64)
     forecasts: Sequence[Forecast | None] = [None] * len(requests)
-    if name == "noise":
+    if name in ("noise", "skill"):
         sigma, tau = numbers
-        medians = lens.astype(np.float64) * np.exp(sigma * rng.standard_normal(lens.size))
+        noise = rng.standard_normal(lens.size)
+        medians = lens.astype(np.float64) * np.exp(sigma * noise)
+        if name == "skill":
+            medians, sigma = _calibrated(lens, sigma, noise)
         lower, upper, central = _quantiles(medians, sigma, tau, limits)
         if edges is not None:
             forecasts = [Forecast(edges, survival) for survival in log_normal_survival(medians, sigma, edges)]
@@ -168,11 +175,24 @@ def _parse(predictions: str) -> tuple[str, list[float]]:
         case "noise", [sigma, *tau]:
             numbers = [sigma, *(tau or [_DEFAULT_TAU])]
             valid = 0 <= sigma <= 10 and len(numbers) == 2 and 0 < numbers[1] < UPPER_LEVEL
+        case "skill", [share, *tau]:
+            numbers = [share, *(tau or [_DEFAULT_TAU])]
+            valid = 0 <= share <= 1 and len(numbers) == 2 and 0 < numbers[1] < UPPER_LEVEL
         case _:
             valid = name == "exact" and not texts
     if not valid:
         raise InputError(f"--predictions is {predictions!r}; give {_FORMS}")
     return name, numbers
+
+
+def _calibrated(lens: Ints, share: float, noise: Floats) -> tuple[Floats, float]:
+    """Return medians, shape [n], and the common width of forecasts that explain a share of log length's variance."""
+    if share == 1:
+        return lens.astype(np.float64), 0.0
+    logs = np.log(lens)
+    spread = float(logs.std())
+    centres = logs.mean() + share * (logs - logs.mean()) + spread * math.sqrt(share * (1 - share)) * noise
+    return np.exp(centres), spread * math.sqrt(1 - share)
 
 
 def _intervals(name: str, numbers: list[float], lens: Ints, limits: Ints) -> tuple[Ints, Ints]:

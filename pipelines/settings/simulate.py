@@ -53,8 +53,8 @@ class SimulateSettings:
     load: Annotated[float, Range(0, 1000, (True, False))] | None = None
     """Arrival rate as a share of what can be served, by KV cache or slots, whichever binds; stretches a trace."""
     predictions: str | None = None
-    """Make predictions from true lengths: interval:LOW:HIGH, bins:WIDTH:COUNT, relative:X, exact, or noise:SIGMA[:TAU]
-    (log-normal forecast); default: the workload's own."""
+    """Make predictions from true lengths: interval:LOW:HIGH, bins:WIDTH:COUNT, relative:X, exact, noise:SIGMA[:TAU]
+    (log-normal error), or skill:R2[:TAU] (calibrated, explains R2 of log length); default: the workload's own."""
     scheduling: Path | None = None
     """What amin tune wrote, or its folder: the levels that policies are built with."""
     routing: Routing = "round-robin"
