@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import FULL
-from pipelines.outputs import claimed, is_launched
-from pipelines.terminal import keep_streams
+from pipelines.output.claim import claimed, is_launched
+from pipelines.output.terminal import keep_streams
 from predictor.errors import InputError as PredictorInputError
 from scheduler.errors import InputError as SchedulerInputError
 
@@ -104,7 +104,7 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
     """
     command = COMMANDS[name]
     if command.settings:
-        from pipelines.options import parse
+        from pipelines.settings.parser import parse
 
         module, _, kind = command.settings.rpartition(".")
         settings = parse(getattr(import_module(module), kind), argv, f"amin {name}", command.help)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.aside import aside, put_in_place, sync, sync_entry
+from pipelines.output.aside import aside, put_in_place, sync, sync_entry
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow."""

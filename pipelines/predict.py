@@ -9,10 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import atomic_file
-from pipelines.outputs import check_output
+from pipelines.output.claim import check_output
 from pipelines.request_bounds import UPPER_LEVEL, with_bounds
 from pipelines.settings.predict import PredictSettings
-from pipelines.workload_file import bins_file, write_workload
+from pipelines.simulate.workload_file import bins_file, write_workload
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import FloatArray, quantile
 from predictor.errors import InputError

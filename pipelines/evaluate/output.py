@@ -18,7 +18,7 @@ from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
 from pipelines.results import print_table, table, write_results
 from pipelines.served_model import ServedModel
-from pipelines.workload_file import write_workload
+from pipelines.simulate.workload_file import write_workload
 from scheduler.kv_cache import KvCache
 from scheduler.worker import Worker
 from scheduler.workload import Workload

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.outputs import is_launched
+from pipelines.output.claim import is_launched
 from predictor.errors import InputError
 from predictor.records.chat_turns import ChatOptions
 from predictor.training.config import TrainConfig

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import write_json
-from pipelines.outputs import check_output
+from pipelines.output.claim import check_output
 from pipelines.predict import survivals_with_progress
 from pipelines.results import print_table
 from pipelines.scheduling import FILE_NAME

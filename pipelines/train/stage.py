@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.files import atomic_file, atomic_files, discard, write_json
 from pipelines.memory import keep_freed_memory
-from pipelines.outputs import is_launched
+from pipelines.output.claim import is_launched
 from pipelines.settings.train import TrainSettings
 from pipelines.train.data import digest, load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save

@@ -78,7 +78,16 @@ def predicted(out: Path) -> bool:
 @pytest.fixture
 def stages(run_folder: Path, exports: dict[str, Path], records_file: Path) -> dict[str, Stage]:
     """Each stage that writes: its words before `--out`, and whether that is there, whole."""
-    simulate = ["simulate", "lmsys-shaped:300", "--kv-budget", 4000, "--policies", "fcfs,sjf"]
+    simulate = [
+        "simulate",
+        "lmsys-shaped:300",
+        "--kv-budget",
+        4000,
+        "--policies",
+        "fcfs,sjf",
+        "--predictions",
+        "noise:0.4",
+    ]
     predict = ["predict", exports["fp32"], "--data", records_file, "--no-progress"]
     return {
         "simulate": (simulate, simulated),

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import aside, files
+from pipelines import files
 from pipelines.cli import main
 from pipelines.files import atomic_directory, atomic_file, atomic_files, write_json
+from pipelines.output import aside
 from predictor.errors import InputError
 
 HELD = """
@@ -236,7 +237,7 @@ def test_a_name_that_the_terminal_cannot_show_is_no_reason_to_fail(workload: Pat
 def test_two_processes_do_not_write_one_output(tmp_path: Path, workload: Path) -> None:
     """The second is told who has it; after a kill the output is free again."""
     code = (
-        "import sys, time; from pathlib import Path; from pipelines.outputs import claimed\n"
+        "import sys, time; from pathlib import Path; from pipelines.output.claim import claimed\n"
         "with claimed(Path(sys.argv[1]), is_folder=True): print('ready', flush=True); time.sleep(60)"
     )
     out = tmp_path / "out"
@@ -257,7 +258,7 @@ def test_what_is_no_file_or_folder_stays(
     tmp_path: Path, workload: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Devices, pipes, symbolic links, mount points, and names that are none: one line, before the work."""
-    from pipelines.outputs import check_output
+    from pipelines.output.claim import check_output
 
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from pipelines.cli import COMMANDS, main
-from pipelines.options import parse
 from pipelines.settings.option import Metavar, Positional
+from pipelines.settings.parser import parse
 from predictor.errors import InputError
 from predictor.ranges import Count, Probability, Range, check_ranges
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 TRAINING = frozenset({"torch", "transformers", "lightning", "sklearn", "datasets"})
 SETTINGS = """
 from importlib import import_module
-import pipelines.options
+import pipelines.settings.parser
 from pipelines.cli import COMMANDS
 for command in COMMANDS.values():
     import_module(command.settings.rpartition(".")[0] or "pipelines.cli")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipelines.options import parse
+from pipelines.settings.parser import parse
 from pipelines.settings.train import TrainSettings
 from pipelines.train import stage as train
 from pipelines.train.data import load_splits

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.aside import LOCK, PREFIX, sweep, take_lock
+from pipelines.files import naming_disk
+from pipelines.output.aside import LOCK, PREFIX, sweep, take_lock
 from predictor.errors import InputError
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -133,7 +134,8 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         if descriptor is not None:
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+            with naming_disk(out):
+                os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield
     finally:
         file.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""From words on the command line, and YAML files, to the settings of a stage: a frozen dataclass."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any, TypeVar
+
+from jsonargparse import ActionYesNo, ArgumentParser
+from yaml import YAMLError
+
+from pipelines.settings.option import Option, Positional, made_of, options_of
+from predictor.errors import InputError
+
+Settings = TypeVar("Settings")
+
+CONFIG_HELP = "YAML file of settings, spelled with _ for - and without dashes; options that come after it win"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows examples as they are written, and leaves the long options room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def parse(kind: type[Settings], argv: Sequence[str], prog: str, description: str) -> Settings:
+    """Return the settings that the words on a command line give.
+
+    A settings class may have a method `defaults(self) -> Mapping[str, Any]`: what stands where no option is given and
+    depends on others, such as the settings of the run that `--resume` goes on with. It is asked once; then the words
+    are read again.
+
+    Args:
+        kind: A frozen dataclass. The string under a field is its help; a field that is a dataclass itself gives its
+            own fields as options. `predictor.ranges` states ranges, `pipelines.settings.option` the spelling.
+        argv: The words after the command's name.
+        prog: What the user typed before them.
+        description: First line of the help; what follows the first line of the docstring of `kind` ends it.
+
+    Raises:
+        InputError: a value that cannot be read or lies out of range, or an option that is unknown or missing.
+        SystemExit: with 0, after `--help` or `--print_config`.
+    """
+    options = list(options_of(kind))
+    parser = build_parser(kind, options, prog, description)
+    settings: Settings = made_of(kind, _values(parser, options, argv))
+    defaults: Mapping[str, Any] = settings.defaults() if hasattr(settings, "defaults") else {}
+    if defaults:
+        parser.set_defaults(dict(defaults))
+        settings = made_of(kind, _values(parser, options, argv))
+    return settings
+
+
+def build_parser(kind: type[Any], options: Sequence[Option], prog: str, description: str) -> ArgumentParser:
+    """Return the parser of `options`, which are those of `kind`."""
+    _, _, epilog = (kind.__doc__ or "").partition("\n")
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog="\n".join(line.removeprefix("    ") for line in epilog.splitlines()).strip() or None,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for option in options:
+        if option.title not in groups:
+            groups[option.title] = parser.add_argument_group(option.title)
+        _add(groups[option.title], option)
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help=CONFIG_HELP)
+    return parser
+
+
+def _add(place: Any, option: Option) -> None:
+    name, default = option.field.name, option.default
+    if option.marker(Positional) is not None:
+        place.add_argument(name, type=option.bare, metavar=option.spelled, help=option.help)
+    elif option.bare is bool:
+        place.add_argument(option.spelled, action=ActionYesNo(no_prefix="no-"), default=default, help=option.help)
+    else:
+        needed = {"required": True} if default is MISSING else {"default": default}
+        place.add_argument(option.spelled, type=option.bare, metavar=option.metavar, help=option.help, **needed)
+
+
+def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[str]) -> Mapping[str, Any]:
+    try:
+        values = dict(parser.parse_args(list(argv)).as_dict())
+    except argparse.ArgumentError as error:
+        raise InputError(_in_one_line(str(error), {option.field.name: option for option in options})) from None
+    except (RecursionError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"--config: not YAML: {' '.join(str(error).split())}") from None
+    for option in options:
+        if values[option.field.name] is None and not option.may_be_none:  # jsonargparse takes null for any type
+            raise InputError(f"{option.spelled}: must be {option.wanted}, not null")
+    return values
+
+
+def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
+    """Return what jsonargparse says of a wrong value, in the words of the command line."""
+    if missing := re.fullmatch(r"the following arguments are required: (\w+)", message):
+        return f"{options[missing[1]].spelled} is missing"
+    if unknown := re.fullmatch(r"Option '(.*)' is not accepted", message):
+        return f"--config: {unknown[1]}: unknown; the settings are {', '.join(options)}"
+    key, value = re.match(r'Parser key "(\w+)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
+    if key is not None and value is not None and key[1] in options:
+        option = options[key[1]]
+        return f"{option.spelled}: must be {option.wanted}, not {value[1]!r}"
+    if key is not None and key[1] in options:
+        return f"{options[key[1]].spelled}: {' '.join(message[key.end() + 1 :].split())}"
+    if boolean := re.fullmatch(r"Value not boolean: (.*)\.", message):
+        return f"--config: {boolean[1]!r} where true or false is wanted"
+    line = " ".join(message.split()).replace("Unexpected config:", "--config: no mapping of settings:")
+    return line.replace("Problems parsing config:", "--config: not YAML:").replace('Parser key "config":', "--config:")
