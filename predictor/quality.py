@@ -1,6 +1,6 @@
 """What was predicted for records of known length, by served model and pooled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,11 @@ class MeasuredBounds:
     records: Records
     lower_bounds: FloatArray | IntArray
     medians: FloatArray | IntArray
+
+    def select(self, indices: Sequence[int]) -> "MeasuredBounds":
+        """Return what was predicted for the records at `indices`."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return MeasuredBounds(self.records.select(rows), self.lower_bounds[rows], self.medians[rows])
 
     def quality(self, tau: float, max_length: int) -> BoundQuality:
         """Return all measures; lengths are clipped at `max_length` tokens."""

@@ -1,5 +1,6 @@
 """The data of `amin train`: records of each split, enough of them, and what identifies them."""
 
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
     from predictor.records.prompt_table import served_models
     from predictor.records.records import SPLITS
     from predictor.splits.data_report import split_and_audit
+    from predictor.splits.splits import days_of
     from predictor.training.slow_tokenizers import converted_tokenizer
 
     loaded = load_data(
@@ -37,9 +39,13 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
         raise InputError(
             f"{config.data}: prompt_id {prompt_id!r}: model: missing, while other rows have it; fill it in"
         )
-    names, report = split_and_audit(loaded, config.seed, shown=config.progress)
+    is_by_time = config.split_by == "time"
+    names, report = split_and_audit(loaded, config.seed, by_time=is_by_time, shown=config.progress)
     print_data_report(config.data, report)
-    splits = {name: loaded.records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
+    records = loaded.records
+    if is_by_time and records.arrival_times is not None:
+        records = replace(records, datasets=tuple(days_of(records.arrival_times)))
+    splits = {name: records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
     for model in models:
         _require_enough(config, splits, model, "give more data", others=len(models) > 1)
     if config.max_prompts is not None:

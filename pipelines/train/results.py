@@ -54,6 +54,17 @@ class TestResults:
             "models": by_model,
         }
 
+    def groups(self, tau: float, max_length: int) -> dict[str, dict[str, Any]]:
+        """Return the measures of each group of the test split: a data set, a language, a day."""
+        bounds = self._pooled(self.predictor)
+        labels = bounds.records.datasets
+        return {
+            name: bounds.select([i for i, label in enumerate(labels) if label == name])
+            .quality(tau, max_length)
+            .to_dict()
+            for name in sorted(set(labels))
+        }
+
     def _pooled(self, parts: Mapping[str, "MeasuredBounds"]) -> "MeasuredBounds":
         from predictor.quality import pool
 
@@ -93,6 +104,15 @@ def measure_all_baselines(
         for name, bounds in measured.items():
             found.setdefault(name, {})[model] = bounds
     return found
+
+
+def print_groups(groups: dict[str, dict[str, Any]]) -> None:
+    """Print the measures of each group of the test split, a line each."""
+    width = max(22, *(len(name) + 2 for name in groups))
+    print(f"\n{'test split, by group':{width}}" + "".join(f"{title:>13}" for title, _, _ in TABLE))
+    for name, row in groups.items():
+        cells = ("-" if row[key] is None else shape.format(row[key]) for _, key, shape in TABLE)
+        print(f"{name or '(none)':{width}}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def print_table(metrics: dict[str, Any], tau: float) -> None:

@@ -15,7 +15,7 @@ from pipelines.settings.train import TrainSettings
 from pipelines.train.data import digest, load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
 from pipelines.train.plots import write_plots
-from pipelines.train.results import measure, print_table
+from pipelines.train.results import measure, print_groups, print_table
 from pipelines.train.resume import (
     DATA_FILE,
     METRICS_FILE,
@@ -84,11 +84,16 @@ def conclude(settings: TrainSettings, splits: dict[str, Records], length_predict
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, out)
     results = measure(config, splits, length_predictor)
-    metrics = results.metrics(config.tau, min(length_predictor.spec.bins.max_length, CLIPPED_AT))
+    longest = min(length_predictor.spec.bins.max_length, CLIPPED_AT)
+    metrics = results.metrics(config.tau, longest)
+    if config.split_by == "time":
+        metrics["days"] = results.groups(config.tau, longest)
     with atomic_files(out, last=METRICS_FILE) as new:
         write_plots(results, length_predictor.spec, config.tau, new)
         write_json(new / METRICS_FILE, metrics)
     print_table(metrics, config.tau)
+    if "days" in metrics:
+        print_groups(metrics["days"])
     print(f"predictor, measures and plots: {out}")
 
 

@@ -23,7 +23,7 @@ ALIASES = {
     "answer": ("completion", "response", "answer", "output"),
     "tools": ("tools", "functions"),
     "system": ("system", "system_prompt"),
-    "prefix": ("prefix", "hash_ids"),
+    "prefix": ("prefix",),
     "class": ("class", "log_type"),
 }  # fmt: skip
 """Our name of a column, and the names that it has in public files, the first preferred; spelling is set aside."""

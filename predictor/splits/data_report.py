@@ -4,12 +4,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from predictor.errors import InputError
 from predictor.records.chats import LoadedData
 from predictor.records.left_out import describe
 from predictor.records.records import SPLITS
 from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.split_audit import count_crossing_pairs
-from predictor.splits.splits import split_clusters
+from predictor.splits.splits import split_by_time, split_clusters
 from predictor.splits.templates import without_templates
 
 
@@ -29,12 +30,15 @@ class DataReport:
     """Pairs of prompts in different splits whose character 5-grams, templates aside, have Jaccard similarity >= 0.9."""
     is_recorded: bool
     """Whether the lengths come from chat logs and not from the served model."""
+    is_by_time: bool = False
+    """Whether the splits follow one another in time."""
 
     def line(self) -> str:
         """Return the report as one line for the terminal."""
         reasons = describe(self.dropped, self.first_dropped)
         splits = ", ".join(f"{name} {self.num_prompts[name]}" for name in SPLITS)
         clusters = "splits as given" if self.num_clusters is None else f"{self.num_clusters} clusters"
+        clusters = "splits by time" if self.is_by_time else clusters
         return (
             f"data: {self.num_rows} rows, {sum(self.dropped.values())} dropped{f' ({reasons})' if reasons else ''}, "
             f"{self.num_kept} kept{' (recorded answers)' if self.is_recorded else ''}; {splits}; {clusters}, "
@@ -43,7 +47,7 @@ class DataReport:
 
     def warning(self) -> str | None:
         """Return what is wrong with the splits, or None."""
-        if not self.num_crossing_pairs:
+        if not self.num_crossing_pairs or self.is_by_time:  # what comes again later is part of such traffic
             return None
         advice = "leave the field split out to have splits made by cluster"
         if self.num_clusters is not None:
@@ -56,11 +60,21 @@ class DataReport:
         return asdict(self)
 
 
-def split_and_audit(loaded: LoadedData, seed: int, *, shown: bool = False) -> tuple[list[str], DataReport]:
-    """Return the split of each prompt, the data's own or made by near-duplicate cluster, and the audited report."""
+def split_and_audit(
+    loaded: LoadedData, seed: int, *, by_time: bool = False, shown: bool = False
+) -> tuple[list[str], DataReport]:
+    """Return the split of each prompt and the audited report.
+
+    The splits are the data's own or made by near-duplicate cluster; with `by_time` by when the requests arrived.
+
+    Raises:
+        InputError: they are to be made by time, and the data has none.
+    """
     records, num_clusters = loaded.records, None
     texts = without_templates(records.prompts)
-    names = list(records.splits or ())
+    if by_time and records.arrival_times is None:
+        raise InputError("--split-by time: the data has no times; give arrival_time (or timestamp) in every row")
+    names = split_by_time(records.arrival_times or ()) if by_time else list(records.splits or ())
     if not names:
         clusters = near_duplicate_clusters(texts, seed=seed, shown=shown)
         names, num_clusters = split_clusters(clusters, seed), int(clusters.max()) + 1
@@ -75,5 +89,6 @@ def split_and_audit(loaded: LoadedData, seed: int, *, shown: bool = False) -> tu
         num_clusters,
         crossing,
         records.recorded,
+        by_time,
     )
     return names, report

@@ -1,6 +1,7 @@
 """Splits that no near-duplicate pair of prompts crosses."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.templates import without_templates
 
 FRACTIONS = (0.6, 0.1, 0.15, 0.15)
+DAY = 86_400
+SINCE_1970 = 1e9
+"""Seconds from which on a time counts from 1970 (the year 2001), as `predictor.records.times` has it."""
 
 
 def assign_splits(prompts: Sequence[str], seed: int, fractions: Sequence[float] = FRACTIONS) -> list[str]:
@@ -33,6 +37,32 @@ def split_clusters(clusters: IntArray, seed: int, fractions: Sequence[float] = F
         lacking[split_of[cluster]] -= sizes[cluster]
     _fill_empty(split_of, sizes, fractions)
     return [SPLITS[split_of[cluster]] for cluster in clusters]
+
+
+def split_by_time(times: Sequence[float], fractions: Sequence[float] = FRACTIONS) -> list[str]:
+    """Return the split of each prompt by when it arrived (seconds): the earliest train, the last test.
+
+    Where the days allow it a split begins with a day.
+    """
+    seconds = np.asarray(times, dtype=np.float64)
+    order = np.argsort(seconds, kind="stable")
+    days = np.floor(seconds[order] / DAY)
+    wanted = np.rint(np.cumsum(fractions)[:-1] * len(times)).astype(np.int64)
+    first_of_day = np.flatnonzero(np.diff(days)) + 1
+    if len(first_of_day) >= len(wanted):
+        nearest = first_of_day[np.abs(first_of_day[:, None] - wanted).argmin(axis=0)]
+        wanted = nearest if np.all(np.diff(nearest) > 0) else wanted
+    split_of = np.empty(len(times), dtype=np.int64)
+    split_of[order] = np.searchsorted(wanted, np.arange(len(times)), side="right")
+    return [SPLITS[split] for split in split_of]
+
+
+def days_of(times: Sequence[float]) -> list[str]:
+    """Return the day of each time, 2026-11-27, in UTC; of times since no known date `day 3`, from 0 on."""
+    return [
+        f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}" if time >= SINCE_1970 else f"day {int(time // DAY)}"
+        for time in times
+    ]
 
 
 def _fill_empty(split_of: IntArray, sizes: IntArray, fractions: Sequence[float]) -> None:

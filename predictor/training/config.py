@@ -1,7 +1,7 @@
 """The settings of a training run: one dataclass; its strings are the help of `amin train`."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from predictor.errors import InputError
 from predictor.ranges import LARGEST, Count, CountOrNone, Probability, Range, Seed, Share, check_ranges
@@ -28,7 +28,10 @@ class TrainConfig:
     tokenizer: str | None = None
     """Tokenizer of the served model (folder, file or hub name); counts the answers of conversation data."""
     length_cap: Count | None = None
-    """Recorded answers of conversation data with at least so many tokens count as truncated."""
+    """Answers of at least so many tokens count as truncated there."""
+    split_by: Literal["cluster", "time"] = "cluster"
+    """How data is split: by near-duplicate cluster, unless it has splits of its own; or by time, which trains on the
+    days before, tests on the days after, and reports each of them."""
     tau: Probability = 0.1
     """Probability allowed below the bound, for the reported measures; a saved predictor answers any tau."""
     seed: Seed = 0

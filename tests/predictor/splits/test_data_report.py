@@ -106,3 +106,29 @@ def test_memory_stays_within_8_gib_for_a_million_conversations(tmp_path: Path) -
     assert measured["report"]["num_crossing_pairs"] == 0
     assert measured["peaks"]["all"] - measured["peaks"]["base"] < 8 * GIB * count / 1_000_000 + FIXED
     assert np.isfinite(measured["seconds"]["all"])
+
+
+def test_splits_by_time_follow_the_arrivals_of_a_log(tmp_path: Path) -> None:
+    """Whatever splits the data has, and what comes again later is no fault; without times it is refused."""
+    rows = [
+        {
+            "prompt": f"Why {i % 7}?",
+            "output_len": 3 + i,
+            "split": "train",
+            "timestamp": 1_764_271_830 + 3_600 * (i * 7 % 100),
+        }
+        for i in range(100)
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_data(str(path))
+    names, report = split_and_audit(loaded, 0, by_time=True)
+    times = np.asarray(loaded.records.arrival_times)
+    last = [times[np.asarray(names) == name].max() for name in ("train", "validation", "calibration", "test")]
+    assert last == sorted(last)
+    assert "splits by time" in report.line()
+    assert report.num_crossing_pairs > 0
+    assert report.warning() is None
+    path.write_text("".join(json.dumps({**row, "timestamp": None}) + "\n" for row in rows))
+    with pytest.raises(InputError, match="--split-by time: the data has no times"):
+        split_and_audit(load_data(str(path)), 0, by_time=True)

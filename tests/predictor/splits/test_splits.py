@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from predictor.records.records import SPLITS
 from predictor.splits.near_duplicates import NUM_HASHES, minhash_signatures, near_duplicate_clusters
 from predictor.splits.shingles import jaccard, normalised, shingles
 from predictor.splits.split_audit import count_crossing_pairs, shingle_set
-from predictor.splits.splits import FRACTIONS, assign_splits, split_clusters
+from predictor.splits.splits import FRACTIONS, assign_splits, days_of, split_by_time, split_clusters
 from predictor.splits.templates import without_templates
 
 WORDS = [f"{a}{b}" for a in ("ba", "ko", "ri", "mu", "ze", "lo", "ta") for b in ("nar", "dil", "vex", "som", "pit")]
@@ -178,3 +178,21 @@ def test_no_split_stays_empty_while_another_has_clusters_to_spare(seed: int) -> 
     assert set(splits) == set(SPLITS)
     assert len(set(splits[:400])) == 1
     assert set(split_clusters(np.asarray([0, 0, 1]), seed)) < set(SPLITS)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(8, 300), st.floats(0.01, 30.0))
+def test_splits_by_time_follow_one_another(seed: int, size: int, num_days: float) -> None:
+    """In the order of SPLITS, all of them filled; where there are days enough, no day is in two splits."""
+    times = np.random.default_rng(seed).uniform(1.7e9, 1.7e9 + num_days * 86_400, size)
+    splits = np.asarray(split_by_time(times.tolist()))
+    spans = [(times[splits == name].min(), times[splits == name].max()) for name in SPLITS]
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    if num_days > 20 and size > 200:
+        days = np.asarray(days_of(times.tolist()))
+        assert sum(len(set(days[splits == name])) for name in SPLITS) == len(set(days))
+
+
+def test_days_have_names() -> None:
+    """A date where one is known."""
+    assert days_of([1_764_271_830.5, 90_000.0]) == ["2025-11-27", "day 1"]
