@@ -37,6 +37,8 @@ _JOINED = [
     (unit, re.compile(rf"(\d{{1,6}}|(?:{_JOINED_NUMBER}){{1,4}})[ ]?(?:{texts})"))
     for unit, texts in words.JOINED_UNITS.items()
 ]
+# Arabic, Devanagari, kana and Chinese characters: without one there is no joined amount, and its patterns are slow.
+_JOINED_SCRIPT = re.compile(r"[\u0600-\u06ff\u0900-\u097f\u3040-\u30ff\u4e00-\u9fff]")
 _UNIT_OF = {word: unit for unit, texts in words.UNITS.items() for word in texts.split()}
 _NUMBER_OF = {word: float(value) for value, texts in words.NUMBERS.items() for word in texts.split()}
 _FORM_OF = {word: float(tokens) for tokens, texts in words.FORMS.items() for word in texts.split()}
@@ -116,7 +118,7 @@ def find_instruction(text: str) -> LengthInstruction:
     detailed = [_is_denied(found, place) for place in places if found[place] in _DETAILED]
     brief += [False] * any(piece in folded for piece in words.BRIEF_PIECES)
     detailed += [False] * any(piece in folded for piece in words.DETAILED_PIECES)
-    if not folded.isascii():
+    if not folded.isascii() and _JOINED_SCRIPT.search(folded):
         amounts += _joined_amounts(folded)
         if any(piece in folded for piece in words.NEGATED_PIECES) and any(
             map(folded.__contains__, words.DETAILED_PIECES)

@@ -28,7 +28,10 @@ On other traffic than it was calibrated on, coverage is not guaranteed: train an
 `manifest.json` states the length bins, the calibration, what was measured, the versions and the hash of each file.
 """
 
-COLUMNS = ("coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau")
+COLUMNS = (
+    "coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau", "mean_absolute_error", "within_100",
+)  # fmt: skip
+IN_TOKENS = ("pinball_loss", "mean_absolute_error")
 
 
 def model_card(spec: PredictorSpec, precision: str, measured: dict[str, Any] | None, name: str, licence: str) -> str:
@@ -50,9 +53,10 @@ def _measures(measured: dict[str, Any]) -> str:
     tau = measured["tau"]
     lines = [
         f"Measured on the exported graph, on test prompts, tau = {tau:g} (target coverage {1 - tau:g}), each served "
-        "model by itself; pinball loss\nin tokens, tightness is mean bound / mean length:\n",
-        "| served model | coverage | worst data set | pinball loss | tightness | Kendall tau-b |",
-        "|---|---|---|---|---|---|",
+        "model by itself, lengths\nclipped at 4,096 tokens; pinball loss and the median's error in tokens, tightness is "
+        "mean bound / mean length:\n",
+        "| served model | coverage | worst data set | pinball loss | tightness | Kendall tau-b | error | within 100 |",
+        "|---|---|---|---|---|---|---|---|",
         *(_line(name or "the only one", part) for name, part in measured["models"].items()),
     ]
     if len(measured["models"]) > 1:
@@ -61,7 +65,5 @@ def _measures(measured: dict[str, Any]) -> str:
 
 
 def _line(name: str, part: dict[str, Any]) -> str:
-    cells = [
-        "-" if part[key] is None else format(part[key], ".1f" if key == "pinball_loss" else ".3f") for key in COLUMNS
-    ]
+    cells = ["-" if part[key] is None else format(part[key], ".1f" if key in IN_TOKENS else ".3f") for key in COLUMNS]
     return f"| {name} | {' | '.join(cells)} |"

@@ -48,6 +48,7 @@ def test_a_run_holds_what_the_contract_names(run_folder: Path) -> None:
     """No pickle in the predictor, and metrics with the agreed keys."""
     keys = {
         "tau", "coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau", "kendall_tau_ceiling",
+        "mean_absolute_error", "within_100",
     }  # fmt: skip
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert set(metrics) == {"test", "baselines", "models"}
