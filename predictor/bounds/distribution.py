@@ -75,16 +75,3 @@ def bound_and_median(bins: LengthBins, survival: FloatArray, level: float) -> tu
 
 def _whole_bound(quantiles: FloatArray) -> IntArray:
     return np.maximum(np.floor(quantiles), 1).astype(np.int64)
-
-
-def conditional_quantile(
-    bins: LengthBins, survival: FloatArray, generated: npt.ArrayLike, level: npt.ArrayLike
-) -> FloatArray:
-    """Return the quantile at `level` of the length given that it exceeds `generated` tokens, shape [N].
-
-    A table look-up, P(length > g + k | length > g) = S(g + k) / S(g); never below `generated`.
-    """
-    tokens = np.broadcast_to(np.asarray(generated, dtype=np.float64), survival.shape[:1])
-    alive = 1.0 - cdf(bins, survival, tokens)
-    value = quantile(bins, survival, 1.0 - (1.0 - np.asarray(level, dtype=np.float64)) * alive)
-    return np.maximum(value, tokens)

@@ -53,8 +53,8 @@ def _measures(measured: dict[str, Any]) -> str:
     tau = measured["tau"]
     lines = [
         f"Measured on the exported graph, on test prompts, tau = {tau:g} (target coverage {1 - tau:g}), each served "
-        "model by itself, lengths\nclipped at 4,096 tokens; pinball loss and the median's error in tokens, tightness is "
-        "mean bound / mean length:\n",
+        "model by itself, lengths\nclipped at 4,096 tokens; pinball loss and error of the median in tokens, tightness "
+        "is mean bound / mean length:\n",
         "| served model | coverage | worst data set | pinball loss | tightness | Kendall tau-b | error | within 100 |",
         "|---|---|---|---|---|---|---|---|",
         *(_line(name or "the only one", part) for name, part in measured["models"].items()),

@@ -7,7 +7,6 @@ from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import (
     bound_and_median,
     cdf,
-    conditional_quantile,
     lower_bound,
     quantile,
     survival_from_hazard_logits,
@@ -95,24 +94,6 @@ def test_bounds_stay_between_one_and_the_request_limit() -> None:
     both = bound_and_median(BINS, survivals(3), 0.9)
     assert np.array_equal(both[0], lower_bound(BINS, survivals(3), 0.9))
     assert np.array_equal(both[1], np.maximum(np.rint(quantile(BINS, survivals(3), 0.5)), 1))
-
-
-@given(st.integers(0, 50), st.integers(0, 120), st.floats(0.01, 0.99))
-def test_the_conditional_quantile_solves_the_conditional_equation(seed: int, generated: int, level: float) -> None:
-    """P(length <= x | length > g) = level where x lies on the bins, and x never falls below g."""
-    survival = survivals(seed)
-    values = conditional_quantile(BINS, survival, generated, level)
-    assert np.all(values >= generated)
-    alive = 1 - cdf(BINS, survival, np.full(8, generated))
-    inside = (values > generated) & (values < BINS.max_length) & (alive > 1e-6)
-    share = (cdf(BINS, survival, values) - (1 - alive))[inside] / alive[inside]
-    np.testing.assert_allclose(share, level, atol=1e-6)
-
-
-def test_nothing_generated_leaves_the_quantile_as_it_is() -> None:
-    """Conditioning on length > 0 conditions on nothing."""
-    survival = survivals(5)
-    np.testing.assert_allclose(conditional_quantile(BINS, survival, 0, 0.1), quantile(BINS, survival, 0.1))
 
 
 @pytest.mark.parametrize(("longest", "last"), [(3, 1024), (1025, 2048), (15_001, 16_384), (200_000, 32_768)])

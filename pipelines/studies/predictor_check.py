@@ -1,0 +1,90 @@
+"""What predictors reach on records, one line a predictor: all served models together, each by its own calibration.
+
+`--as-average` takes each for a model that nobody knows, which is what an unknown one gets. Where the records have more
+than the predictors were to be tested on, `--datasets`, `--without` and `--split` choose.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.predict import survivals_with_progress
+from pipelines.studies.predictor_tables import markdown
+from predictor.bounds.metrics import CLIPPED_AT, BoundQuality
+from predictor.errors import InputError
+from predictor.quality import MeasuredBounds
+from predictor.records.prompt_table import prompt_table
+from predictor.records.records import Records, records_from_rows
+from predictor.records.rows import read_rows
+from predictor.resolve import resolve_predictor
+from predictor.spec import AVERAGE, LengthPredictorLike
+
+TAU = 0.1
+TITLES = ("predictor", "records", "coverage", "worst data set", "pinball", "tightness", "tau-b", "error", "within 100")
+
+
+def main() -> None:
+    """Parse, predict, print."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_check", description=__doc__)
+    parser.add_argument("predictors", nargs="+", help="runs, predictor folders or exports")
+    parser.add_argument("--data", type=Path, required=True, help="records of several served models")
+    parser.add_argument("--split", default="test", help="test, or all for every row (default: test)")
+    parser.add_argument("--datasets", nargs="*", default=[], help="data sets that count (default: all)")
+    parser.add_argument("--without", nargs="*", default=[], help="data sets left out")
+    parser.add_argument("--as-average", action="store_true", help="predict as for a served model that nobody knows")
+    args = parser.parse_args()
+    records = chosen(args.data, args.split, args.datasets, args.without)
+    rows = []
+    for path in args.predictors:
+        quality, size = measured(resolve_predictor(path), records, as_average=args.as_average)
+        rows.append([Path(path).name, f"{size:,}", *cells(quality)])
+    print(markdown(TITLES, rows))
+
+
+def chosen(data: Path, split: str, datasets: Sequence[str], without: Sequence[str]) -> Records:
+    """Return the records that count; InputError where there are none."""
+    records = records_from_rows(read_rows(data, one_model=False))
+    kept = ~np.isin(records.datasets, without)
+    if split != "all":
+        kept &= np.asarray(records.splits or [""] * len(records)) == split
+    if datasets:
+        kept &= np.isin(records.datasets, datasets)
+    if not kept.any():
+        raise InputError(f"{data}: no row of split {split!r} and data sets {', '.join(datasets) or 'of any name'}")
+    return records.select(np.flatnonzero(kept))
+
+
+def measured(length_predictor: LengthPredictorLike, records: Records, *, as_average: bool) -> tuple[BoundQuality, int]:
+    """Return the quality of the bounds of the records whose served model is known, or of all as the average."""
+    spec = length_predictor.spec
+    if not as_average:
+        records = records.select(np.flatnonzero(np.isin(records.models, spec.models)))
+    table = prompt_table(records, tuple(sorted(set(records.models))))
+    survivals = survivals_with_progress(length_predictor, table.prompts, "predict", table.contexts, shown=True)
+    bounds, medians = np.zeros(len(records)), np.zeros(len(records))
+    for number, model, rows, _ in table.columns():
+        name = AVERAGE if as_average else model
+        predictions = spec.predictions(spec.survival_of(survivals[rows], name), TAU, model=name)
+        places = table.places[rows, number]
+        bounds[places], medians[places] = predictions.lower_bounds, predictions.medians
+    return MeasuredBounds(records, bounds, medians).quality(TAU, CLIPPED_AT), len(records)
+
+
+def cells(quality: BoundQuality) -> list[str]:
+    """Return the measures as text, in the order of the titles."""
+    worst = "-" if quality.worst_group_coverage is None else f"{quality.worst_group_coverage:.3f}"
+    return [
+        f"{quality.coverage:.3f}",
+        worst,
+        f"{quality.pinball_loss:.2f}",
+        f"{quality.tightness:.3f}",
+        f"{quality.kendall_tau:.3f}",
+        f"{quality.mean_absolute_error:.1f}",
+        f"{quality.within_100:.3f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What predictors reach on records, known models and unknown ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.studies.predictor_check import cells, chosen, measured
+from predictor.bounds.bins import LengthBins
+from predictor.bounds.distribution import FloatArray
+from predictor.errors import InputError
+from predictor.prompts.request_features import Contexts
+from predictor.records.prompt_table import prompt_table
+from predictor.records.records import Records, write_records
+from predictor.spec import LengthPredictorLike, PredictorSpec
+
+BINS = LengthBins.log_spaced(2048, 40)
+SPLITS = ("train", "calibration", "test")
+
+
+class Known(LengthPredictorLike):
+    """Says of every prompt that its answers are exponential, twice as long for model b."""
+
+    def __init__(self, spec: PredictorSpec) -> None:
+        self.spec = spec
+
+    def survivals(self, prompts: Sequence[str], contexts: Contexts = None) -> FloatArray:
+        """Return [N, 2, K+1]."""
+        curves = np.exp(-BINS.as_array() / np.array([[80.0], [160.0]]))
+        return np.repeat(curves[None], len(prompts), axis=0)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """300 prompts of models a, b and an unknown c."""
+    rng, models = np.random.default_rng(0), ("a", "b", "c") * 100
+    lengths = [
+        np.maximum(rng.exponential({"a": 80, "b": 160, "c": 120}[model], 4).astype(np.int64), 1) for model in models
+    ]
+    prompts = tuple(f"p{i // 3}" for i in range(300))
+    flags = tuple(np.zeros(4, dtype=np.bool_) for _ in models)
+    splits = tuple(SPLITS[i // 3 % 3] for i in range(300))
+    ids = tuple(f"r{i}" for i in range(300))
+    path = tmp_path / "records.parquet"
+    write_records(Records(prompts, tuple(lengths), flags, ids, models, ("x",) * 300, splits), path)
+    return path
+
+
+def test_known_models_are_measured_by_themselves_and_all_as_the_average(records: Path) -> None:
+    """Coverage is near what was promised either way; an unknown model counts as the average alone."""
+    spec = PredictorSpec(BINS, 8, 0, ("a", "b"), "average", (), {}, {})
+    calibration = chosen(records, "calibration", [], [])
+    calibration = calibration.select(np.flatnonzero(np.asarray(calibration.models) != "c"))
+    known = Known(spec)
+    table = prompt_table(calibration, ("a", "b"))
+    known.spec = spec.recalibrated(known.survivals(table.prompts), table)
+    test = chosen(records, "test", [], [])
+    own, size = measured(known, test, as_average=False)
+    average, all_of_them = measured(known, test, as_average=True)
+    assert (size, all_of_them) == (66, 99)
+    assert 0.84 <= own.coverage <= 0.97
+    assert 0.84 <= average.coverage <= 0.97
+    assert len(cells(own)) == 7
+
+
+def test_a_choice_without_records_is_refused(records: Path) -> None:
+    """In one line that names it."""
+    with pytest.raises(InputError, match="no row of split 'test' and data sets y"):
+        chosen(records, "test", ["y"], [])
