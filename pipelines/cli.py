@@ -83,7 +83,8 @@ COMMANDS: Mapping[str, Command] = {
         "pipelines.deployment.stage", "pipelines.settings.deployment.DeploymentSettings", writes_file=True,
     ),
     "paper": Command(
-        "reproduce the experiments of the paper behind Amin, claim by claim (no torch)", "pipelines.studies.paper"
+        "reproduce the experiments of the paper behind Amin, claim by claim (no torch)",
+        "pipelines.studies.paper", "pipelines.settings.paper.PaperSettings",
     ),
 }  # fmt: skip
 DESCRIPTION = (

@@ -72,8 +72,8 @@ def gain_text(compared: Compared) -> str:
 
 def capacity_text(setting: Setting, replicas: int) -> str:
     """Return what the same mean latency would take."""
-    if setting.load_factor <= 1.005:
-        return "At the mean latency of now the deployment would carry no more load."
+    if setting.load_factor < 1.01:
+        return "At the mean latency of now it would carry hardly more load (less than 1.05 times)."
     needed = replicas / setting.load_factor
     text = f"At the mean latency of now it would carry {setting.load_factor:.2f} times the load"
     if replicas == 1:

@@ -1,6 +1,5 @@
 """Reproduce the experiments of arXiv 2508.14544 on the iteration clock; needs no torch."""
 
-import argparse
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.errors import InputError
+from pipelines.settings.paper import PaperSettings
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
 from scheduler.simulation import simulate
@@ -24,8 +23,6 @@ logger = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Lengths = tuple[Ints, Ints]
 Row = dict[str, Any]
-
-HELP = "reproduce the experiments of the paper behind Amin, claim by claim (no torch)"
 
 KV_BUDGET, MAX_NEW_TOKENS, NUM_REQUESTS = 16_492, 1_000, 2_000
 SAME_FOR_ALL, TEN_BINS = "interval:1:1000", "bins:100:10"
@@ -82,20 +79,7 @@ class Instance:
     make: Callable[[], Workload]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for paper.json and the figures (PNG)")
-    parser.add_argument(
-        "--lengths",
-        type=Path,
-        help="file that lengths are drawn from, as amin simulate reads it; bare output lengths get made-up prompts; "
-        "default: made up like chats of LMSYS-Chat-1M",
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="samples of the lengths; the figures have 95%% intervals")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the requests: a trial, not a measurement")
-
-
-def run(args: argparse.Namespace) -> None:
+def run(settings: PaperSettings) -> None:
     """Run every experiment, write paper.json and the figures, print the claims."""
     from tqdm import tqdm
 
@@ -103,25 +87,23 @@ def run(args: argparse.Namespace) -> None:
     from pipelines.results import print_table
     from pipelines.studies.paper_figures import FIGURES, claims
 
-    if args.seeds < 1:
-        raise InputError(f"--seeds is {args.seeds}, must be >= 1")
-    lengths = None if args.lengths is None else _read_lengths(args.lengths)
-    scale = 10 if args.quick else 1
-    seeds = range(args.seeds)
+    lengths = None if settings.lengths is None else _read_lengths(settings.lengths)
+    scale = 10 if settings.quick else 1
+    seeds = range(settings.seeds)
     planned = [*_latency(lengths, seeds, scale), *_ratio(seeds, scale)]
-    num_confirmed = len(CURVES) * len(REFINEMENTS) * args.seeds * 2 * CONFIRMED_SIZE // scale
+    num_confirmed = len(CURVES) * len(REFINEMENTS) * settings.seeds * 2 * CONFIRMED_SIZE // scale
     total = sum(point.num_requests * (1 + len(point.policies)) for point in planned) + num_confirmed
-    with tqdm(total=total, desc="paper", unit="request") as bar:
+    with tqdm(total=total, desc="paper", unit="request", disable=not settings.progress) as bar:
         rows = list(_run(planned, bar.update))
         rows += _run(_confirmed(rows, seeds, scale), bar.update)
     verdicts = claims(rows)
-    results = {**_setting(args), "claims": [asdict(verdict) for verdict in verdicts], "runs": rows}
+    results = {**_setting(settings), "claims": [asdict(verdict) for verdict in verdicts], "runs": rows}
     for name, draw in FIGURES.items():
-        with atomic_file(args.out / f"{name}.png") as aside:
+        with atomic_file(settings.out / f"{name}.png") as aside:
             aside.write_bytes(draw(rows))
-    write_json(args.out / "paper.json", results)
+    write_json(settings.out / "paper.json", results)
     print_table(["claim", "figure", "verdict"], [[v.claim, v.figure, v.verdict] for v in verdicts])
-    if args.quick:
+    if settings.quick:
         print("--quick: with a tenth of the requests no ratio has settled, and no verdict is one on the paper")
 
 
@@ -233,16 +215,16 @@ def _run(instances: Iterable[Instance], progress: Callable[[int], object]) -> It
             yield {**place, "policy": policy, "total_latency": total, "ratio_to_hindsight": total / least, **kept}
 
 
-def _setting(args: argparse.Namespace) -> Row:
+def _setting(settings: PaperSettings) -> Row:
     import platform
     import sys
     from importlib.metadata import version
 
     return {
         "command": "amin " + " ".join(sys.argv[1:]),
-        "lengths": "lmsys_shaped" if args.lengths is None else args.lengths.name,
-        "seeds": args.seeds,
-        "quick": args.quick,
+        "lengths": "lmsys_shaped" if settings.lengths is None else settings.lengths.name,
+        "seeds": settings.seeds,
+        "quick": settings.quick,
         "kv_budget": KV_BUDGET,
         "stylised": {"kv_budget": STYLISED_KV_BUDGET, "lower_bound": LOW, "num_prompt_tokens": 0},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("amin", "numpy", "matplotlib")}},

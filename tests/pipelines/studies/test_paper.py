@@ -39,7 +39,9 @@ def test_the_papers_experiments_on_a_small_scale(
         assert (out / f"{name}.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("more", "message"), [(["--seeds", "0"], "--seeds is 0"), (["--lengths", "no.csv"], "no.csv")])
+@pytest.mark.parametrize(
+    ("more", "message"), [(["--seeds", "0"], "--seeds: must be at least 1"), (["--lengths", "no.csv"], "no.csv")]
+)
 def test_bad_input_is_one_line(
     more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
