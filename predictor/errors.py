@@ -1,5 +1,5 @@
-"""The error for input that the user can mend."""
+"""The error for input that the user can fix."""
 
 
 class InputError(ValueError):
-    """Input the user can mend; the message is one line that names the file, row and field and says what to do."""
+    """Input the user can fix; the message is one line that names the file, row and field and says what to do."""

@@ -39,6 +39,7 @@ def run(settings: TrainSettings) -> None:
         InputError: a setting, file or row that the user can fix, or a run that began with others.
     """
     keep_freed_memory()
+    quiet_libraries()
     config, out = settings.training, settings.out
     inputs = {} if is_launched() else input_digests(config)
     if not is_launched():
@@ -49,8 +50,8 @@ def run(settings: TrainSettings) -> None:
                 print(f"{out}: this run is finished; it is left as it is (--force trains it again)")
                 return
         check_devices(config)
-    quiet_libraries()
     splits, report = load_splits(config, settings.conversations)
+    quiet_libraries()  # some that reading data imports set their own levels
     print_splits(splits)
     length_predictor = new_predictor(config, settings.conversations, splits["train"])
     if not is_launched():
