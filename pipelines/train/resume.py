@@ -26,15 +26,16 @@ def check_settings(settings: TrainSettings) -> None:
     """Raise InputError for a setting that is not that of the run that goes on, or of the predictor of `--init`."""
     now, stored = flat_settings(settings), settings.stored()
     if settings.resume and stored is not None:
-        _require_same(str(settings.out), "the run", stored, now, FREE_ON_RESUME)
+        _require_same(f"{settings.out}: ", "the run", stored, now, FREE_ON_RESUME)
     elif settings.training.init is not None:
-        _require_same(settings.training.init, "this predictor", shape_of(settings.training.init), now, FREE_WITH_INIT)
+        init = settings.training.init
+        _require_same(f"{init}: ", "this predictor", shape_of(init), now, FREE_WITH_INIT)
 
 
 def _require_same(place: str, what: str, before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
     for name, old in before.items():
         if name not in free and now[name] != old:
-            raise InputError(f"{place}: {name}: {what} has {old!r}, not {now[name]!r}; leave it out or choose another")
+            raise InputError(f"{place}{name}: {what} has {old!r}, not {now[name]!r}; leave the option out")
 
 
 def flat_settings(settings: TrainSettings) -> dict[str, Any]:
