@@ -40,7 +40,8 @@ COMMANDS: Mapping[str, Command] = {
         "pipelines.demo", "pipelines.settings.demo.DemoSettings",
     ),
     "collect": Command(
-        "generate answers with the served model and record their lengths", "pipelines.collect", writes_file=True
+        "generate answers with the served model, or ask a server, and record their lengths",
+        "pipelines.collect.stage", "pipelines.settings.collect.CollectSettings", writes_file=True,
     ),
     "train": Command(
         "train and calibrate a predictor of lower bounds on response length",
@@ -72,7 +73,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "evaluate": Command(
         "generate with a real model under several policies, driven by the predictor's bounds",
-        "pipelines.evaluate.stage",
+        "pipelines.evaluate.stage", "pipelines.settings.evaluate.EvaluateSettings",
     ),
     "assess": Command(
         "would it pay for my own requests? one page from a log (no torch)",

@@ -1,15 +1,19 @@
 """What all runs of `amin evaluate` share: prompts, bounds, reference lengths and the options of policies."""
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.request_bounds import RequestBounds
-from pipelines.served_model import ServedModel, encode_prompts, generate
-from predictor.records.records import read_prompts, read_records
+from pipelines.served_model.answers import generate
+from pipelines.served_model.chats import chat_of
+from pipelines.served_model.loading import ServedModel, encode_chats
+from pipelines.settings.evaluate import EvaluateSettings
+from predictor.records.records import prompt_of, read_records, select_rows
 from predictor.records.rows import read_rows
 from scheduler.request import Request
+
+DEFAULT_TAU = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Case:
 
 
 def prepare(
-    args: argparse.Namespace,
+    settings: EvaluateSettings,
     served: ServedModel,
     policy_options: Mapping[str, dict[str, Any]],
     kept: dict[str, Any] | None,
@@ -39,7 +43,7 @@ def prepare(
     """Return the case: prompts read and encoded, bounds predicted, reference lengths taken or made.
 
     Args:
-        args: Options of `amin evaluate`.
+        settings: Settings of `amin evaluate`.
         served: The model.
         policy_options: By name of a policy, what it is built with.
         kept: `output_lens` and `reference` of an interrupted evaluation, or None.
@@ -47,32 +51,34 @@ def prepare(
     Raises:
         InputError: A file, option or prompt that the user can mend.
     """
-    bounds = RequestBounds.read(args.predictor, args.predictor_model, args.tau)
-    rows = read_prompts(args.prompts, args.model, args.split)[: args.limit]
-    prompts = encode_prompts(served, [row.prompt for row in rows], args.prompts)
+    bounds = RequestBounds.read(settings.predictor, settings.predictor_model, settings.tau or DEFAULT_TAU)
+    given = select_rows(settings.prompts, settings.model, settings.split)[: settings.limit]
+    rows = [prompt_of(row) for row in given]
+    prompts = encode_chats(served, [chat_of(row) for row in given], settings.prompts)
     texts = [row.prompt for row in rows]
-    facts = [Request(row.prompt_id, len(p), args.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
+    facts = [Request(row.prompt_id, len(p), settings.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
     requests = bounds.predicted(facts, texts)
     if kept is not None:
         return Case(bounds, texts, prompts, facts, requests, kept["output_lens"], kept["reference"], policy_options)
-    output_lens = _recorded_lens(args) if args.decoding == "forced" else None
+    output_lens = _recorded_lens(settings) if settings.decoding == "forced" else None
     reference = None
-    if output_lens is None and args.decoding != "sample":
-        answers = generate(served, prompts, max_running=32, seed=args.seed, description="reference")
+    if output_lens is None and settings.decoding != "sample":
+        answers = generate(served, prompts, max_running=32, seed=settings.seed, description="reference")
         output_lens = [len(answer.tokens) for answer in answers]
-        reference = [answer.tokens for answer in answers] if args.decoding == "greedy" else None
+        reference = [answer.tokens for answer in answers] if settings.decoding == "greedy" else None
     return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options)
 
 
-def _recorded_lens(args: argparse.Namespace) -> list[int] | None:
+def _recorded_lens(settings: EvaluateSettings) -> list[int] | None:
     """Return the first recorded draw of each prompt, cut at the cap, or None if the file has no lengths."""
     if not any(
-        "output_lens" in row.fields or "output_len" in row.fields for row in read_rows(args.prompts, one_model=False)
+        "output_lens" in row.fields or "output_len" in row.fields
+        for row in read_rows(settings.prompts, one_model=False)
     ):
         return None
-    records = read_records(args.prompts, args.model)
-    chosen = [i for i in range(len(records)) if args.split is None or (records.splits or ())[i] == args.split]
-    return [min(int(records.output_lens[i][0]), args.max_new_tokens) for i in chosen[: args.limit]]
+    records = read_records(settings.prompts, settings.model)
+    chosen = [i for i in range(len(records)) if settings.split is None or (records.splits or ())[i] == settings.split]
+    return [min(int(records.output_lens[i][0]), settings.max_new_tokens) for i in chosen[: settings.limit]]
 
 
 def default_blocks(case: Case, block_size: int) -> int:

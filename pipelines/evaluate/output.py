@@ -1,6 +1,5 @@
 """What `amin evaluate` writes and prints once its runs are there, or as many as an interruption left."""
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,8 @@ from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun, reads_predictions
 from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
 from pipelines.results import print_table, table, write_results
-from pipelines.served_model import ServedModel
+from pipelines.served_model.loading import ServedModel
+from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.simulate.workload_file import write_workload
 from scheduler.kv_cache import KvCache
 from scheduler.worker import Worker
@@ -25,7 +25,7 @@ from scheduler.workload import Workload
 
 
 def write_all(
-    args: argparse.Namespace,
+    settings: EvaluateSettings,
     served: ServedModel,
     case: Case,
     kv_cache: KvCache,
@@ -33,23 +33,25 @@ def write_all(
     missing: Sequence[str],
 ) -> None:
     """Write results and report of the finished runs, marked as partial where some are `missing`; print the table."""
-    results = evaluation_results(args, served, case, kv_cache, runs)
+    results = evaluation_results(settings, served, case, kv_cache, runs)
     results |= {"partial": bool(missing), "missing_runs": list(missing)}
     iterations = np.concatenate([measured.iterations for measured in runs])
     shown = _bounds_and_lens(case, runs)
     if len(iterations) and not missing:  # an interruption is not made to wait for the simulator
         fitted = fit_cost_model(iterations)
-        resume = args.eviction == "resume"
-        worker = Worker(kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=args.max_batch_tokens)
+        resume = settings.eviction == "resume"
+        worker = Worker(
+            kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=settings.max_batch_tokens
+        )
         replayed = replay(runs, worker, case.policy_options)
-        results |= {"cost_fit": _write_inputs(args, worker, fitted, runs), "replay": replayed}
+        results |= {"cost_fit": _write_inputs(settings, worker, fitted, runs), "replay": replayed}
     policy_runs = [measured.run for measured in runs]
-    write_results(args.out, results, policy_runs)
-    write_report(args.out, results, policy_runs, *shown)
-    if args.sweep and "cost_fit" in results:
-        results["sweep"] = sweep(args, served, case, shown[1], worker)
-        write_results(args.out, results, policy_runs)
-        write_report(args.out, results, policy_runs, *shown)
+    write_results(settings.out, results, policy_runs)
+    write_report(settings.out, results, policy_runs, *shown)
+    if settings.sweep and "cost_fit" in results:
+        results["sweep"] = sweep(settings, served, case, shown[1], worker)
+        write_results(settings.out, results, policy_runs)
+        write_report(settings.out, results, policy_runs, *shown)
     print(f"{len(case.facts)} requests, {kv_cache.num_blocks} blocks of {kv_cache.block_size}; times in seconds")
     print_table(*table(results["policies"]))
     for name, same in (results["identical_outputs"] or {}).items():
@@ -59,22 +61,23 @@ def write_all(
         print(f"simulated over measured mean latency: {', '.join(ratios)}")
     if missing:
         print(f"PARTIAL: {len(missing)} runs are missing; --resume continues")
-    print(f"report: {args.out / 'report.html'}")
+    print(f"report: {settings.out / 'report.html'}")
 
 
 def _write_inputs(
-    args: argparse.Namespace, worker: Worker, fitted: FittedCost, runs: Sequence[MeasuredRun]
+    settings: EvaluateSettings, worker: Worker, fitted: FittedCost, runs: Sequence[MeasuredRun]
 ) -> dict[str, Any]:
     """Write cost model and workload for `amin simulate`; return the fit and the command that reads them."""
-    write_json(args.out / "cost_model.json", asdict(fitted.cost_model))
+    write_json(settings.out / "cost_model.json", asdict(fitted.cost_model))
     shown = _with_predictions(runs)
-    workload = args.out / "workload.jsonl"
+    workload = settings.out / "workload.jsonl"
     write_workload(workload, Workload(list(shown.run.requests), shown.run.result.output_len.tolist()))
     bins = ["--bins", f"{workload}.bins.json"] if shown.run.requests[0].forecast is not None else []
     command = [
         "amin", "simulate", str(workload), *bins, "--kv-budget", str(worker.kv_cache.kv_budget), "--block-size",
-        str(worker.kv_cache.block_size), "--cost-model", str(args.out / "cost_model.json"), "--eviction", args.eviction,
-        "--max-batch-tokens", str(args.max_batch_tokens), "--out", str(args.out / "simulation"),
+        str(worker.kv_cache.block_size), "--cost-model", str(settings.out / "cost_model.json"),
+        "--eviction", settings.eviction, "--max-batch-tokens", str(settings.max_batch_tokens),
+        "--out", str(settings.out / "simulation"),
     ]  # fmt: skip
     return {
         "coefficients": asdict(fitted.cost_model),

@@ -1,6 +1,5 @@
 """`results.json` of `amin evaluate`."""
 
-import argparse
 import os
 import platform
 import shlex
@@ -15,38 +14,39 @@ import transformers
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.run import MeasuredRun, reads_predictions
 from pipelines.results import policy_figures
-from pipelines.served_model import ServedModel
+from pipelines.served_model.loading import ServedModel
+from pipelines.settings.evaluate import EvaluateSettings
 from scheduler.kv_cache import KvCache
 
 
 def evaluation_results(
-    args: argparse.Namespace, served: ServedModel, case: Case, kv_cache: KvCache, runs: Sequence[MeasuredRun]
+    settings: EvaluateSettings, served: ServedModel, case: Case, kv_cache: KvCache, runs: Sequence[MeasuredRun]
 ) -> dict[str, Any]:
     """Return what `results.json` holds of the runs that have finished, at least one."""
     policies = policy_figures([measured.run for measured in runs], kv_cache)
     return {
         "workload": {
-            "file": args.prompts.name,
+            "file": settings.prompts.name,
             "num_requests": len(case.facts),
             "num_warm_up": runs[0].run.num_warm_up,
             "num_prompt_tokens": sum(len(prompt) for prompt in case.prompts),
             "num_output_tokens": sum(case.output_lens) if case.output_lens else None,
-            "arrivals": args.arrivals,
-            "decoding": args.decoding,
+            "arrivals": settings.arrivals,
+            "decoding": settings.decoding,
         },
         "kv_budget": kv_cache.kv_budget,
         "block_size": kv_cache.block_size,
         "cost_model": "wall clock, seconds",
-        "eviction": args.eviction,
+        "eviction": settings.eviction,
         "total_latency_lower_bound": None,
-        "bounds": bound_figures(args, case, runs),
-        "identical_outputs": _identical(runs) if args.decoding == "greedy" else None,
+        "bounds": bound_figures(settings, case, runs),
+        "identical_outputs": _identical(runs) if settings.decoding == "greedy" else None,
         "environment": environment(served),
         "policies": policies,
     }
 
 
-def bound_figures(args: argparse.Namespace, case: Case, runs: Sequence[MeasuredRun]) -> dict[str, Any]:
+def bound_figures(settings: EvaluateSettings, case: Case, runs: Sequence[MeasuredRun]) -> dict[str, Any]:
     """Return coverage and tightness of the bounds as the policies got them, fallbacks included.
 
     Where no policy has run that asks the predictor, of the bounds it gives without a time limit.
@@ -60,10 +60,10 @@ def bound_figures(args: argparse.Namespace, case: Case, runs: Sequence[MeasuredR
     if not pairs and case.output_lens is not None:
         pairs = list(zip((r.output_len_lower_bound for r in case.requests), case.output_lens, strict=True))
     figures: dict[str, Any] = {
-        "tau": args.tau,
+        "tau": settings.tau,
         "model": case.bounds.model,
         "mean_bound": float(np.mean([request.output_len_lower_bound for request in case.requests])),
-        "timeout_ms": None if args.arrivals == "all-at-once" else args.predict_timeout,
+        "timeout_ms": None if settings.arrivals == "all-at-once" else settings.predict_timeout,
         "fallback_share": _mean(used, "fallback_share"),
         "mean_prediction_delay": _mean(used, "mean_prediction_delay"),
     }

@@ -1,6 +1,5 @@
 """Generation under one policy with one seed, on an honest clock."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,8 @@ from pipelines.evaluate.arrival_predictions import PredictedArrivals
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.timed_policy import TimedPolicy
 from pipelines.results import PolicyRun
-from pipelines.served_model import ServedModel
+from pipelines.served_model.loading import ServedModel
+from pipelines.settings.evaluate import EvaluateSettings
 from scheduler.arrivals import arrival_times
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_fifo import EngineFifo
@@ -46,7 +46,7 @@ class MeasuredRun:
 def measure(
     name: str,
     seed: int,
-    args: argparse.Namespace,
+    settings: EvaluateSettings,
     served: ServedModel,
     case: Case,
     kv_cache: KvCache,
@@ -55,12 +55,12 @@ def measure(
     """Return the run of one policy; with `warm_up` of a few requests, to be thrown away."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(case.facts)).tolist()
-    times = arrival_times(args.arrivals, len(order), rng)
+    times = arrival_times(settings.arrivals, len(order), rng)
     if warm_up:
         order, times = order[:WARM_UP_REQUESTS], times[:WARM_UP_REQUESTS] * 0
     requests = [replace(case.facts[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
     lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
-    forced = lens if args.decoding == "forced" else None
+    forced = lens if settings.decoding == "forced" else None
     prompts = [case.prompts[i] for i in order]
     title = "warm-up" if warm_up else f"{name} seed {seed}"
     if name == ENGINE_FIFO:
@@ -70,7 +70,7 @@ def measure(
             requests,
             kv_cache,
             served.generation_config,
-            max_batch_tokens=args.max_batch_tokens,
+            max_batch_tokens=settings.max_batch_tokens,
             forced_lens=forced,
             seed=seed,
         )
@@ -79,14 +79,14 @@ def measure(
                 result = engine.run(lambda finished: bar.update(len(finished)) and None)
         finally:
             engine.close()
-        run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(args, requests))
+        run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(settings, requests))
         return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
-    worker = Worker(kv_cache, resume=args.eviction == "resume", max_batch_tokens=args.max_batch_tokens)
+    worker = Worker(kv_cache, resume=settings.eviction == "resume", max_batch_tokens=settings.max_batch_tokens)
     policy = TimedPolicy(make_policy(name, worker, rng, output_lens=lens, **case.policy_options[name]))
     executor = TransformersExecutor(
         served.model, prompts, worker, served.generation_config, forced_lens=forced, seed=seed
     )
-    arrivals = _predicted(args, case, order, requests, executor) if reads_predictions(name) else None
+    arrivals = _predicted(settings, case, order, requests, executor) if reads_predictions(name) else None
     try:
         with tqdm(total=len(order), desc=title, unit="request") as bar:
             loop = Loop(policy, executor, requests, arrivals=arrivals)
@@ -104,7 +104,7 @@ def measure(
     if arrivals:
         entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
     return MeasuredRun(
-        PolicyRun(name, seed, requests, result, figures, _num_warm_up(args, requests)),
+        PolicyRun(name, seed, requests, result, figures, _num_warm_up(settings, requests)),
         order,
         entry_times,
         np.array(executor.iterations).reshape(-1, 4),
@@ -124,7 +124,7 @@ def within_cache(kv_cache: KvCache, request: Request) -> Request:
 
 
 def _predicted(
-    args: argparse.Namespace, case: Case, order: Sequence[int], requests: Sequence[Request], executor: Any
+    settings: EvaluateSettings, case: Case, order: Sequence[int], requests: Sequence[Request], executor: Any
 ) -> PredictedArrivals:
     """Return the arrivals of a policy that wants predictions.
 
@@ -135,13 +135,13 @@ def _predicted(
     def predict(indices: Sequence[int]) -> list[Request]:
         return case.bounds.predicted([requests[i] for i in indices], [case.texts[order[i]] for i in indices])
 
-    timeout = None if args.arrivals == "all-at-once" else args.predict_timeout / 1e3
+    timeout = None if settings.arrivals == "all-at-once" else settings.predict_timeout / 1e3
     return PredictedArrivals(requests, predict, case.bounds.marginal, lambda: float(executor.now), timeout)
 
 
-def _num_warm_up(args: argparse.Namespace, requests: Sequence[Request]) -> int:
+def _num_warm_up(settings: EvaluateSettings, requests: Sequence[Request]) -> int:
     """Return how many requests, the first to arrive, only fill the system: none where all are there at the start."""
-    return 0 if args.arrivals == "all-at-once" else int(args.warm_up * len(requests))
+    return 0 if settings.arrivals == "all-at-once" else int(settings.warm_up * len(requests))
 
 
 def _figures(result: RunResult, scheduling_seconds: float, arrivals: PredictedArrivals | None) -> dict[str, float]:

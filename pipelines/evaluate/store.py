@@ -29,14 +29,13 @@ class RunStore:
         """Look at what is there; nothing is written before the first `keep`.
 
         Raises:
-            InputError: Runs are there that are not to be continued, or were made with other settings.
+            InputError: `resume`, and the runs that are there were made with other settings or inputs.
         """
         self._folder, self._settings, self._resume = out / "runs", dict(settings), resume
-        if not resume and any(self._folder.glob("*.npz")):
-            raise InputError(f"{out} holds runs already: add to them with --resume, or use another --out")
         there = self._read("settings.json") if resume else None
-        for name, value in (there or {}).items():
-            if self._settings.get(name) != value:
+        for name, value in self._settings.items():
+            if there is not None and there.get(name) != value:
+                value = there.get(name)
                 raise InputError(
                     f"--resume: {out} was made with {name} {value}, now it is {self._settings.get(name)}; "
                     "use the same settings or another --out"
@@ -53,11 +52,13 @@ class RunStore:
             raise InputError("--resume: the prompts are not those of the runs that are there; use another --out")
 
     def keep(self, measured: MeasuredRun, case: Mapping[str, Any]) -> None:
-        """Write a finished run; before the first one what all have in common."""
-        self._resume = True
-        if not (self._folder / "settings.json").exists():
+        """Write a finished run; before the first one what all have in common, in place of runs that are replaced."""
+        if self.case is None:
+            for replaced in self._folder.glob("*.npz"):
+                replaced.unlink()
             write_json(self._folder / "settings.json", self._settings)
             write_json(self._folder / "case.json", dict(case))
+        self._resume = True
         run = measured.run
         with atomic_file(self._path(run.policy, run.seed)) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **_columns(measured))

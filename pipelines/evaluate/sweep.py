@@ -1,6 +1,5 @@
 """The map of the gain over fcfs by KV cache and arrival rate: simulated with the fitted cost model, checked by runs."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +8,13 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.evaluate.case import Case
+from pipelines.evaluate.inputs import shared_by_runs
 from pipelines.evaluate.replay import replay
 from pipelines.evaluate.run import measure, within_cache
 from pipelines.evaluate.store import RunStore
 from pipelines.gains import gain_cell, gain_over
-from pipelines.served_model import ServedModel
+from pipelines.served_model.loading import ServedModel
+from pipelines.settings.evaluate import EvaluateSettings
 from scheduler.arrivals import poisson_arrivals
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
@@ -33,11 +34,11 @@ FEWEST_REQUESTS = 300
 """Fewer prompts are drawn again and again up to this number."""
 
 
-def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Sequence[int], worker: Worker) -> Any:
+def sweep(settings: EvaluateSettings, served: ServedModel, case: Case, lens: Sequence[int], worker: Worker) -> Any:
     """Return the map for `results.json`.
 
     Args:
-        args: Options of `amin evaluate`.
+        settings: Settings of `amin evaluate`.
         served: The model, for the cells that are measured.
         case: The prompts.
         lens: Output length by prompt.
@@ -56,7 +57,7 @@ def sweep(args: argparse.Namespace, served: ServedModel, case: Case, lens: Seque
                 kv_cache = KvCache(blocks, worker.kv_cache.block_size)
                 cell = _simulated(case, lens, replace(worker, kv_cache=kv_cache), rate)
                 if (blocks, rate) in measured:
-                    cell |= _measured(args, served, case, replace(worker, kv_cache=kv_cache), rate)
+                    cell |= _measured(settings, served, case, replace(worker, kv_cache=kv_cache), rate)
                 cells.append({"rate": rate, "kv_blocks": blocks, **cell})
                 bar.update()
     return {"policy": POLICY, "block_size": worker.kv_cache.block_size, "num_seeds": NUM_SEEDS, "cells": cells}
@@ -96,7 +97,7 @@ def _drawn(case: Case, lens: Sequence[int], rate: float, kv_cache: KvCache, rng:
 
 
 def _measured(
-    args: argparse.Namespace, served: ServedModel, case: Case, worker: Worker, rate: float
+    settings: EvaluateSettings, served: ServedModel, case: Case, worker: Worker, rate: float
 ) -> dict[str, float]:
     """Return the gain over fcfs of real runs with the first seed, and of the same runs replayed in the simulator.
 
@@ -104,12 +105,14 @@ def _measured(
     the replay is comparable. The runs are kept like those of the evaluation.
     """
     kv_cache = worker.kv_cache
-    options = argparse.Namespace(**vars(args) | {"arrivals": f"poisson:{rate}"})
-    settings = {"arrivals": options.arrivals, "kv_blocks": kv_cache.num_blocks, "seed": args.seed}
-    store = RunStore(args.out / "cells" / f"{kv_cache.num_blocks}-{rate}", settings, resume=args.resume)
+    cell = replace(settings, arrivals=f"poisson:{rate}", kv_blocks=kv_cache.num_blocks)
+    folder = settings.out / "cells" / f"{kv_cache.num_blocks}-{rate}"
+    store = RunStore(folder, shared_by_runs(cell), resume=settings.resume)
     runs = []
     for name in ("fcfs", POLICY):
-        found = store.load(name, args.seed, case.facts) or measure(name, args.seed, options, served, case, kv_cache)
+        found = store.load(name, settings.seed, case.facts) or measure(
+            name, settings.seed, cell, served, case, kv_cache
+        )
         store.keep(found, {})
         runs.append(found)
     fcfs, ours = replay(runs, worker, case.policy_options).values()

@@ -15,8 +15,8 @@ class DemoSettings:
 
     out: Path = Path("demo")
     """Folder for everything the demo makes."""
-    served_model: str = str(ROOT / "checkpoints" / "tiny-chat")
-    """Folder or hub name of a causal language model."""
+    served_model: str = "smollm2"
+    """Folder, GGUF file or hub name of a causal language model."""
     prompts: Path = ROOT / "checkpoints" / "prompts.jsonl"
     """Prompts with a split."""
     draws: Count = 1

@@ -1,7 +1,7 @@
 """Recorded prompts and lengths of a large model, cut to what a small one can be made to generate.
 
     python -m pipelines.studies.forced_requests ../shared/data/castillo_records.parquet --model Llama-3.1-8B-Instruct \
-        --tokenizer checkpoints/tiny-chat --out castillo.parquet
+        --tokenizer smollm2 --out castillo.parquet
 
 `amin evaluate --decoding forced` then serves these prompts with the small model and ends each answer at the first
 recorded length: the lengths, and what a predictor can know of them, are those of the large model.
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from pipelines.files import atomic_file
+from pipelines.served_model.loading import fastest_dtype, place_of
 
 
 def choose(
@@ -28,13 +29,14 @@ def choose(
         records: Parquet with model, split, prompt, output_lens.
         model: Served model of the records.
         split: Split of the records.
-        tokenizer: Folder of the small model; it counts the tokens of a prompt.
+        tokenizer: The small model, as `amin evaluate` takes it; it counts the tokens of a prompt.
         max_prompt_tokens: Longest prompt that stays.
         max_output_len: Longest first recorded answer that stays, in tokens of the large model.
         out: Parquet to write.
     """
     table = pq.read_table(records, filters=[("model", "=", model), ("split", "=", split)])
-    encode = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    place = place_of(tokenizer, fastest_dtype("cpu"))
+    encode = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     sizes = [len(ids) for ids in encode(table.column("prompt").to_pylist(), add_special_tokens=False)["input_ids"]]
     firsts = [lens[0] for lens in table.column("output_lens").to_pylist()]
     rows = enumerate(zip(sizes, firsts, strict=True))
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, help="parquet with model, split, prompt, output_lens")
     parser.add_argument("--model", required=True, help="served model of the records")
     parser.add_argument("--split", default="test", help="split of the records (default: test)")
-    parser.add_argument("--tokenizer", required=True, help="folder of the model that is to generate")
+    parser.add_argument("--tokenizer", required=True, help="the model that is to generate")
     parser.add_argument("--max-prompt-tokens", type=int, default=512, help="(default 512)")
     parser.add_argument("--max-output-len", type=int, default=1024, help="(default 1024)")
     parser.add_argument("--out", type=Path, required=True, help="parquet to write")

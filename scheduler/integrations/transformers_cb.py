@@ -1,6 +1,6 @@
 """Runs the loop's iterations on transformers' continuous batching, with any Hugging Face causal language model.
 
-Works with transformers >=5.17,<5.24: continuous batching is driven one step at a time through its private API,
+Works with transformers >=5.17,<5.25: continuous batching is driven one step at a time through its private API,
 which keeps the clock exact and every decision in the policy's hands. The engine's own first-in-first-out scheduler
 only ever sees what the policy admitted, so it has nothing left to decide; see docs/architecture.md.
 """

@@ -1,5 +1,6 @@
 """Transformers' continuous batching, set up and driven one step at a time through its private API."""
 
+import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -7,9 +8,28 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from scheduler.errors import InputError
+from scheduler.integrations import transformers_sampling
+from scheduler.integrations.transformers_attention import use_own_keys
 from scheduler.kv_cache import KvCache
+
+FIFO = "amin-fifo"
+GRAPHS = {"use_cuda_graph": True, "q_padding_interval_size": 64, "kv_padding_interval_size": 8192}
+"""On a GPU an iteration without a graph is bound by its launches; a graph is captured for each padded shape, so few."""
+
+
+class OwnKeysFifo(FIFOScheduler):
+    """The engine's own scheduler; being built between cache and batch, it is where the attention can be chosen."""
+
+    def __init__(self, cache: Any, safety_margin: float | None, max_requests_per_batch: int) -> None:
+        """Have each request of the new cache attend to its own keys, where that can be."""
+        use_own_keys(cache)
+        super().__init__(cache, safety_margin, max_requests_per_batch)
+
+
+SCHEDULER_MAPPING[FIFO] = OwnKeysFifo
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +77,30 @@ class Engine:
             "page_size": kv_cache.block_size,
             "num_blocks": kv_cache.num_blocks,
             "max_batch_tokens": max_batch_tokens,
-            "scheduler_type": "fifo",
+            "scheduler_type": FIFO,
             "safety_margin": safety_margin,
             "allow_block_sharing": False,  # shared blocks would break the accounting
             "use_async_batching": False,
             "seed": seed,
         }
+        if model.device.type == "cuda":
+            settings |= GRAPHS
         known = {field.name for field in fields(ContinuousBatchingConfig)}
         if "page_size" not in known:
             settings["block_size"] = settings.pop("page_size")
+        if is_forced:  # the lengths are given: no token needs to be drawn
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.do_sample = False
+            generation_config.temperature = generation_config.top_p = generation_config.top_k = None
         self._model, self._generation_config, self._is_forced = model, generation_config, is_forced
+        self._config = model.config.get_text_config()
+        self._attention = self._config._attn_implementation
         self._manager = model.init_continuous_batching(
             generation_config=generation_config, continuous_batching_config=ContinuousBatchingConfig(**settings)
         )
         self._processor = self._manager.batch_processor = self._manager._create_batch_processor()
+        if not settings.get("use_cuda_graph"):
+            transformers_sampling.install(self._processor.model_runner, seed, model.device)
         if self._processor.cache.num_blocks < kv_cache.num_blocks:
             made = self._processor.cache.num_blocks
             self.close()
@@ -119,8 +149,9 @@ class Engine:
         return Output(tokens, is_truncated=not ended)
 
     def close(self) -> None:
-        """Free the engine's cache."""
+        """Free the engine's cache; the model attends as before."""
         self._manager.destroy()
+        self._config._attn_implementation = self._attention
 
 
 def end_tokens(generation_config: GenerationConfig) -> set[int]:

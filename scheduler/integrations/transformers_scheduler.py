@@ -1,7 +1,7 @@
 """Puts a policy in charge of transformers' own continuous batching: `generate_batch`, its manager and its server.
 
 `register` adds a scheduler to those that `ContinuousBatchingConfig(scheduler_type=...)` knows; who is evicted and who
-is admitted is the policy's, all else stays transformers'. Works with transformers >=5.17,<5.24, whose scheduler
+is admitted is the policy's, all else stays transformers'. Works with transformers >=5.17,<5.25, whose scheduler
 interface is not public. An evicted request keeps its tokens and prefills them again.
 """
 
@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 from scheduler.errors import InputError
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
+from scheduler.integrations.transformers_attention import use_own_keys
 from scheduler.integrations.transformers_cb import check_room
 from scheduler.kv_cache import KvCache
 from scheduler.policy import Policy, Status
@@ -71,6 +72,7 @@ class PolicyScheduler(Scheduler):
             raise InputError(
                 "ContinuousBatchingConfig: allow_block_sharing must be False: shared blocks are not counted"
             )
+        use_own_keys(cache)
         self._kv_cache = KvCache(cache.num_blocks, page_size)
         worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
         self._make_policy = partial(make_policy, worker)

@@ -21,8 +21,7 @@ def test_the_prompts_are_many_and_no_two_nearly_the_same() -> None:
 
 
 def test_the_weights_are_small_and_not_pickled() -> None:
-    """At most 25 MB for the served model and the predictor to serve, 50 MB for the one to train from."""
-    assert (BUNDLED / "tiny-chat" / "model.safetensors").stat().st_size <= 25e6
+    """At most 25 MB for the predictor to serve, 50 MB for the one to train from."""
     assert (BUNDLED / "length-predictor" / "model.safetensors").stat().st_size <= 50e6
     assert (BUNDLED / "length-predictor-small" / "model.onnx").stat().st_size <= 25e6
     assert not [path for path in BUNDLED.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
@@ -41,15 +40,16 @@ def test_a_bundled_predictor_bounds_prompts_offline(name: str, tmp_path: Path) -
     assert code["output_len_lower_bound"] > prime["output_len_lower_bound"]
 
 
-def test_the_bundled_chat_model_ends_its_answers(tmp_path: Path) -> None:
-    """Most answers to bundled prompts end before 512 tokens, each by the end token."""
-    from pipelines.served_model import encode_prompts, generate, load_served_model
+def test_the_bundled_chat_model_answers() -> None:
+    """SmolLM2, read from the GGUF that the set-up installs, with its chat template, greedily."""
+    from pipelines.served_model.answers import generate
+    from pipelines.served_model.loading import encode_chats, load_served_model
+    from pipelines.settings.sampling import Sampling
 
-    served = load_served_model(str(BUNDLED / "tiny-chat"), 512, "cpu")
-    rows = read_prompts(BUNDLED / "prompts.jsonl")[:12]
-    prompts = encode_prompts(served, [row.prompt for row in rows], BUNDLED / "prompts.jsonl")
-    answers = generate(served, prompts, max_running=12, seed=0, description="test")
-    ended = [answer for answer in answers if not answer.is_truncated]
-    assert len(ended) >= 9
-    assert all(answer.tokens[-1] == served.tokenizer.eos_token_id for answer in ended)
-    assert len({len(answer.tokens) for answer in answers}) > 3
+    served = load_served_model("smollm2", 24, "cpu", sampling=Sampling(temperature=0.0), exact=True)
+    chats = [[{"role": "user", "content": f"What is the capital of {country}?"}] for country in ("France", "Italy")]
+    answers = generate(served, encode_chats(served, chats, BUNDLED), max_running=2, seed=0, description="test")
+    texts = [served.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+    assert served.name == "SmolLM2-135M-Instruct"
+    assert "Paris" in texts[0]
+    assert "Rome" in texts[1]

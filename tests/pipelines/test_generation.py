@@ -1,7 +1,6 @@
 import functools
 import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,6 @@ from scheduler.request import Request
 from scheduler.worker import Worker
 
 CAP = 40
-
-
-@pytest.fixture(scope="module")
-def chat_model(random_llama: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer Llama and a byte-level tokenizer with a chat template."""
-    from pipelines.studies.tiny_chat import Recipe, save, train_tokenizer
-
-    folder = tmp_path_factory.mktemp("served") / "random-chat"
-    tokenizer = train_tokenizer(iter(["write a poem about rivers and night"] * 9), 300)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    save(random_llama(len(tokenizer), max_position_embeddings=256, **ids), tokenizer, folder, Recipe())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +52,12 @@ def run_policy(
     chat_model: Path, name: str, num_blocks: int, *, resume: bool = False, forced: list[int] | None = None
 ) -> tuple[dict[int, Any], RunResult]:
     """The outputs and the outcome of one policy on twenty made-up prompts, greedily."""
-    from pipelines.served_model import load_served_model
+    from pipelines.served_model.loading import load_served_model
+    from pipelines.settings.sampling import Sampling
     from scheduler.integrations.transformers_cb import TransformersExecutor
 
     rng = np.random.default_rng(0)
-    served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
+    served = load_served_model(str(chat_model), CAP, "cpu", sampling=Sampling(temperature=0.0), exact=True)
     prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
     lower = rng.integers(1, CAP, 20)
     even = Forecast(np.array([0, CAP]), np.array([1.0, 0.0]))
@@ -131,22 +119,22 @@ def test_collect_records_every_draw(chat_model: Path, prompts_file: Path, tmp_pa
 
 def snapshot_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `amin collect` keep all there is after each iteration."""
-    monkeypatch.setattr("pipelines.served_model.SECONDS_BETWEEN_SNAPSHOTS", 0.0)
-    monkeypatch.setattr("pipelines.served_model.MAX_SHARE_OF_SNAPSHOTS", math.inf)
+    monkeypatch.setattr("pipelines.served_model.answers.SECONDS_BETWEEN_SNAPSHOTS", 0.0)
+    monkeypatch.setattr("pipelines.served_model.answers.MAX_SHARE_OF_SNAPSHOTS", math.inf)
 
 
 def test_an_interrupted_collect_goes_on_where_it_was(
     chat_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that had ended are kept, those that had begun are continued: what is redrawn depends on no length."""
-    import pipelines.collect
+    import pipelines.collect.draws
 
     snapshot_each_iteration(monkeypatch)
     out, partial = tmp_path / "records.parquet", tmp_path / "records.parquet.partial.json"
     kept: list[dict[str, Any]] = []
     while not out.exists():
         with monkeypatch.context() as patch:
-            count_calls(patch, pipelines.collect.Draws, "keep", interrupt_after=5)
+            count_calls(patch, pipelines.collect.draws.PartialFile, "keep", interrupt_after=5)
             max_running = "1" if len(kept) % 2 else "8"  # with 1, most of what had begun waits
             assert collect(chat_model, prompts_file, out, "--max-running", max_running) in (0, 130)
         if partial.exists():
@@ -172,7 +160,7 @@ def test_interruptions_do_not_change_the_lengths(
     chat_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redrawing what had not ended would leave too few long answers: the mean of 400 tells."""
-    import pipelines.collect
+    import pipelines.collect.draws
 
     snapshot_each_iteration(monkeypatch)
     settings, lengths = ("--draws", "20", "--max-running", "100"), []
@@ -180,7 +168,7 @@ def test_interruptions_do_not_change_the_lengths(
         out = tmp_path / f"{name}.parquet"
         while not out.exists():
             with monkeypatch.context() as patch:
-                count_calls(patch, pipelines.collect.Draws, "keep", interrupt_after=interrupt_after)
+                count_calls(patch, pipelines.collect.draws.PartialFile, "keep", interrupt_after=interrupt_after)
                 assert collect(chat_model, prompts_file, out, *settings) in (0, 130)
         lengths.append(np.array([row["output_lens"] for row in pq.read_table(out).to_pylist()]).ravel())
     difference = lengths[1].mean() - lengths[0].mean()
@@ -193,9 +181,11 @@ def test_collect_refuses_to_mix_settings(
 ) -> None:
     """Answers of another seed are not continued, and a damaged file is said to be one."""
     out, partial = tmp_path / "records.parquet", tmp_path / "records.parquet.partial.json"
-    partial.write_text(json.dumps({"settings": {"seed": 7}, "ended": [], "begun": []}))
+    partial.write_text(
+        json.dumps({"settings": {"seed": 7}, "ended": [], "begun": [], "cut": [], "num_prompt_tokens": []})
+    )
     assert collect(chat_model, prompts_file, out) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "holds answers made with" in capsys.readouterr().err
     for damaged in ("{", "[]", '{"settings": 1, "ended": [[1]], "begun": []}'):
         partial.write_text(damaged)
         assert collect(chat_model, prompts_file, out) == 2
@@ -259,11 +249,12 @@ def test_evaluate_takes_the_levels_that_were_tuned(
 
 def test_the_engine_alone_serves_the_same_tokens(chat_model: Path) -> None:
     """Under pressure the engine's own scheduler evicts too, and a request's clock runs from its arrival."""
-    from pipelines.served_model import load_served_model
+    from pipelines.served_model.loading import load_served_model
+    from pipelines.settings.sampling import Sampling
     from scheduler.integrations.transformers_fifo import EngineFifo
 
     rng = np.random.default_rng(0)
-    served = load_served_model(str(chat_model), CAP, "cpu", greedy=True)
+    served = load_served_model(str(chat_model), CAP, "cpu", sampling=Sampling(temperature=0.0), exact=True)
     prompts = [rng.integers(4, len(served.tokenizer), int(n)).tolist() for n in rng.integers(3, 30, 20)]
     requests = [Request(f"r{i}", len(prompt), CAP, 1e-6 * i) for i, prompt in enumerate(prompts)]
     engine = EngineFifo(served.model, prompts, requests, KvCache(60, 4), served.generation_config, max_batch_tokens=48)
@@ -306,7 +297,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Finished runs are kept and not made again; other settings are refused; the results say what is missing."""
-    import pipelines.evaluate.run
+    import pipelines.evaluate.stage
     import pipelines.evaluate.sweep
 
     out = tmp_path / "out"
@@ -315,7 +306,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     base = ["--kv-blocks", "40", "--policies", "fcfs,amin", "--seeds", "2"]
     run_evaluation = functools.partial(evaluate, chat_model, exports["fp32"], prompts_file, out, *base)
     with monkeypatch.context() as patch:
-        count_calls(patch, pipelines.evaluate.run, "measure", interrupt_after=3)  # warm-up, fcfs, amin
+        count_calls(patch, pipelines.evaluate.stage, "measure", interrupt_after=3)  # warm-up, fcfs, amin
         assert run_evaluation() == 130
     results = json.loads((out / "results.json").read_text())
     assert results["partial"]
@@ -329,10 +320,10 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     kept = prompts_file.read_text()
     prompts_file.write_text(kept.replace("night 3", "night 33"))
     assert run_evaluation("--resume") == 2
-    assert "the prompts are not those" in capsys.readouterr().err
+    assert "made with contents of prompts" in capsys.readouterr().err
     prompts_file.write_text(kept)
 
-    calls = count_calls(monkeypatch, pipelines.evaluate.run, "measure")
+    calls = count_calls(monkeypatch, pipelines.evaluate.stage, "measure")
     assert run_evaluation("--resume") == 0
     assert [arguments[:2] for arguments in calls] == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
     results = json.loads((out / "results.json").read_text())
@@ -349,7 +340,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     assert set(results["replay"]) == {"fcfs", "amin"}
 
     assert run_evaluation() == 2  # nothing that is there is lost
-    assert "holds runs already: add to them with --resume" in capsys.readouterr().err
+    assert "is there already; go on with --resume" in capsys.readouterr().err
     run = out / "runs" / "amin-1.npz"
     whole = run.read_bytes()
     for damaged in (b"", whole[:2000], b"PK"):
@@ -399,12 +390,12 @@ def test_out_of_memory_is_one_line(
     """It says what to lower."""
     import torch
 
-    import pipelines.evaluate.run
+    import pipelines.evaluate.stage
 
     def exhaust(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(pipelines.evaluate.run, "measure", exhaust)
+    monkeypatch.setattr(pipelines.evaluate.stage, "measure", exhaust)
     assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "out") == 2
     assert "out of memory on the device: lower --kv-blocks" in capsys.readouterr().err
 
@@ -434,18 +425,18 @@ BAD = {
     "missing file": (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     "unknown policy": (["--policies", "amin,sjfx"], "sjfx"),
     "budget too small": (["--kv-blocks", "3"], "do not fit the KV budget of 12 tokens"),
-    "prompt beyond the context": (["--max-new-tokens", "250"], "prompt 1 has"),
+    "prompt beyond the context": (["--max-new-tokens", "250"], "row 1: the prompt has"),
     "hindsight cannot sample": (["--decoding", "sample"], "hindsight"),
     "arrivals": (["--arrivals", "poisson:-1"], "poisson:-1"),
     "not a model": (["--served-model", "no-such-model"], "no-such-model"),
     "not a predictor": (["--predictor", "no-such-predictor"], "no-such-predictor"),
     "no prompt": (["--split", "calibration"], "calibration"),
     "unknown served model of the predictor": (["--predictor-model", "gpt-9"], "'gpt-9' is not known"),
-    "predict timeout": (["--predict-timeout", "0"], "--predict-timeout is 0.0"),
-    "endless predict timeout": (["--predict-timeout", "inf"], "--predict-timeout is inf"),
-    "small pages": (["--block-size", "1"], "--block-size is 1, must be >= 4"),
+    "predict timeout": (["--predict-timeout", "0"], "--predict-timeout: must be above 0"),
+    "endless predict timeout": (["--predict-timeout", "inf"], "--predict-timeout: must be"),
+    "small pages": (["--block-size", "1"], "--block-size: must be at least 4"),
     "not a model in the file": (["--model", "gpt-9"], "gpt-9"),
-    "warm-up": (["--warm-up", "0.9"], "--warm-up is 0.9"),
+    "warm-up": (["--warm-up", "0.9"], "--warm-up: must be"),
     "levels, before the model": (
         ["--scheduling", "missing.json", "--tau", "0.2", "--served-model", "no-such-model"],
         "missing.json: No such file or directory; amin tune writes it",

@@ -66,7 +66,9 @@ def test_a_socket_is_seen(tmp_path: Path) -> None:
     assert run("import socket\nsocket.socketpair()", home=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["predictor", "pipelines", "pipelines.served_model", "predictor.sidecar.app"])
+@pytest.mark.parametrize(
+    "module", ["predictor", "pipelines", "pipelines.served_model.loading", "predictor.sidecar.app"]
+)
 def test_libraries_are_told_before_they_are_imported(module: str, tmp_path: Path) -> None:
     """huggingface_hub reads its environment once."""
     code = f"import {module}, os\nassert os.environ['ORT_DISABLE_TELEMETRY'] == os.environ['DO_NOT_TRACK'] == '1'\n"

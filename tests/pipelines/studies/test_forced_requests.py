@@ -5,10 +5,8 @@ import pyarrow.parquet as pq
 
 from pipelines.studies.forced_requests import choose
 
-TOKENIZER = Path(__file__).parents[3] / "checkpoints" / "tiny-chat"
 
-
-def test_only_short_records_of_the_model_and_split_stay(tmp_path: Path) -> None:
+def test_only_short_records_of_the_model_and_split_stay(chat_model: Path, tmp_path: Path) -> None:
     """Long prompts, long first answers, other models and splits go."""
     rows = [
         ("m", "test", "a poem", [9, 99]),
@@ -20,5 +18,5 @@ def test_only_short_records_of_the_model_and_split_stay(tmp_path: Path) -> None:
     columns = dict(zip(("model", "split", "prompt", "output_lens"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), tmp_path / "records.parquet")
     out = tmp_path / "out.parquet"
-    assert choose(tmp_path / "records.parquet", "m", "test", str(TOKENIZER), 40, 50, out) == (3, 1)
+    assert choose(tmp_path / "records.parquet", "m", "test", str(chat_model), 40, 50, out) == (3, 1)
     assert pq.read_table(out).column("output_lens").to_pylist() == [[9, 99]]
