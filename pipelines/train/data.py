@@ -42,7 +42,7 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
     is_by_time = config.split_by == "time"
     names, report = split_and_audit(loaded, config.seed, by_time=is_by_time, shown=config.progress)
     print_data_report(config.data, report)
-    records = loaded.records
+    records = without_constant_contexts(loaded.records)
     if is_by_time and records.arrival_times is not None:
         records = replace(records, datasets=tuple(days_of(records.arrival_times)))
     splits = {name: records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
@@ -53,6 +53,26 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
         for model in models:
             _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
     return splits, report
+
+
+def without_constant_contexts(records: "Records") -> "Records":
+    """Return the records without what all requests of a served model say alike, as a fixed temperature.
+
+    It tells no more than the model's name, and one prompt that several models answered would be several requests.
+    """
+    from dataclasses import fields
+
+    from predictor.prompts.context import UNKNOWN, RequestContext
+
+    if records.contexts is None:
+        return records
+    values: dict[str, dict[str, set[object]]] = {}
+    for model, context in zip(records.models, records.contexts, strict=True):
+        for field in fields(RequestContext):
+            values.setdefault(field.name, {}).setdefault(model, set()).add(getattr(context, field.name))
+    constant = [name for name, of_model in values.items() if all(len(found) == 1 for found in of_model.values())]
+    kept = tuple(replace(context, **dict.fromkeys(constant)) for context in records.contexts)
+    return replace(records, contexts=kept if any(context != UNKNOWN for context in kept) else None)
 
 
 def _require_enough(
