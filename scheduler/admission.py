@@ -22,13 +22,19 @@ def evict_while_full(running: RunningBatch, num_blocks: int, order: Iterable[int
     return evicted
 
 
-def evict_and_requeue(policy: Policy, running: RunningBatch, order: Iterable[int]) -> list[int]:
-    """Return who of `order` is evicted so that the next iteration fits; they wait again by the key they came with."""
+def evict_and_requeue(
+    policy: Policy, running: RunningBatch, order: Iterable[int], key: Callable[[int], float] | None = None
+) -> list[int]:
+    """Return which of `order` are evicted so that the next iteration fits.
+
+    They wait again by `key`, or else by the key they came with.
+    """
     if policy.waiting.has_priorities:
         order = sorted(order, key=lambda index: -policy.waiting.request(index).priority)
     preempted = evict_while_full(running, policy.worker.kv_cache.num_blocks, order)
     for index in preempted:
-        policy.waiting.requeue(index, running.num_generated(index) if policy.worker.resume else 0)
+        kept = running.num_generated(index) if policy.worker.resume else 0
+        policy.waiting.requeue(index, kept, key(index) if key else None)
     return preempted
 
 
@@ -51,14 +57,19 @@ def admit_while_current_fits(policy: Policy, running: RunningBatch) -> list[int]
     return admitted
 
 
-def admit_or_evict(policy: Policy, running: RunningBatch, victims: Callable[[RunningBatch], Iterable[int]]) -> Decision:
+def admit_or_evict(
+    policy: Policy,
+    running: RunningBatch,
+    victims: Callable[[RunningBatch], Iterable[int]],
+    key: Callable[[int], float] | None = None,
+) -> Decision:
     """Return the admissions that fit now, or else the evictions that the next iteration needs, in order of `victims`.
 
     No request is admitted in an iteration that evicts (vLLM v1 `Scheduler.schedule`).
     """
     if running.next_blocks <= policy.worker.kv_cache.num_blocks:
         return Decision((), admit_while_current_fits(policy, running), math.inf)
-    return Decision(evict_and_requeue(policy, running, victims(running)))
+    return Decision(evict_and_requeue(policy, running, victims(running), key))
 
 
 def admit_while_peak_fits(

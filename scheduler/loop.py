@@ -176,7 +176,7 @@ class Loop:
 
     def _evict(self, preempted: Sequence[int]) -> None:
         running = self._running
-        if len(preempted) == len(running) == 1:
+        if len(preempted) == len(running) == 1 and running.next_blocks > self._worker.kv_cache.num_blocks:
             request_id = self._requests[preempted[0]].request_id
             raise InputError(f"request {request_id!r} outgrew the KV cache while it ran alone: raise the budget")
         outcomes = self._outcomes

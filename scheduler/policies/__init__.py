@@ -13,11 +13,17 @@ from scheduler.errors import InputError
 from scheduler.policies.amin import Amin
 from scheduler.policies.amin_survival import with_levels
 from scheduler.policies.by_estimate import amax, hindsight, hindsight_svf, svf
+from scheduler.policies.dla import ReserveByPrediction
+from scheduler.policies.fcfs_lcf import least_computed_first
 from scheduler.policies.fcfs_reserve import FcfsReserve
 from scheduler.policies.fit_now import fcfs, sjf
+from scheduler.policies.longest_first import longest_predicted_first
+from scheduler.policies.mlfq import multi_level_feedback
 from scheduler.policies.past_future import PastFuture
 from scheduler.policies.sglang import SglangRatio
+from scheduler.policies.srpt import shortest_remaining_first
 from scheduler.policies.tie import tail_inflated
+from scheduler.policies.uniboost import UniBoost
 from scheduler.policy import Policy
 from scheduler.worker import Worker
 
@@ -46,15 +52,21 @@ POLICIES: Mapping[str, Entry] = {
     "amin-eviction": Entry(partial(Amin, refinement="eviction"), Reads.PREDICTION),
     "amin-survival": Entry(with_levels, Reads.PREDICTION),
     "amax": Entry(amax, Reads.PREDICTION),
+    "dla": Entry(ReserveByPrediction, Reads.PREDICTION),
     "fcfs": Entry(fcfs, Reads.REQUEST),
+    "fcfs-lcf": Entry(least_computed_first, Reads.REQUEST),
     "fcfs-reserve": Entry(FcfsReserve, Reads.REQUEST),
     "hindsight": Entry(hindsight, Reads.OUTPUT_LEN),
     "hindsight-svf": Entry(hindsight_svf, Reads.OUTPUT_LEN),
+    "longest-first": Entry(longest_predicted_first, Reads.PREDICTION),
+    "mlfq": Entry(multi_level_feedback, Reads.REQUEST),
     "past-future": Entry(PastFuture, Reads.REQUEST),
     "sglang": Entry(SglangRatio, Reads.REQUEST),
     "sjf": Entry(sjf, Reads.PREDICTION),
+    "srpt": Entry(shortest_remaining_first, Reads.OUTPUT_LEN),
     "svf": Entry(svf, Reads.PREDICTION),
     "tie": Entry(tail_inflated, Reads.PREDICTION),
+    "uniboost": Entry(UniBoost, Reads.REQUEST),
 }
 
 

@@ -31,7 +31,7 @@ class SlowLoop:
         seed: int = 0,
         renewals: Mapping[int, Sequence[Renewal]] | None = None,
     ) -> None:
-        self.holds_back = name in ("fcfs", "sjf", "tie", "past-future", "sglang")
+        self.holds_back = name in ("fcfs", "fcfs-lcf", "sjf", "tie", "past-future", "sglang", "dla", "uniboost")
         self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
         self.requests, self.output_lens, self.worker = list(case.requests), case.output_lens, case.worker
         self.kv_cache = self.worker.kv_cache
@@ -63,6 +63,7 @@ class SlowLoop:
             "hindsight-svf": self.output_lens[i],
             "svf": request.output_len_prediction or middle,
             "sjf": request.output_len_prediction or middle,
+            "longest-first": request.output_len_prediction or middle,
         }.get(self.name, 0)
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - request.num_prompt_tokens
         return estimate if self.name == "sjf" else max(1, min(estimate, room))
@@ -84,8 +85,10 @@ class SlowLoop:
 
     def key(self, i: int) -> float:
         """Return what waiting requests are sorted by."""
-        if self.name in ("fcfs", "fcfs-reserve", "past-future"):
+        if self.name in ("fcfs", "fcfs-lcf", "fcfs-reserve", "past-future", "dla"):
             return 0
+        if self.name == "longest-first":
+            return -self.estimate[i]
         if self.name.endswith("svf"):
             return sum(self.requests[i].num_prompt_tokens + j for j in range(1, self.estimate[i] + 1))
         return self.estimate[i]
@@ -107,6 +110,10 @@ class SlowLoop:
 
     def victim(self) -> int:
         """Return the running request that is evicted next."""
+        if self.name == "fcfs-lcf":
+            return min(reversed(self.running), key=self.held)
+        if self.name == "dla":
+            return max(reversed(self.running), key=lambda i: self.requests[i].predicted_len() - self.generated[i])
         if not self.name.startswith("amin"):
             return self.running[-1]
         current = {i: self.estimate[i] for i in self.running}
@@ -141,7 +148,10 @@ class SlowLoop:
         if self.name == "fcfs-reserve":
             reserved = [self.requests[i].num_prompt_tokens + self.requests[i].max_new_tokens for i in together]
             return sum(self.blocks(tokens) for tokens in reserved) <= available
-        if self.next_blocks(together) > available or self.name in ("fcfs", "sjf", "tie"):
+        if self.name == "dla":
+            left = {i: max(1, self.requests[i].predicted_len() - self.generated[i]) for i in together}
+            return sum(self.blocks(self.held(i) + left[i]) for i in together) <= available
+        if self.next_blocks(together) > available or self.name in ("fcfs", "fcfs-lcf", "sjf", "tie", "uniboost"):
             return self.next_blocks(together) <= available
         remaining = [max(1, self.estimate[i] - self.generated[i]) for i in together]
         if self.renewals:  # raised bounds may overfill an iteration in which the candidate does not run
@@ -566,6 +576,101 @@ class SlowSurvival(SlowLoop):
         return index
 
 
+class SlowPreemptive(SlowLoop):
+    """The least rank runs: true remaining tokens, or the level of a feedback queue."""
+
+    def rank(self, i: int) -> float:
+        """Return what the least of is served."""
+        self.lost: dict[int, int] = getattr(self, "lost", {})
+        if self.name == "srpt":
+            return self.output_lens[i] - self.generated[i]
+        tokens, level, quantum = self.generated[i] + self.lost.get(i, 0), 0, 32
+        while tokens >= quantum:
+            tokens, level, quantum = tokens - quantum, level + 1, 2 * quantum
+        return level
+
+    def key(self, i: int) -> float:
+        """Return the rank."""
+        return self.rank(i)
+
+    def drop(self, victim: int) -> None:
+        """Evict a request."""
+        self.running.remove(victim)
+        self.started.discard(victim)
+        self.num_evictions[victim] += 1
+        self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
+        if not self.resume:
+            self.lost[victim] = self.lost.get(victim, 0) + self.generated[victim]
+            self.generated[victim] = 0
+
+    def evict(self) -> bool:
+        """Evict the highest rank, the last admitted of equal ones, until the next iteration fits."""
+        while self.next_blocks(self.running) > self.kv_cache.num_blocks:
+            self.drop(max(reversed(self.running), key=self.rank))
+        self.may_go = list(self.running)
+        return False
+
+    def fits(self, candidate: int) -> bool:
+        """Return whether the next iteration has room."""
+        together, slots = [*self.running, candidate], self.worker.max_running or math.inf
+        return len(together) <= slots and self.next_blocks(together) <= (
+            self.kv_cache.num_blocks - self.worker.watermark_blocks
+        )
+
+    def admit(self, now: Fraction) -> None:
+        """Admit the least rank, without those of a higher one if it fits only so; what starts now stays."""
+        while queue := self.waiting(now):
+            first, everyone = queue[0], list(self.running)
+            while self.running and not self.fits(first):
+                higher = [i for i in self.running if i in self.may_go and self.rank(i) > self.rank(first)]
+                if not higher:
+                    self.running = everyone
+                    return
+                self.running.remove(max(reversed(higher), key=self.rank))
+            gone = [i for i in everyone if i not in self.running]
+            self.running = everyone
+            for victim in gone:
+                self.drop(victim)
+                self.may_go.remove(victim)
+            self.running.append(first)
+            self.to_prefill[first] = self.held(first)
+            self.admission_time.setdefault(first, now)
+
+
+class SlowUniBoost(SlowSurvival):
+    """Boosted by the prompt and the mean answer so far, memory as in fcfs."""
+
+    def start_iteration(self) -> None:
+        """Note who has come."""
+        self.note_arrivals(self.now)
+
+    def demand(self, i: int, kept: int) -> tuple[float, float, float]:
+        """Return what the prompt and an answer of the mean length ask for."""
+        prompt, ended = self.requests[i].num_prompt_tokens, [self.output_lens[j] for j in self.finish_time]
+        mean = sum(ended) / len(ended) if ended else 1.0
+        return prompt * mean + mean * (mean + 1) / 2, mean, prompt
+
+    def waiting(self, now: Fraction) -> list[int]:
+        """Note who has come, then sort."""
+        self.note_arrivals(now)
+        return SlowLoop.waiting(self, now)
+
+    def admit(self, now: Fraction) -> None:
+        """Admit as fcfs does."""
+        SlowLoop.admit(self, now)
+
+    def fits(self, candidate: int) -> bool:
+        """Return whether current tokens fit."""
+        return SlowLoop.fits(self, candidate)
+
+    def victim(self) -> int:
+        """Return the last admitted."""
+        return self.running[-1]
+
+    def finished(self, i: int) -> None:
+        """Learn nothing but the length."""
+
+
 def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> SlowLoop:
     """Return the outcome of the plain loop under a policy."""
     kind = {
@@ -573,8 +678,11 @@ def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> Slo
         "sglang": SlowSglang,
         "past-future": SlowPastFuture,
         "amin-survival": SlowSurvival,
+        "mlfq": SlowPreemptive,
+        "srpt": SlowPreemptive,
+        "uniboost": SlowUniBoost,
     }.get(name, SlowLoop)
-    tail = options.pop("tail", TAIL)
+    tail = options.pop("tail", 1.0 if name == "uniboost" else TAIL)
     loop = kind(name, case, slow_peak, **options)
     loop.tail = tail
     loop.run()

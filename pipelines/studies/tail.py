@@ -1,0 +1,132 @@
+"""The frontier of mean against p99 latency: every policy, and amin-survival at several values of its knob."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.files import atomic_file, write_json
+from pipelines.simulate.resampling import resample
+from pipelines.studies.beyond_sources import with_upper_bounds
+from scheduler.kv_cache import KvCache
+from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
+from scheduler.policies import POLICIES
+from scheduler.simulation import simulate
+from scheduler.worker import Worker
+from scheduler.workload import Workload, read_workload
+
+TAILS = (0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 3.0)
+COLUMNS = {
+    "gain": "mean, times faster than fcfs",
+    "p99_to_fcfs": "p99 / fcfs",
+    "worst_decile": "p99 / fcfs, worst tenth by length",
+    "recomputed_share": "recomputed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy with options on the frontier."""
+
+    policy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The policy, and its options where it has any."""
+        return " ".join([self.policy, *(f"{name} {value:g}" for name, value in self.options.items())])
+
+
+def points() -> list[Point]:
+    """Return every policy, then amin-survival by its knob, then packed so that little is recomputed."""
+    careful = {"tail": 1.0, "reserve_sd": 1.2, "max_reserve": 0.15}
+    by_knob = [Point("amin-survival", {"tail": tail}) for tail in TAILS]
+    return [*(Point(name) for name in POLICIES if name != "amin-survival"), *by_knob, Point("amin-survival", careful)]
+
+
+def measure(base: Workload, worker: Worker, load: float, seeds: int, count: int) -> dict[str, Any]:
+    """Return by name the mean of each figure over the seeds, paired with fcfs, and half of its 95 % interval."""
+    runs: dict[str, list[Figures]] = {point.name: [] for point in points()}
+    for seed in tqdm(range(seeds), desc="seeds"):
+        drawn = resample(base, count, load, worker.kv_cache.kv_budget, np.random.default_rng(seed))
+        reference = summarize(simulate("fcfs", drawn, worker, seed), worker.kv_cache)
+        for point in points():
+            result = simulate(point.policy, drawn, worker, seed, **point.options)
+            runs[point.name].append(_beside(summarize(result, worker.kv_cache), reference))
+    return {
+        name: {"mean": mean_over_seeds(each), "interval_95": interval_over_seeds(each)} for name, each in runs.items()
+    }
+
+
+def _beside(run: Mapping[str, Any], fcfs: Mapping[str, Any]) -> Figures:
+    tenths = zip(run["p99_latency_by_length_decile"], fcfs["p99_latency_by_length_decile"], strict=True)
+    return {
+        "gain": fcfs["mean_latency"] / run["mean_latency"],
+        "p99_to_fcfs": run["p99_latency"] / fcfs["p99_latency"],
+        "worst_decile": max(mine / theirs for mine, theirs in tenths),
+        "recomputed_share": run["recomputed_share"],
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown, a row a policy."""
+    lines = [f"| policy | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    for name, entry in results.items():
+        widths = entry["interval_95"] or dict.fromkeys(COLUMNS, 0.0)
+        cells = [f"{entry['mean'][key]:.2f} ± {widths[key]:.2f}" for key in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Mapping[str, Any], path: Path) -> None:
+    """Draw mean against p99, both as ratios to fcfs, the knob as a line."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    at = {name: (entry["mean"]["gain"], entry["mean"]["p99_to_fcfs"]) for name, entry in results.items()}
+    knob = [Point("amin-survival", {"tail": tail}).name for tail in TAILS]
+    axes.plot(*zip(*(at[name] for name in knob), strict=True), "o-", color="tab:red", label="amin-survival, by tail")
+    for name, tail in zip(knob, TAILS, strict=True):
+        axes.annotate(f"{tail:g}", at[name], textcoords="offset points", xytext=(5, 5), color="tab:red", fontsize=8)
+    for name in (name for name in at if name not in knob):
+        axes.plot(*at[name], "s", color="tab:gray", markersize=4)
+        axes.annotate(name, at[name], textcoords="offset points", xytext=(5, -3), fontsize=8)
+    axes.axhline(1.1, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="mean latency, times faster than fcfs", ylabel="p99 latency / fcfs's (log)", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every point; write OUT/tail.json, tail.md and tail.png."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.tail", description=__doc__)
+    parser.add_argument("workload", type=Path, help="file of amin predict --workload, its bins beside it")
+    parser.add_argument("--kv-budget", type=int, default=16_492)
+    parser.add_argument("--load", type=float, default=0.95)
+    parser.add_argument("--requests", type=int, default=2000, help="of a run; drawn with replacement, by seed")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--resume", action="store_true", help="evicted requests keep their tokens")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    edges = np.asarray(json.loads(args.workload.with_name(args.workload.name + ".bins.json").read_text()))
+    base = with_upper_bounds(read_workload(args.workload, edges=edges))
+    worker = Worker(KvCache(args.kv_budget), resume=args.resume)
+    results = measure(base, worker, args.load, args.seeds, args.requests)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "tail.json", results)
+    with atomic_file(args.out / "tail.md") as aside:
+        aside.write_text(table(results))
+    plot(results, args.out / "tail.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
