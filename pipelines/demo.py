@@ -1,6 +1,5 @@
 """The whole chain on the bundled assets: collect, train, calibrate, export, evaluate."""
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -68,4 +67,4 @@ def run_stage(name: str, *arguments: object) -> None:
 def _conclude(results: Path, seconds: float) -> None:
     from pipelines.evaluate.report_text import summary
 
-    print(f"\n{summary(json.loads(results.read_text())['policies'])} ({seconds / 60:.1f} minutes in all)")
+    print(f"\n{summary(read_json(results)['policies'])} ({seconds / 60:.1f} minutes in all)")

@@ -123,7 +123,7 @@ def _write_trace(path: Path, workload: Workload, block_size: int) -> None:
         }
         lines.append(json.dumps(row) + "\n")
         first += blocks
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def ours(engine: Engine, workload: Workload, num_blocks: int, clock: CostModel) -> Mapping[str, float]:
