@@ -59,6 +59,10 @@ COMMANDS: Mapping[str, Command] = {
         "serve an export over HTTP: bounds at arrival, corrected online by what becomes of the requests",
         "pipelines.serve", "pipelines.settings.serve.ServeSettings", extra="serve",
     ),
+    "proxy": Command(
+        "pass requests on to an engine with a hint of their length, and learn from the answers",
+        "pipelines.proxy", "pipelines.settings.proxy.ProxySettings", extra="serve",
+    ),
     "simulate": Command(
         "simulate a workload under several policies (no torch)",
         "pipelines.simulate.stage", "pipelines.settings.simulate.SimulateSettings",

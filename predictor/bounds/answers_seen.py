@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from predictor.bounds.distribution import BoolArray
+from predictor.bounds.distribution import BoolArray, FloatArray
 from predictor.bounds.survival_table import SurvivalTable, product_limit
 
 
@@ -16,7 +15,7 @@ class Entry:
     """What is known of one answer; `issued` in seconds."""
 
     issued: float
-    survival: npt.NDArray[np.float32] | None
+    survival: FloatArray | None
     """Predicted, [K+1]; None where there was no prediction, and once the answer has ended."""
     tokens: int = 0
     score: float = 0.0

@@ -89,8 +89,7 @@ class OnlineCalibration:
         """Return a ticket for a request that begins now, with its predicted survival [K+1] where there is one."""
         ticket = self._num_issued
         self._num_issued += 1
-        kept = None if survival is None else survival.astype(np.float32)
-        self._entries[ticket] = Entry(self._clock(), kept, has_score=kept is not None)
+        self._entries[ticket] = Entry(self._clock(), survival, has_score=survival is not None)
         while len(self._entries) > _MAX_ENTRIES:
             self._pop_oldest()
         return ticket

@@ -39,6 +39,12 @@ class ServerMetrics:
         self._fallbacks = Counter(
             "amin_fallbacks", "Prompts answered with the marginal bound, by reason", ["reason"], registry=self.registry
         )
+        self._waits = Histogram(
+            "amin_proxy_added_seconds",
+            "Seconds that a request waited for a hint",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._verdicts = Counter("amin_feedback", "Reports received, by verdict", ["verdict"], registry=self.registry)
 
     @contextmanager
@@ -54,6 +60,10 @@ class ServerMetrics:
     def add_request(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
         self._latency.labels(path, str(status)).observe(seconds)
+
+    def add_wait(self, seconds: float) -> None:
+        """Count a request that passes."""
+        self._waits.observe(seconds)
 
     def add_batch(self, size: int, seconds: float) -> None:
         """Count one inference."""

@@ -150,6 +150,16 @@ def test_the_marginal_bound_follows_too() -> None:
     assert online.level(TAU) == SHIPPED.level(TAU), "no prediction was judged"
 
 
+def test_the_bound_of_answers_of_one_length_is_that_length() -> None:
+    """No rounding puts it above."""
+    for length in (2, 3, 17, 250):
+        online = OnlineCalibration(BINS, SHIPPED)
+        survival = SURVIVALS[LOCATIONS[2]]
+        for _ in range(400):
+            online.end(online.issue(survival), length)
+        assert length - 1 <= online.bound(survival, TAU) <= length
+
+
 def test_memory_is_bounded_and_the_window_is_of_the_last_answers() -> None:
     """Tickets that never end leave with those around them."""
     online = OnlineCalibration(BINS, SHIPPED, window=50)

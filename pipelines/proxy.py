@@ -1,0 +1,97 @@
+"""An OpenAI-compatible proxy in front of an engine: predicts at arrival, adds hints, learns from the answers."""
+
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from operator import attrgetter
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pipelines.serve import SWITCH_INTERVAL, check_state, listen
+from pipelines.settings.proxy import ProxySettings
+from predictor.bounds.distribution import FloatArray
+from predictor.serving import LengthPredictor
+from predictor.sidecar.answers import Sidecar, SidecarSettings, Task, survivals_of
+from predictor.sidecar.batching import Batcher
+from predictor.sidecar.connections import make_server
+from predictor.sidecar.feedback import LedgerSettings
+from predictor.sidecar.metrics import ServerMetrics
+from predictor.sidecar.relay import Relay, create_relay_app, make_client
+from predictor.sidecar.state import kept, read_state
+from predictor.spec import LengthPredictorLike
+
+
+def run(args: ProxySettings) -> None:
+    """Pass requests on until SIGTERM or Ctrl-C, then end what is in flight and return.
+
+    Raises:
+        InputError: the folder is no whole export, or the address cannot be bound.
+        SystemExit: with 0, after a signal.
+    """
+    length_predictor = LengthPredictor(args.predictor, num_threads=args.threads)
+    length_predictor.spec.calibration().level(args.tau)
+    if args.state is not None:
+        check_state(args.state, length_predictor)
+    listener = listen(args.host, args.port)
+    app = create_proxy(length_predictor, args)
+    server = make_server(app, max_connections=args.max_connections, patience=args.silence)
+    host, port = listener.getsockname()[:2]
+    print(f"amin proxy: http://{f'[{host}]' if ':' in host else host}:{port} -> {args.upstream}", flush=True)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    server.run(sockets=[listener])
+
+
+def create_proxy(length_predictor: LengthPredictorLike, args: ProxySettings) -> Starlette:
+    """Return the application; its worker threads and its connections to the engine live as long as its lifespan."""
+    metrics, options = ServerMetrics(), sidecar_settings(args)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        batcher = Batcher[Task, FloatArray](
+            survivals_of,
+            size=attrgetter("size"),
+            max_work=length_predictor.spec.max_prompt_tokens,
+            max_wait=options.max_wait,
+            max_queue=options.max_queue,
+            num_workers=options.num_workers,
+            on_batch=metrics.add_batch,
+        )
+        sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
+        if args.state is not None:
+            read_state(args.state, sidecar.spec, sidecar.ledger)
+        with metrics.watching(sidecar):
+            async with (
+                batcher,
+                kept(args.state, lambda: (sidecar.spec, sidecar.ledger)),
+                make_client(args.connect_timeout) as client,
+            ):
+                app.state.relay = Relay(client, args.upstream, sidecar, args.engine, metrics.add_wait)
+                yield
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics_text(request: Request) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    own = {"/healthz": healthz, "/metrics": metrics_text}
+    app = create_relay_app(lambda: app.state.relay, lifespan, own)
+    return app
+
+
+def sidecar_settings(args: ProxySettings) -> SidecarSettings:
+    """Return what the prediction itself is told; a prompt waits for no other."""
+    return SidecarSettings(
+        tau=args.tau,
+        deadline=args.deadline_ms / 1000,
+        max_wait=0.0,
+        max_queue=args.max_queue,
+        num_workers=args.workers,
+        feedback=LedgerSettings(adapt=args.adapt),
+    )

@@ -1,0 +1,233 @@
+"""The proxy in front of an engine: requests and answers pass, with a hint of the length, and what passes is learnt."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import httpx2
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from predictor.bounds.distribution import quantile
+from predictor.bounds.online import OnlineCalibration
+from predictor.errors import InputError
+from predictor.sidecar.answers import Sidecar
+from predictor.sidecar.asks import Ask, asks_of
+from predictor.sidecar.heard import AnswerReader, Length
+from predictor.sidecar.hints import HEADERS, Engine, Hint, hint_headers, with_hint
+
+_log = logging.getLogger(__name__)
+
+PREDICTED = ("/chat/completions", "/completions", "/responses")
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+_UPPER_LEVEL = 0.95
+# Larger bodies pass as they come; nothing is predicted of them.
+_MAX_BODY = 1 << 24
+_SMALL = 1 << 16
+_REPORT_EVERY = 16
+# RFC 9110, section 7.6.1: of one connection, not of the message; and the length, which the client states anew.
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
+)
+_OURS = frozenset(name.encode() for name in HEADERS)
+
+
+@dataclass(slots=True)
+class _Learner:
+    """What is told of one request to the correction."""
+
+    calibration: OnlineCalibration | None = None
+    ticket: int = 0
+    num_told: int = 0
+
+    def hear(self, num_tokens: int) -> None:
+        """Tell how far a stream is, now and then."""
+        if self.calibration is not None and num_tokens >= self.num_told + _REPORT_EVERY:
+            self.num_told = num_tokens
+            self.calibration.progress(self.ticket, num_tokens)
+
+    def end(self, length: Length | None) -> None:
+        """Tell the length once; None where it is not known."""
+        if self.calibration is not None and length is not None:
+            self.calibration.end(self.ticket, length.num_tokens, is_cut=length.is_cut)
+        elif self.calibration is not None:
+            self.calibration.drop(self.ticket)
+        self.calibration = None
+
+
+class Relay:
+    """Passes requests on to `upstream` and answers back, byte for byte.
+
+    Of a request to generate, the length is predicted for at most `deadline` seconds; where no prediction is there by
+    then, and in all trouble of ours, the request passes as it came.
+    """
+
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        upstream: str,
+        sidecar: Sidecar,
+        engine: Engine,
+        on_added: Callable[[float], None],
+    ) -> None:
+        """`client` sends nothing of its own; `upstream` is the engine's URL without the path of an API.
+
+        `on_added` is told the seconds that a request waited here for its prediction.
+        """
+        self._client, self._upstream, self._sidecar = client, upstream.rstrip("/"), sidecar
+        self._engine, self._on_added = engine, on_added
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request."""
+        learner, headers = _Learner(), _passed(request.headers.raw)
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        content: bytes | AsyncIterator[bytes] | None = request.stream() if has_body else None
+        is_predicted = request.method == "POST" and request.url.path.endswith(PREDICTED)
+        if is_predicted and int(request.headers.get("content-length", _MAX_BODY)) < _MAX_BODY:
+            try:
+                body = await request.body()
+            except ClientDisconnect:
+                return Response(status_code=499)
+            start = time.perf_counter()
+            content = await self._hinted(body, headers, learner)
+            self._on_added(time.perf_counter() - start)
+        url = self._upstream + request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        if isinstance(content, bytes):
+            headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        try:
+            outgoing = self._client.build_request(request.method, url, headers=headers, content=content)
+            answer = await self._client.send(outgoing, stream=True)
+        except httpx2.TransportError as error:
+            learner.end(None)
+            return _upstream_problem(error)
+        except BaseException:
+            learner.end(None)
+            raise
+        return _passed_on(answer, learner)
+
+    async def _hinted(self, content: bytes, headers: list[tuple[bytes, bytes]], learner: _Learner) -> bytes:
+        """Return the body with a hint, and the headers with theirs; as they came where there is no prediction."""
+        try:
+            body = json.loads(content) if len(content) <= _SMALL else await asyncio.to_thread(json.loads, content)
+            if not isinstance(body, dict):
+                return content
+            asks = asks_of(body, self._sidecar.spec.chat_options)
+            if len(asks) != 1 or body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
+                return content
+            hint = await self._predict(asks[0], body.get("model"), learner)
+            if hint is None:
+                return content
+            headers += [(name.encode(), value.encode()) for name, value in hint_headers(hint, self._engine).items()]
+            return with_hint(content, body, hint, self._engine)
+        except (InputError, RecursionError, ValueError):
+            return content
+        except Exception:  # whatever is wrong with us, the engine is asked
+            _log.exception("a request passes without a hint")
+            return content
+
+    async def _predict(self, ask: Ask, model: Any, learner: _Learner) -> Hint | None:
+        sidecar = self._sidecar
+        tau, name = sidecar.check(None, model if isinstance(model, str) else None)
+        ledger, bins = sidecar.ledger, sidecar.spec.bins
+        (answer,) = await sidecar.predict([ask], tau, name)
+        learner.calibration = ledger.calibration(name)
+        learner.ticket = learner.calibration.issue(answer.survival)
+        if answer.survival is None:
+            return None
+        upper = round(float(quantile(bins, answer.survival[None], _UPPER_LEVEL)[0]))
+        upper = min(max(upper, answer.median), ask.max_new_tokens or upper)
+        return Hint(answer.lower_bound, answer.median, max(upper, answer.median))
+
+
+def _passed_on(answer: httpx2.Response, learner: _Learner) -> Response:
+    kind = answer.headers.get("content-type", "")
+    is_read = learner.calibration is not None and answer.status_code == 200
+    is_read = is_read and answer.headers.get("content-encoding", "identity") == "identity"
+    reader = AnswerReader(is_stream=kind.startswith("text/event-stream")) if is_read else None
+    if reader is None:
+        learner.end(None)
+    response = StreamingResponse(_heard(answer, reader, learner), answer.status_code)
+    response.raw_headers = _passed(answer.headers.raw)
+    return response
+
+
+async def _heard(answer: httpx2.Response, reader: AnswerReader | None, learner: _Learner) -> AsyncIterator[bytes]:
+    """Yield the bytes of an answer as they come; a client that leaves ends the engine's work on it."""
+    has_ended = False
+    try:
+        async for data in answer.aiter_raw():
+            if reader is not None:
+                reader.feed(data)
+                learner.hear(reader.num_tokens)
+            yield data
+        has_ended = True
+    except httpx2.TransportError as error:
+        _log.warning("the engine cut an answer off: %s", error or type(error).__name__)
+        raise CutAnswer from None
+    finally:
+        cut = None if reader is None or not reader.num_tokens else Length(reader.num_tokens, is_cut=True)
+        learner.end(reader.length() if has_ended and reader is not None else cut)
+        with anyio.CancelScope(shield=True):
+            await answer.aclose()
+
+
+def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    connection = b",".join(value for name, value in headers if name.lower() == b"connection")
+    named = {token.strip().lower() for token in connection.split(b",")}
+    left_out = _HOP_BY_HOP | named | _OURS | {b"host"}
+    return [(name, value) for name, value in headers if name.lower() not in left_out]
+
+
+def _upstream_problem(error: httpx2.TransportError) -> JSONResponse:
+    status = 504 if isinstance(error, httpx2.TimeoutException) else 502
+    message = f"the engine behind this proxy does not answer: {error or type(error).__name__}"
+    return JSONResponse({"error": {"message": message, "type": "upstream_error", "code": status}}, status)
+
+
+def make_client(connect_timeout: float) -> httpx2.AsyncClient:
+    """Return a client that adds no header, follows nothing, and waits for an answer as long as the engine takes."""
+    client = httpx2.AsyncClient(
+        timeout=httpx2.Timeout(None, connect=connect_timeout),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+        trust_env=False,
+    )
+    client.headers.clear()
+    return client
+
+
+class CutAnswer(Exception):  # noqa: N818 - not an error of ours
+    """An answer that the engine did not finish: its client is to see it unfinished too."""
+
+
+class EndUnfinished:
+    """Ends a request whose answer was cut off without its end, so that the server closes the connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        with contextlib.suppress(CutAnswer):
+            await self._app(scope, receive, send)
+
+
+def create_relay_app(get_relay: Callable[[], Relay], lifespan: Any, own: Mapping[str, Any]) -> Starlette:
+    """Return the application of a relay, with `own` endpoints by path under /amin, which do not pass."""
+
+    async def answer(request: Request) -> Response:
+        return await get_relay().answer(request)
+
+    routes = [Route(f"/amin{path}", endpoint, methods=["GET"]) for path, endpoint in own.items()]
+    routes.append(Route("/{path:path}", answer, methods=METHODS))
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(EndUnfinished)])
