@@ -1,9 +1,12 @@
 """Load on a running `amin serve`.
 
     python -m pipelines.studies.load PROMPTS --requests 10000 --concurrency 8 --out load.json
+    python -m pipelines.studies.load PROMPTS --overload 1,2,5 --out overload.json
 
-A closed loop: each connection sends its next request when the last was answered. It takes its share of the cores: run
-it on others than the server where there are some.
+A closed loop: each connection sends its next request when the last was answered. With `--rate` an open one: requests
+come at random times, whatever becomes of those before, and their latency counts from then. `--overload` measures the
+capacity by a closed loop and then offers multiples of it. It takes its share of the cores: run it on others than the
+server where there are some.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 
 from pipelines.files import write_json
@@ -28,6 +32,8 @@ HISTOGRAM_MS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 200, 500, 1000)
 NUM_WARM_UP = 100
 # Beyond any time limit that the server keeps: an answer that takes longer is lost.
 PATIENCE = 60.0
+MAX_CONNECTIONS = 400
+HEADERS = {"content-type": "application/json"}
 
 
 @dataclass(slots=True)
@@ -35,65 +41,58 @@ class Outcome:
     """What the requests came to: `latencies` of the answered ones in seconds, answers by reason, errors by kind."""
 
     latencies: list[float] = field(default_factory=list)
+    in_time: list[float] = field(default_factory=list)
+    """Latencies of those answers that were predicted."""
     answers: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
 
 
-class Connection:
-    """One kept-alive HTTP connection, opened again after an error."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer to a JSON body; OSError, EOFError or ValueError where none came."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection(self._host, self._port)
-                reader, writer = self._streams
-                head = f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
-                writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-                status, *fields = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-                headers = dict(line.split(b": ", 1) for line in fields if line)
-                answer = await reader.readexactly(int(headers[b"content-length"]))
-        except (OSError, EOFError, ValueError, KeyError):
-            self.close()
-            raise
-        if headers.get(b"connection") == b"close":
-            self.close()
-        return int(status.split()[1]), answer
-
-    def close(self) -> None:
-        """Close it; the next request opens it again."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+def make_client(url: str, connections: int) -> httpx2.AsyncClient:
+    """Return a client that keeps so many connections."""
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return httpx2.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, headers=HEADERS, trust_env=False)
 
 
-async def send(connection: Connection, bodies: Iterator[bytes], outcome: Outcome) -> None:
-    """Send bodies one after the other until none is left."""
+async def send(client: httpx2.AsyncClient, body: bytes, outcome: Outcome, start: float) -> None:
+    """Send one body; its latency counts from `start`."""
+    try:
+        answer = await client.post("/v1/predict", content=body)
+    except httpx2.TransportError as error:
+        outcome.errors[type(error).__name__] += 1
+        return
+    seconds = time.perf_counter() - start
+    if answer.status_code != 200:
+        outcome.errors[f"status {answer.status_code}"] += 1
+        return
+    outcome.latencies.append(seconds)
+    reasons = [row["reason"] or row["source"] for row in answer.json()["predictions"]]
+    outcome.answers.update(reasons)
+    if all(reason == "model" for reason in reasons):
+        outcome.in_time.append(seconds)
+
+
+async def _send_all(client: httpx2.AsyncClient, bodies: Iterator[bytes], outcome: Outcome) -> None:
     for body in bodies:
-        start = time.perf_counter()
-        try:
-            status, answer = await connection.post("/v1/predict", body)
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            outcome.errors[type(error).__name__] += 1
-            continue
-        seconds = time.perf_counter() - start
-        if status != 200:
-            outcome.errors[f"status {status}"] += 1
-            continue
-        outcome.latencies.append(seconds)
-        outcome.answers.update(row["reason"] or row["source"] for row in json.loads(answer)["predictions"])
-    connection.close()
+        await send(client, body, outcome, time.perf_counter())
 
 
-async def load(host: str, port: int, bodies: Sequence[bytes], concurrency: int) -> Outcome:
-    """Return the outcome of one request per body over `concurrency` connections."""
+async def load(url: str, bodies: Sequence[bytes], concurrency: int) -> Outcome:
+    """Return the outcome of one request per body over `concurrency` connections, a closed loop."""
     outcome, waiting = Outcome(), iter(bodies)
-    await asyncio.gather(*(send(Connection(host, port), waiting, outcome) for _ in range(concurrency)))
+    async with make_client(url, concurrency) as client:
+        await asyncio.gather(*(_send_all(client, waiting, outcome) for _ in range(concurrency)))
+    return outcome
+
+
+async def open_load(url: str, bodies: Sequence[bytes], rate: float, seed: int = 0) -> Outcome:
+    """Return the outcome of one request per body at random times, `rate` a second on average."""
+    outcome = Outcome()
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, len(bodies)))
+    async with make_client(url, MAX_CONNECTIONS) as client, asyncio.TaskGroup() as requests:
+        begin = time.perf_counter()
+        for body, arrival in zip(bodies, arrivals, strict=True):
+            await asyncio.sleep(max(0.0, begin + arrival - time.perf_counter()))
+            requests.create_task(send(client, body, outcome, begin + arrival))
     return outcome
 
 
@@ -107,6 +106,7 @@ def summarize(outcome: Outcome, num_requests: int, concurrency: int, seconds: fl
         "concurrency": concurrency,
         "seconds": seconds,
         "requests_per_second": len(outcome.latencies) / seconds,
+        "predicted_per_second": len(outcome.in_time) / seconds,
         "latency_ms": {**quantiles, "max": float(ms.max()) if len(ms) else None},
         "errors": dict(outcome.errors),
         "predicted": outcome.answers["model"],
@@ -136,14 +136,40 @@ def show(figures: dict[str, Any]) -> None:
         print(f"{ms:<9}{count:>9}{share:>9}  {bar}".rstrip())
 
 
-def main() -> None:
-    """Run the load, print what came of it, and end with 1 where a request was not answered, 2 for bad input."""
+def overload(url: str, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace) -> dict[str, Any]:
+    """Return goodput, answers predicted and in time a second, at multiples of the capacity, and show it as a table."""
+    start = time.perf_counter()
+    closed = asyncio.run(load(url, bodies[: args.requests], args.concurrency))
+    capacity = len(closed.in_time) / (time.perf_counter() - start)
+    rows, figures = [], []
+    for multiple in multiples:
+        rate = multiple * capacity
+        sent = [bodies[i % len(bodies)] for i in range(max(1, round(rate * args.seconds)))]
+        start = time.perf_counter()
+        outcome = asyncio.run(open_load(url, sent, rate))
+        seconds = time.perf_counter() - start
+        in_time = sum(latency <= args.in_time_ms / 1000 for latency in outcome.in_time) / seconds
+        figures.append({"offered": len(sent) / seconds, "goodput": in_time, "share_of_capacity": in_time / capacity})
+        figures[-1] |= {"errors": dict(outcome.errors), "answers": dict(outcome.answers)}
+        rows.append([f"{multiple:g}", f"{len(sent) / seconds:.0f}", f"{in_time:.0f}", f"{in_time / capacity:.2f}"])
+        rows[-1].append(str(sum(outcome.errors.values())))
+    print(f"capacity, {args.concurrency} at a time: {capacity:.0f} predicted a second")
+    print_table(["times capacity", "offered/s", "in time/s", "of capacity", "errors"], rows)
+    return {"capacity": capacity, "in_time_ms": args.in_time_ms, "loads": figures}
+
+
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return the parser and what it was given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path, help="JSONL or parquet with prompt or messages; sent again and again")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--rate", type=float, help="requests a second, an open loop; default: a closed one")
+    parser.add_argument("--overload", help="multiples of the capacity to offer, with commas; it is measured first")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each open loop of --overload (default 10)")
+    parser.add_argument("--in-time-ms", type=float, default=110.0, help="what counts as in time (default 110)")
     parser.add_argument("--model", help="served model to predict for; default: the server's")
     parser.add_argument("--deadline-ms", type=float, help="default: the server's")
     parser.add_argument("--split", help="only the prompts of this split")
@@ -151,21 +177,38 @@ def main() -> None:
     args = parser.parse_args()
     if args.requests < 1 or args.concurrency < 1:
         parser.error(f"--requests {args.requests} and --concurrency {args.concurrency}: must be at least 1")
+    if args.rate is not None and not 0 < args.rate < 1e6:
+        parser.error(f"--rate {args.rate}: must be above 0")
+    return parser, args
+
+
+def main() -> None:
+    """Run the load, print what came of it, and end with 1 where a request was not answered, 2 for bad input."""
+    parser, args = parse()
     options = {"model": args.model, "deadline_ms": args.deadline_ms}
     try:
+        multiples = [float(value) for value in args.overload.split(",")] if args.overload else []
         prompts = [row.prompt for row in read_prompts(args.prompts, split=args.split)]
-    except InputError as error:
+    except (InputError, ValueError) as error:
         parser.error(str(error))
     bodies = [json.dumps({"prompt": prompt, **options}).encode() for prompt in prompts]
     bodies *= -(-args.requests // len(bodies))
-    asyncio.run(load(args.host, args.port, bodies[:NUM_WARM_UP], args.concurrency))
-    start = time.perf_counter()
-    outcome = asyncio.run(load(args.host, args.port, bodies[: args.requests], args.concurrency))
-    figures = summarize(outcome, args.requests, args.concurrency, time.perf_counter() - start)
-    show(figures)
+    url = f"http://{args.host}:{args.port}"
+    asyncio.run(load(url, bodies[:NUM_WARM_UP], args.concurrency))
+    if multiples:
+        figures = overload(url, bodies, multiples, args)
+        has_errors = any(each["errors"] for each in figures["loads"])
+    else:
+        start = time.perf_counter()
+        bodies = bodies[: args.requests]
+        loaded = load(url, bodies, args.concurrency) if args.rate is None else open_load(url, bodies, args.rate)
+        outcome = asyncio.run(loaded)
+        figures = summarize(outcome, args.requests, args.concurrency, time.perf_counter() - start)
+        show(figures)
+        has_errors = bool(outcome.errors)
     if args.out is not None:
         write_json(args.out, figures)
-    sys.exit(1 if outcome.errors else 0)
+    sys.exit(1 if has_errors else 0)
 
 
 if __name__ == "__main__":

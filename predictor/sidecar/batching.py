@@ -18,6 +18,8 @@ _NEWEST = 0.2
 _MAX_PADDING = 1.25
 # Share of the time left that the work until a prompt's end may take by the estimate. The rest is for its error.
 _SAFE_SHARE = 0.8
+# Share of the time left that its own batch may take: those who come meanwhile wait as long.
+_BATCH_SHARE = 0.4
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -188,7 +190,8 @@ class Batcher(Generic[Item, Row]):
         ordered = self._waiting
         if not self._are_in_time(ordered, now):
             ordered = sorted(ordered, key=_arrival, reverse=True)
-        in_time = (ordered[0].deadline - now) / self._seconds_per_work if self._seconds_per_work else self._max_work
+        left = _BATCH_SHARE * (ordered[0].deadline - now)
+        in_time = left / self._seconds_per_work if self._seconds_per_work else self._max_work
         batch = ordered[:1]
         largest = total = batch[0].size
         for item in ordered[1:]:

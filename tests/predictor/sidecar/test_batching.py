@@ -224,6 +224,39 @@ def test_leaving_answers_what_waits_and_refuses_the_rest() -> None:
     assert asyncio.run(main()) == ([1] * 6, ["stopped"])
 
 
+@pytest.mark.parametrize("times", [1.5, 5.0])
+def test_goodput_stays_at_the_capacity_in_an_overload(times: float) -> None:
+    """10 ms a prompt, two workers, 0.1 s for each: about 200 a second, whatever is offered. It fell to a quarter."""
+
+    async def main() -> tuple[float, float]:
+        loop, in_time = asyncio.get_running_loop(), 0
+        async with Batcher(Model(0.01), max_wait=0, num_workers=2) as batcher:
+
+            async def ask() -> None:
+                nonlocal in_time
+                start = loop.time()
+                (answer,) = await batcher.predict(["p"], 0.1)
+                in_time += not isinstance(answer, str) and loop.time() - start <= 0.1
+
+            async def ask_on_and_on() -> None:
+                while loop.time() < start + 1.0:
+                    await ask()
+
+            start = loop.time()
+            await asyncio.gather(*(ask_on_and_on() for _ in range(4)))
+            capacity, in_time = in_time / (loop.time() - start), 0
+            start, tasks = loop.time(), list[asyncio.Task[None]]()
+            while loop.time() < start + 1.5:
+                await asyncio.sleep(0.005)
+                due = int((loop.time() - start) * capacity * times)
+                tasks += [asyncio.create_task(ask()) for _ in range(due - len(tasks))]
+            await asyncio.gather(*tasks)
+            return in_time / (loop.time() - start), capacity
+
+    goodput, capacity = asyncio.run(main())
+    assert goodput >= 0.85 * capacity
+
+
 def test_bad_options_are_refused() -> None:
     """A batch of none would never end."""
     with pytest.raises(ValueError, match="max_batch"):
