@@ -211,8 +211,10 @@ def _answer(
         middle = max(bound, round(float(quantile(served.spec.bins, row[None], 0.5)[0])))
         source, survival, reason = _MODEL, row, None
     limit = ask.max_new_tokens or NO_LIMIT
-    curve = calibration.shipped.marginal_survival(served.spec.bins) if survival is None else survival
-    ends = _ends_within(served.spec.bins, ask, curve, ends_within) if ends_within else None
+    ends = None
+    if ends_within:
+        curve = calibration.shipped.marginal_survival(served.spec.bins) if survival is None else survival
+        ends = _ends_within(served.spec.bins, ask, curve, ends_within)
     return Answer(ask.request_id, min(bound, limit), min(middle, limit), source, survival, reason, ends)
 
 
