@@ -232,4 +232,9 @@ def _span(table: _Table, times: NDArray[np.float64], told: Times) -> str:
 
 def _refuse_first(table: _Table, name: str, bad: NDArray[np.bool_], must_be: str) -> None:
     values, theirs = table.columns[name], table.theirs[name]
-    refuse_first(bad, table.places, lambda i: f"{theirs} is {values[i]!r}, must be {must_be}")
+
+    def problem(i: int) -> str:
+        is_missing = values[i] is None
+        return f"{theirs} is missing; fill it in" if is_missing else f"{theirs} is {values[i]!r}, must be {must_be}"
+
+    refuse_first(bad, table.places, problem)

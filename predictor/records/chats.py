@@ -61,7 +61,7 @@ def load_data(
         convert: makes a tokenizer of a name without tokenizer.json (`predictor.training.slow_tokenizers`).
 
     Raises:
-        InputError: bad data, or a hub data set that cannot be had; one line that says what to do.
+        InputError: bad data, or a hub data set that is not available; one line that says what to do.
     """
     options = options or ChatOptions()
     is_on_hub = is_hub_name(data) and not Path(data).exists()

@@ -200,7 +200,7 @@ def test_a_null_is_an_input_error(tmp_path: Path, write: Write, name: str, value
     """Of a number, a list, its first draw, a time or a limit; nor is true or false a number."""
     path = write(tmp_path, {"num_prompt_tokens": [3, 4], "output_lens": [[5, 8], [6]]} | {name: values})
     row = 1 if values[0] is True else 2
-    with pytest.raises(InputError, match=f"(row|line) {row}: {name} is (None|\\[\\]|True|\\[None, 3\\]), must be"):
+    with pytest.raises(InputError, match=f"(row|line) {row}: {name} is (missing;|\\[\\]|True|\\[None, 3\\])"):
         read(path)
 
 
@@ -328,7 +328,7 @@ def test_a_field_that_only_later_rows_have_counts(tmp_path: Path) -> None:
         {"num_prompt_tokens": 3, "output_lens": [6], "arrival_time": 9},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match="line 1: arrival_time is None"):
+    with pytest.raises(InputError, match="line 1: arrival_time is missing; fill it in"):
         read(path)
     rows[0]["arrival_time"] = 2
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
