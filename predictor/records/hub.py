@@ -23,7 +23,7 @@ def hub_rows(name: str) -> HubRows:
     """Return the rows of a hub data set, memory-mapped from the cache of the `datasets` library.
 
     Raises:
-        InputError: it is not available, with the address of its terms and the way to log in; or it has no conversations.
+        InputError: it is not available, with the address of its terms and how to log in; or it has no conversations.
     """
     from datasets import load_dataset
 
