@@ -163,8 +163,7 @@ def turns_in(row: Row) -> list[Turn]:
         turns = turns_of(value)
     except NotMessages as problem:
         row.fail(field, str(problem))
-    if isinstance(row.fields.get("system"), str):
-        turns = [Turn("system", row.fields["system"], "system"), *turns]
+    turns = row.after_system(turns)
     marked = isinstance(value, list) and any(
         isinstance(turn, dict) and turn.get("redacted") is not None for turn in value
     )

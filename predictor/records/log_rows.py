@@ -18,8 +18,6 @@ LOG_KEYS = frozenset(
 """Keys that show a log, or that a request or an answer in one has."""
 LEFT_OUT = "left_out"
 """Field that says why a row has no length, in a few words."""
-IS_WHOLE = "is_whole_request"
-"""Field that says that the whole request is known, so that what it does not mention was not asked for."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "content_filter", "abort", "aborted", "cancelled"})
 """Why an answer ended that would have gone on."""
 
@@ -58,7 +56,7 @@ def our_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 def _unfolded(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a row with those of its request and of its answer beside them."""
     request = _first_object(fields, _REQUESTS)
-    is_whole = bool(request)
+    is_log = bool(request)
     request = {**request, **_object(request.get("body"))} if "body" in request else request
     response = _first_object(fields, _RESPONSES)
     status = whole_number(response.get("status_code"))
@@ -79,9 +77,8 @@ def _unfolded(fields: dict[str, Any]) -> dict[str, Any]:
         whole[LEFT_OUT] = "request failed"
     elif str(fields.get("type", "GENERATION")).upper() in ("SPAN", "EVENT"):
         whole[LEFT_OUT] = "no generation"
-    if is_whole or response or not {*_USAGES, "promptTokens"}.isdisjoint(fields):
+    if is_log or response or not {*_USAGES, "promptTokens"}.isdisjoint(fields):
         whole["recorded"] = True
-    whole[IS_WHOLE] = is_whole
     return whole
 
 

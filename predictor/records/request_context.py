@@ -1,50 +1,50 @@
-"""What a request says beside its prompt, read from the fields of a log's row or of an API's body."""
+"""What a request says beside its prompt, read alike from the row of a log and from the body of an API."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields as fields_of
 from typing import Any
 
 from predictor.prompts.context import RequestContext
-from predictor.records.log_rows import IS_WHOLE
 from predictor.records.messages import Turn
 from predictor.records.values import flag, real_number, whole_number
 
-_OWN = frozenset(field.name for field in fields_of(RequestContext))
 _CAPS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
+_TURN_COUNTS = ("num_earlier_turns", "earlier_characters", "last_answer_characters")
 
 
-def request_context(
-    fields: Mapping[str, Any], earlier: Sequence[Turn] | None, *, is_whole: bool | None = None
-) -> RequestContext:
-    """Return what `fields` and the turns before the prompt say of a request; what they do not mention is unknown.
+def request_context(fields: Mapping[str, Any], earlier: Sequence[Turn] | None) -> RequestContext:
+    """Return what `fields` and the turns before the prompt say of a request.
+
+    What they do not mention is unknown, and so is a value that no request has. Training and serving read the same
+    fields here, so that what a network learnt of a log is what it is told of a request.
 
     Args:
-        fields: of a record, or the body of a request in OpenAI's form; a field under its name in `RequestContext` wins.
+        fields: of a record, or the body of a request as OpenAI's, Anthropic's or vLLM's API takes it.
         earlier: the turns before the prompt, the system's included; None where the conversation is not known.
-        is_whole: whether `fields` are all that the request said, so that a tool not mentioned was not offered;
-            by default as the row of a log says.
-
-    Raises:
-        InputError: a value that no request has; names the field.
     """
-    known = {name: fields[name] for name in _OWN & set(fields) if fields[name] is not None}
-    whole = bool(fields.get(IS_WHOLE)) if is_whole is None else is_whole
-    found: dict[str, Any] = {**(_of_turns(fields, earlier)), **_of_options(fields, is_whole=whole)}
-    for name in ("num_tools", "num_answers", "num_earlier_turns", "earlier_characters", "last_answer_characters"):
-        if name in known:
-            found[name] = whole_number(known[name])
-    for name in ("system_prompt", "is_json"):
-        if name in known:
-            found[name] = known[name]
-    return RequestContext(**found)
+    caps = [cap for name in _CAPS if (cap := _count(fields.get(name))) is not None]
+    temperature = real_number(fields.get("temperature"))
+    budget = _count(fields.get("thinking_budget"))
+    tools = fields.get("tools") if fields.get("num_tools") is None else fields["num_tools"]
+    return RequestContext(
+        **_of_turns(fields, earlier),
+        num_tools=len(tools) if isinstance(tools, list | dict) else _count(tools),
+        max_new_tokens=min(caps, default=None),
+        temperature=temperature if temperature is None or temperature >= 0 else None,
+        thinking=_thinking(fields),
+        thinking_budget=_budget(fields.get("thinking")) if budget is None else budget,
+        is_json=_is_json(fields),
+        num_answers=_count(fields.get("n") if fields.get("num_answers") is None else fields["num_answers"]),
+    )
 
 
 def _of_turns(fields: Mapping[str, Any], earlier: Sequence[Turn] | None) -> dict[str, Any]:
-    given = fields.get("system")
-    system = [given] if isinstance(given, str) else []
+    given = next((fields[name] for name in ("system", "instructions", "system_prompt") if name in fields), None)
+    given = given if isinstance(given, str) else None
     if earlier is None:
-        return {"system_prompt": "\n\n".join(system)} if system else {}
-    system += [turn.text for turn in earlier if turn.role == "system"]
+        return {"system_prompt": given, **{name: _count(fields.get(name)) for name in _TURN_COUNTS}}
+    system = [turn.text for turn in earlier if turn.role == "system"]
+    if given and given not in system:
+        system.insert(0, given)
     spoken = [turn for turn in earlier if turn.role != "system"]
     answers = [turn.text for turn in spoken if turn.role == "assistant"]
     return {
@@ -55,24 +55,9 @@ def _of_turns(fields: Mapping[str, Any], earlier: Sequence[Turn] | None) -> dict
     }
 
 
-def _of_options(fields: Mapping[str, Any], *, is_whole: bool) -> dict[str, Any]:
-    cap = next((found for name in _CAPS if (found := whole_number(fields.get(name))) is not None), None)
-    temperature = real_number(fields.get("temperature"))
-    budget = whole_number(fields.get("thinking_budget"))
-    return {
-        "num_tools": _num_tools(fields.get("tools"), 0 if is_whole else None),
-        "max_new_tokens": cap if cap is None or cap >= 0 else None,
-        "temperature": temperature if temperature is None or temperature >= 0 else None,
-        "thinking": _thinking(fields),
-        "thinking_budget": budget if budget is not None and budget >= 0 else _budget(fields.get("thinking")),
-        "is_json": _is_json(fields.get("response_format"), False if is_whole else None),
-        "num_answers": whole_number(fields.get("n")) or (1 if is_whole else None),
-    }
-
-
-def _num_tools(tools: Any, default: int | None) -> int | None:
-    count = len(tools) if isinstance(tools, list | dict) else whole_number(tools)
-    return default if count is None or count < 0 else count
+def _count(value: Any) -> int | None:
+    count = whole_number(value)
+    return count if count is not None and count >= 0 else None
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool | None:
@@ -95,6 +80,7 @@ def _budget(value: Any) -> int | None:
     return budget if budget is not None and budget > 1 else None
 
 
-def _is_json(value: Any, default: bool | None) -> bool | None:
+def _is_json(fields: Mapping[str, Any]) -> bool | None:
+    value = fields.get("response_format")
     kind = value.get("type") if isinstance(value, Mapping) else value
-    return default if kind is None else str(kind).lower() not in ("text", "")
+    return flag(fields.get("is_json")) if kind is None else str(kind).lower() not in ("text", "")

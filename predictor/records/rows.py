@@ -73,7 +73,12 @@ class Row:
         for turn in turns:
             if not turn.role:
                 self.fail(field, f"role {turn.speaker!r} is unknown; use system, user, assistant or tool")
-        return turns
+        return self.after_system(turns)
+
+    def after_system(self, turns: list[Turn]) -> list[Turn]:
+        """Return the turns after the text of the field `system`, where the row has one."""
+        system = self.fields.get("system")
+        return [Turn("system", system, "system"), *turns] if isinstance(system, str) and system.strip() else turns
 
     def messages(self) -> tuple[dict[str, str], ...] | None:
         """Return the conversation that ends with the prompt, {role, content} each; None where the prompt stands alone.
@@ -84,21 +89,15 @@ class Row:
         turns = self.turns(field) if field is not None else []
         turns = turns[: prompt_end(turns)]
         if field is None and isinstance(self.fields.get("prompt"), str):
-            turns = [Turn("user", self.fields["prompt"])]
-        if isinstance(self.fields.get("system"), str):
-            turns = [Turn("system", self.fields["system"]), *turns]
+            turns = self.after_system([Turn("user", self.fields["prompt"])])
         kept = tuple({"role": turn.role, "content": turn.text} for turn in turns if turn.text.strip())
         return kept if len(kept) > 1 else None
 
     def context(self) -> RequestContext:
-        """Return what the request said beside its prompt; InputError where a value is one that no request has."""
-        try:
-            field = next((name for name in CONVERSATIONS if isinstance(self.fields.get(name), list)), None)
-            turns = None if field is None else self.turns(field)
-            earlier = None if turns is None else turns[: run_start(turns, prompt_end(turns))]
-            return request_context(self.fields, earlier)
-        except InputError as error:
-            self.fail("request", str(error))
+        """Return what the request said beside its prompt."""
+        field = next((name for name in CONVERSATIONS if isinstance(self.fields.get(name), list)), None)
+        turns = None if field is None else self.turns(field)
+        return request_context(self.fields, None if turns is None else turns[: run_start(turns, prompt_end(turns))])
 
     def token_count(self, field: str) -> int | None:
         """Return a positive whole number of tokens, or None where the field is absent."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-from predictor.errors import InputError
 from predictor.prompts.context import UNKNOWN, RequestContext
 from predictor.records.chat_turns import ChatOptions, open_prompt
-from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_text, run_start, turns_of
+from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_text, prompt_end, run_start, turns_of
+from predictor.records.request_context import request_context
 
 Unusable = Literal["no_text", "not_unicode"]
 
@@ -80,52 +80,7 @@ def _ask(prompt: Any, cap: int | None, request_id: str | None, context: RequestC
 
 
 def _context(body: Mapping[str, Any], turns: Sequence[Turn] | None) -> RequestContext:
-    """Return what a body says beside its prompt; a value that no request has counts as not said."""
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens(body),
-        "temperature": body.get("temperature"),
-        "num_answers": body.get("n"),
-        "num_tools": len(body["tools"]) if isinstance(body.get("tools"), list) else None,
-        "is_json": _is_json(body),
-        "thinking": _thinking(body),
-    }
-    if turns is not None:
-        given |= _said_before(turns)
-    try:
-        return RequestContext(**given)
-    except InputError:
-        return RequestContext(**{name: value for name, value in given.items() if _is_valid(name, value)})
-
-
-def _said_before(turns: Sequence[Turn]) -> dict[str, Any]:
-    earlier = [turn for turn in turns[: run_start(turns, len(turns))] if turn.role != "system"]
-    answers = [turn for turn in earlier if turn.role == "assistant"]
-    return {
-        "system_prompt": "\n\n".join(turn.text for turn in turns if turn.role == "system"),
-        "num_earlier_turns": len(earlier),
-        "earlier_characters": sum(len(turn.text) for turn in earlier),
-        "last_answer_characters": len(answers[-1].text) if answers else 0,
-    }
-
-
-def _thinking(body: Mapping[str, Any]) -> bool | None:
-    options = body.get("chat_template_kwargs")
-    value = options.get("enable_thinking") if isinstance(options, Mapping) else None
-    return value if isinstance(value, bool) else None
-
-
-def _is_json(body: Mapping[str, Any]) -> bool | None:
-    wanted = body.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    return kind in ("json_object", "json_schema") if kind is not None else None
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    try:
-        RequestContext(**{name: value})
-    except InputError:
-        return False
-    return True
+    return request_context(body, None if turns is None else turns[: run_start(turns, prompt_end(turns))])
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -159,6 +159,8 @@ def test_a_prompt_with_its_answer_is_a_conversation(row: dict[str, Any], tmp_pat
     assert {prompt.strip() for prompt in records.prompts} == {"write"}
     expected = load_data(str(lines(tmp_path / "e.jsonl", [SHAPES[2]])), None, str(tiny_encoder)).records
     assert records.output_lens[0].tolist() == expected.output_lens[0].tolist()
+    assert records.contexts is not None
+    assert {context.system_prompt for context in records.contexts} == {row.get("system", "")}
 
 
 def test_every_format_holds_the_same_records(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_folder_holds_what_is_visible(tmp_path: Path) -> None:
 
 
 def test_the_conversation_and_what_the_request_said_are_kept(tmp_path: Path) -> None:
-    """For the chat template and for the network; a whole request tells what it does not mention, a prompt does not."""
+    """For the chat template and for the network; what is not mentioned is not known."""
     said = [{"role": "developer", "content": "Be brief."}, *ASKED["messages"], {"role": "assistant", "content": "7"}]
     messages = [*said, {"role": "user", "content": "Another."}]
     body = {"model": "m", "messages": messages, "max_tokens": 9, "temperature": 0, "tools": [{}, {}], "n": 1,
@@ -234,7 +236,7 @@ def test_the_conversation_and_what_the_request_said_are_kept(tmp_path: Path) -> 
     assert first.prompt == "Another."
     assert first.context == RequestContext("Be brief.", 2, 14, 1, 2, 9, 0.0, True, 100, True, 1)
     assert second.messages is None
-    assert (second.context.num_tools, second.context.is_json, second.context.temperature) == (0, False, None)
+    assert (second.context.num_tools, second.context.is_json, second.context.temperature) == (None, None, None)
     assert read_prompts(lines(tmp_path / "p.jsonl", [{"prompt": "a"}]))[0].context == RequestContext()
 
 
