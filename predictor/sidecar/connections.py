@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _log = logging.getLogger(__name__)
 # asyncio takes so many connections in one go. Some goes later they are seen here, and only then can others be ended.
@@ -20,9 +20,10 @@ _MOST_UNSEEN = 8 * _ACCEPTED_AT_ONCE
 # Files of the process besides connections: libraries, a model being read, logs.
 _OTHER_FILES = 64
 _KERNEL_BACKLOG = 2048
+_MAX_HEAD_BYTES = 1 << 16
 
 
-class HeardConnection(H11Protocol):
+class HeardConnection(HttpToolsProtocol):
     """A connection that must send a request's head within `patience` seconds, and may be ended while it is idle.
 
     Where more than `max_open` are open, the one idle longest ends; where none is idle, the newest. uvicorn itself waits
@@ -34,6 +35,7 @@ class HeardConnection(H11Protocol):
         self._max_open, self._patience = max_open, patience
         self._silence: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        self._num_head_bytes = 0
 
     @property
     def is_idle(self) -> bool:
@@ -54,9 +56,15 @@ class HeardConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; with the head of a request there, the application has its own time limit for the body."""
+        was_idle = self.is_idle
         super().data_received(data)
         if not self.is_idle:
             self._stop_waiting()
+            self._num_head_bytes = 0
+        elif was_idle:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
