@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.arrivals import times_at_load
+from scheduler.latency_bounds import volume
 from scheduler.simulation import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -38,7 +39,7 @@ def volumes(workload: Workload) -> Floats:
     """Return the token-iterations of memory of every request, shape [n]."""
     prompts = np.array([request.num_prompt_tokens for request in workload.requests], dtype=np.float64)
     lens = np.array(workload.output_lens, dtype=np.float64)
-    return prompts * lens + lens * (lens + 1) / 2
+    return volume(prompts, lens)
 
 
 def seconds_per_iteration(worker: Worker, workload: Workload) -> float:

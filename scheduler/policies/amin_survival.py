@@ -64,8 +64,7 @@ class Entry:
     Attributes:
         request: Its facts.
         limit: The most tokens that it can generate.
-        forecast: Of its length.
-        work: The same, as work to come.
+        work: Its forecast, as work to come.
         variance: Of the length.
         arrival: Iteration in which it was first seen, or None.
         bound: Length that it is packed by, 0 before its first admission.
@@ -77,7 +76,6 @@ class Entry:
 
     request: Request
     limit: int
-    forecast: Forecast
     work: ExpectedWork
     variance: int
     arrival: int | None = None
@@ -104,7 +102,7 @@ def next_quantile(entry: Entry, generated: int, level: float) -> int:
     """Return the same quantile of the length, given that it exceeds the bounds that are outlived."""
     bound = entry.bound
     while bound <= generated < entry.limit:
-        bound = max(bound + 1, int(entry.forecast.conditional_quantile(bound, level)))
+        bound = max(bound + 1, int(entry.work.quantile(level, bound)))
     return bound
 
 
@@ -114,10 +112,10 @@ def progress(entry: Entry, generated: int, resume: bool) -> float:
     return (entry.work.spent(generated + 1) - entry.work.spent(kept)) / entry.to_come(generated)[1]
 
 
-def _predicted(request: Request, forecast: Forecast) -> tuple[Forecast, ExpectedWork, int]:
-    """Return a forecast, the work and the variance of the length that it means for a request."""
+def _predicted(request: Request, forecast: Forecast) -> tuple[ExpectedWork, int]:
+    """Return the work and the variance of the length that a forecast means for a request."""
     cap = request.max_new_tokens
-    return forecast, ExpectedWork(forecast, request.num_prompt_tokens, cap), round(forecast.variance(cap))
+    return ExpectedWork(forecast, request.num_prompt_tokens, cap), round(forecast.variance(cap))
 
 
 class AminSurvival(Policy):
@@ -169,6 +167,7 @@ class AminSurvival(Policy):
         self._new: list[int] = []
         self._renewed: list[int] = []
         self._variance = 0  # of the sum of the running lengths
+        self._admitted_variance = 0  # of those admitted in the decision being made
         self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
         self._peak = FuturePeak(worker.kv_cache)
 
@@ -184,7 +183,7 @@ class AminSurvival(Policy):
         """Take a running request's new forecast in place of the old; its bound follows, up or down."""
         entry = self._entries[index]
         self._variance -= entry.variance
-        entry.forecast, entry.work, entry.variance = _predicted(entry.request, renewal.forecast)
+        entry.work, entry.variance = _predicted(entry.request, renewal.forecast)
         self._variance += entry.variance
         self._renewed.append(index)
 
@@ -234,7 +233,7 @@ class AminSurvival(Policy):
         for index in self._renewed:
             if index in running:
                 entry, generated = self._entries[index], running.num_generated(index)
-                bound = max(generated + 1, int(entry.forecast.conditional_quantile(generated, self._levels.pack_level)))
+                bound = max(generated + 1, int(entry.work.quantile(self._levels.pack_level, generated)))
                 self._repack(index, min(bound, entry.limit), running)
         self._renewed.clear()
 
@@ -277,7 +276,7 @@ class AminSurvival(Policy):
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
         entry = self._entries[index]
-        return entry.bound or min(entry.limit, max(1, int(entry.forecast.quantile(self._level))))
+        return entry.bound or min(entry.limit, max(1, int(entry.work.quantile(self._level))))
 
     def _bound(self, entry: Entry, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
@@ -287,7 +286,11 @@ class AminSurvival(Policy):
 
     def _reserve(self, index: int, admitted: Sequence[int]) -> int:
         """Return the blocks that the admission of a request, after `admitted`, leaves free."""
-        variance = self._variance + sum(self._entries[i].variance for i in (*admitted, index))
+        if len(admitted) <= 1:
+            self._admitted_variance = 0
+        if admitted:
+            self._admitted_variance += self._entries[admitted[-1]].variance  # one more each time: no sum over all
+        variance = self._variance + self._admitted_variance + self._entries[index].variance
         deviations = ceil(self._levels.reserve_sd * sqrt(variance) / self.worker.kv_cache.block_size)
         return max(self.worker.watermark_blocks, min(deviations, self._max_reserve))
 

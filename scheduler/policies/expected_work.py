@@ -1,6 +1,7 @@
 """What a request is expected to take over the rest of its life: tokens, and memory over time."""
 
 from bisect import bisect_right
+from operator import neg
 
 import numpy as np
 
@@ -37,6 +38,30 @@ class ExpectedWork:
         self._survival: list[float] = survival.tolist()
         self._num_prompt_tokens = num_prompt_tokens
 
+    def quantile(self, level: float, generated: int = 0) -> float:
+        """Return the quantile at `level` of the length, cut at the cap, given that it exceeds `generated` tokens.
+
+        As `Forecast.conditional_quantile`, on lists: an array is slow to ask for one number.
+        """
+        edges, survival = self._edges, self._survival
+        place = bisect_right(edges, generated)
+        alive = self._alive(place, generated)
+        if alive <= 0:
+            return generated / (1.0 - level)
+        target = (1.0 - level) * alive
+        right = bisect_right(survival, -target, lo=place, key=neg)
+        if right == len(edges):
+            return edges[-1]
+        left, before, after = edges[right - 1], survival[right - 1], survival[right]
+        return left + (before - target) / (before - after) * (edges[right] - left)
+
+    def _alive(self, place: int, generated: int) -> float:
+        """Return the survival at `generated`, which is before the edge at `place`; 0 beyond the last edge."""
+        if place == len(self._edges):
+            return 0.0
+        left, before, after = self._edges[place - 1], self._survival[place - 1], self._survival[place]
+        return before + (generated - left) / (self._edges[place] - left) * (after - before)
+
     def spent(self, generated: int) -> float:
         """Return the token-iterations of the first `generated` tokens."""
         return volume(self._num_prompt_tokens, generated)
@@ -47,15 +72,13 @@ class ExpectedWork:
         A request that has outlived every length of its forecast is taken to generate as many tokens again.
         """
         place = bisect_right(self._edges, generated)
-        if place < len(self._edges):
-            left, right = self._edges[place - 1], self._edges[place]
-            before, after = self._survival[place - 1], self._survival[place]
-            alive = before + (generated - left) / (right - left) * (after - before)
-            if alive > 0:
-                width = right - generated
-                area = width * (alive + after) / 2 + self._area_beyond[place]
-                moment = width * ((2 * generated + right) * alive + (generated + 2 * right) * after) / 6
-                moment += self._moment_beyond[place]
-                return area / alive, ((self._num_prompt_tokens + 0.5) * area + moment) / alive
-        again = max(1, generated)
-        return again, volume(self._num_prompt_tokens + generated, again)
+        alive = self._alive(place, generated)
+        if alive <= 0:
+            again = max(1, generated)
+            return again, volume(self._num_prompt_tokens + generated, again)
+        right, after = self._edges[place], self._survival[place]
+        width = right - generated
+        area = width * (alive + after) / 2 + self._area_beyond[place]
+        moment = width * ((2 * generated + right) * alive + (generated + 2 * right) * after) / 6
+        moment += self._moment_beyond[place]
+        return area / alive, ((self._num_prompt_tokens + 0.5) * area + moment) / alive

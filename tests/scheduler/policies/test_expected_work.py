@@ -41,3 +41,15 @@ def test_who_has_outlived_the_forecast_generates_as_much_again() -> None:
     outlived = ExpectedWork(Forecast(EDGES, np.array([1.0, 0.5, 0.2, 0.0])), 5, 1000)
     assert outlived.remaining(40) == (40, volume(45, 40))
     assert min(outlived.remaining(0)) > 0
+
+
+@PROPERTY
+@given(forecast=curves, cap=st.integers(1, 60), generated=st.integers(0, 70), level=st.floats(0, 0.99))
+def test_its_quantiles_are_those_of_the_forecast_up_to_the_cap(
+    forecast: Forecast, cap: int, generated: int, level: float
+) -> None:
+    """Asked of lists instead of arrays."""
+    work = ExpectedWork(forecast, 5, cap)
+    if generated < cap:
+        expected = min(cap, forecast.conditional_quantile(generated, level))
+        assert min(cap, work.quantile(level, generated)) == pytest.approx(expected, rel=1e-12)
