@@ -17,7 +17,7 @@ class SourceSettings:
     """Where requests come from."""
 
     workload: Annotated[str, Positional("WORKLOAD")]
-    """JSONL, a line per request; a public trace or records, in JSONL, CSV or parquet (docs/architecture.md); or made
+    """JSONL, a line per request; any log or trace of docs/data-formats.md; or made
     up: lmsys-shaped:N (chats), reasoning:N (long answers), reasoning-mixed:N (three classes of them)."""
     bins: Path | None = None
     """JSON list of length-bin edges that the field survival is on; default: WORKLOAD.bins.json where there is one."""
