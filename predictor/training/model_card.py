@@ -45,14 +45,15 @@ def model_card(spec: PredictorSpec, precision: str, measured: dict[str, Any] | N
         choices=", ".join(spec.choices) or "one without a name",
         served_model=spec.served_model or "the only one",
         max_prompt_tokens=spec.max_prompt_tokens,
-        measured=_measures(measured) if measured else "Nothing was measured: there was no test split.\n",
+        measured=measures_table(measured) if measured else "Nothing was measured: there was no test split.\n",
     )
 
 
-def _measures(measured: dict[str, Any]) -> str:
+def measures_table(measured: dict[str, Any]) -> str:
+    """Return a table, a line for each served model, of what was `measured` on the test split."""
     tau = measured["tau"]
     lines = [
-        f"Measured on the exported graph, on test prompts, tau = {tau:g} (target coverage {1 - tau:g}), each served "
+        f"Measured on test prompts, tau = {tau:g} (target coverage {1 - tau:g}), each served "
         "model by itself, lengths\nclipped at 4,096 tokens; pinball loss and error of the median in tokens, tightness "
         "is mean bound / mean length:\n",
         "| served model | coverage | worst data set | pinball loss | tightness | Kendall tau-b | error | within 100 |",

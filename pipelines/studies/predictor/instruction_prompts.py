@@ -150,7 +150,9 @@ PAIRS = (
 
 def main() -> None:
     """Print how many pairs a predictor orders, and how many by half as much again, by median and by lower bound."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.instruction_prompts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.studies.predictor.instruction_prompts", description=__doc__
+    )
     parser.add_argument("predictor", help="run, predictor folder or export")
     parser.add_argument("--model", help="served model (default: the predictor's own)")
     args = parser.parse_args()

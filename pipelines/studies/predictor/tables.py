@@ -1,4 +1,4 @@
-"""Tables of `pipelines.studies.predictor_study`, in Markdown, from run folders and records."""
+"""Tables of `pipelines.studies.predictor.study`, in Markdown, from run folders and records."""
 
 import json
 from collections.abc import Mapping, Sequence

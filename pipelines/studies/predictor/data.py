@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.files import atomic_file
-from pipelines.studies.instruction_prompts import instructed_rows
+from pipelines.studies.predictor.instruction_prompts import instructed_rows
 from predictor.splits.near_duplicates import near_duplicate_clusters
 from predictor.splits.splits import FRACTIONS, split_clusters
 
 # A served model with fewer prompts has no level of its own that could be calibrated.
-MIN_PROMPTS = 200
+MIN_PROMPTS = 220
 # Where a cluster has prompts of several published splits, the first of these wins: what tests is never trained on.
 PRIORITY = ("test", "calibration", "validation", "train")
 
@@ -28,7 +28,7 @@ Rows = list[dict[str, Any]]
 
 def main() -> None:
     """Parse, join, split, write."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor.data", description=__doc__)
     parser.add_argument("--castillo", type=Path, required=True, help="castillo_records.parquet")
     parser.add_argument("--pairs", type=Path, required=True, help="chat_pairs.parquet: prompt, response, source, model")
     parser.add_argument("--tokenizer", type=Path, required=True, help="gpt2_tokenizer.json, counts the pairs' answers")

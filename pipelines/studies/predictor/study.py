@@ -29,7 +29,7 @@ EXPERIMENTS = ("seeds", "resplits", "objectives", "unseen-data", "new-model")
 
 def main() -> None:
     """Parse, train what is missing, print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor.study", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="castillo_records.parquet")
     parser.add_argument("--encoder", required=True, help="text encoder: a folder or a hub name")
     parser.add_argument("--only", default=",".join(EXPERIMENTS), help="experiments, separated by commas")
@@ -59,7 +59,7 @@ class Study:
 
     def run(self, experiment: str) -> None:
         """Train what is missing for `experiment` and print and write its table."""
-        from pipelines.studies import predictor_tables as tables
+        from pipelines.studies.predictor import tables as tables
 
         match experiment:
             case "seeds" | "resplits":
@@ -140,7 +140,7 @@ class Study:
         folder = self.out / f"objective-{objective}"
         if (folder / "metrics.json").is_file():
             return folder
-        command = ["-m", "pipelines.studies.predictor_objectives", objective, "--like", str(like), "--out", str(folder)]
+        command = ["-m", "pipelines.studies.predictor.objectives", objective, "--like", str(like), "--out", str(folder)]
         return run_in(folder, ["python", *command], [sys.executable, *command])
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.studies import predictor_tables
-from pipelines.studies.predictor_study import records_of_all
-from pipelines.studies.predictor_tables import Predicted
+from pipelines.studies.predictor import tables as predictor_tables
+from pipelines.studies.predictor.study import records_of_all
+from pipelines.studies.predictor.tables import Predicted
 from predictor.records.records import Records
 
 
@@ -30,7 +30,7 @@ def test_what_calibrates_is_not_measured(run_folder: Path, records: Records) -> 
     )
 
 
-def test_calibration_mends_a_wrong_predictor(run_folder: Path, records: Records) -> None:
+def test_calibration_fixes_a_wrong_predictor(run_folder: Path, records: Records) -> None:
     """Answers three times as long as those it was calibrated on."""
     long = replace(records, output_lens=tuple(3 * lengths for lengths in records.output_lens))
     every = Predicted.of(run_folder, long)
@@ -38,7 +38,9 @@ def test_calibration_mends_a_wrong_predictor(run_folder: Path, records: Records)
     before = every.measured("made-up").quality(predictor_tables.TAU, 600).coverage
     after = every.recalibrated("made-up", every, rows).quality(predictor_tables.TAU, 600).coverage
     assert before > 0.97
-    assert after == pytest.approx(1 - predictor_tables.TAU, abs=0.06)
+    assert after == pytest.approx(
+        1 - predictor_tables.TAU, abs=0.1
+    )  # calibration on 80 prompts and a test on the rest have sd 0.05
 
 
 def test_resplits_cover_on_average(run_folder: Path, records: Records) -> None:

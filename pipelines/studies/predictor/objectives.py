@@ -33,7 +33,7 @@ PINBALL_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75)
 
 def main() -> None:
     """Parse, train with the settings of a run but for the objective, measure."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_objectives", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor.objectives", description=__doc__)
     parser.add_argument("objective", choices=sorted(OBJECTIVES), help="what the network is trained for")
     parser.add_argument("--like", type=Path, required=True, help="run of amin train whose settings and data are taken")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.predict import survivals_with_progress
-from pipelines.studies.predictor_tables import markdown
+from pipelines.studies.predictor.tables import markdown
 from predictor.bounds.metrics import CLIPPED_AT, BoundQuality
 from predictor.errors import InputError
 from predictor.quality import MeasuredBounds
@@ -27,7 +27,7 @@ TITLES = ("predictor", "records", "coverage", "worst data set", "pinball", "tigh
 
 def main() -> None:
     """Parse, predict, print."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.predictor.check", description=__doc__)
     parser.add_argument("predictors", nargs="+", help="runs, predictor folders or exports")
     parser.add_argument("--data", type=Path, required=True, help="records of several served models")
     parser.add_argument("--split", default="test", help="test, or all for every row (default: test)")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.studies.predictor_check import cells, chosen, measured
+from pipelines.studies.predictor.check import cells, chosen, measured
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pipelines.studies.instruction_prompts import COUNTED, PAIRS, SAID, TOPICS, instructed_rows
-from pipelines.studies.predictor_data import assign
+from pipelines.studies.predictor.data import assign
+from pipelines.studies.predictor.instruction_prompts import COUNTED, PAIRS, SAID, TOPICS, instructed_rows
 from predictor.prompts.instructions import find_instruction
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.studies.predictor_objectives import OBJECTIVES, PINBALL_LEVELS, objective
+from pipelines.studies.predictor.objectives import OBJECTIVES, PINBALL_LEVELS, objective
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import quantile, survival_from_hazard_logits
 from predictor.training.losses import hazard_counts
