@@ -65,7 +65,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt that may have no lengths yet; `index` is its 0-based row in the file, "" and None mean not given."""
+    """A prompt that may have no lengths yet; `index` is its 0-based row in the data, "" and None mean not given."""
 
     index: int
     prompt: str
@@ -151,7 +151,7 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
 def prompt_of(row: Row, chat_options: ChatOptions | None = None) -> PromptRow:
     """Return the prompt in a row, as `Row.prompt` does, and its conversation; InputError where there is none."""
     return PromptRow(
-        row.number - 1,
+        row.number - 1 if row.index < 0 else row.index,
         row.prompt(chat_options),
         row.text("prompt_id", f"row-{row.number}"),
         row.text("model"),

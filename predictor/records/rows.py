@@ -25,6 +25,8 @@ class Row:
     file: str
     number: int
     fields: dict[str, Any]
+    index: int = -1
+    """Its place among the rows of the data, from 0, headers and blank lines not counted; -1 where that is not known."""
 
     @property
     def place(self) -> str:
@@ -134,8 +136,8 @@ def read_counted_rows(
     num_rows, nameless = 0, None
     total = count_data_rows(files) if shown else None
     for file, number, fields in tracked(numbered_rows(files), "read", "row", total, shown=shown):
+        row = Row(str(file), number, fields, num_rows)
         num_rows += 1
-        row = Row(str(file), number, fields)
         name = row.text("model")
         models |= {name} - {""}
         nameless = nameless or (None if name else row)

@@ -15,7 +15,8 @@ class TrainConfig:
     """Settings of `amin train`; lengths in tokens."""
 
     data: str = ""
-    """Records (.parquet, .jsonl) or a hub data set of conversations (lmsys/lmsys-chat-1m)."""
+    """Records, logs or conversations: a file, a folder or a pattern, in the formats of docs/data-formats.md; or a hub
+    data set of conversations (lmsys/lmsys-chat-1m)."""
     model: str | None = None
     """Served model whose rows are used; without it one network learns all the served models in the data."""
     default_model: str | None = None

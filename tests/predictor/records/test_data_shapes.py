@@ -286,3 +286,12 @@ def test_an_unknown_role_is_named_with_its_row(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "narrator", "content": "a"}, {"role": "user", "content": "b"}], "output_len": 3}]
     with pytest.raises(InputError, match="row 1: messages: role 'narrator' is unknown"):
         read_records(lines(tmp_path / "r.jsonl", rows))
+
+
+def test_a_prompt_is_numbered_among_the_rows_of_its_data(tmp_path: Path) -> None:
+    """From 0 whatever the file: the header of a table is no row, and the files of a folder follow one another."""
+    (tmp_path / "a.csv").write_text("prompt,split\na,train\n\nb,test\n")
+    assert [row.index for row in read_prompts(tmp_path / "a.csv")] == [0, 1]
+    assert [row.index for row in read_prompts(tmp_path / "a.csv", split="test")] == [1]
+    (tmp_path / "b.csv").write_text("prompt,split\nc,test\n")
+    assert [(row.index, row.prompt) for row in read_prompts(tmp_path, split="test")] == [(1, "b"), (2, "c")]
