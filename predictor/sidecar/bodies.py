@@ -1,6 +1,7 @@
 """JSON bodies to checked values, off the event loop where they are large, and how the API page describes them."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -14,6 +15,8 @@ from predictor.sidecar.schema import VARIANTS
 
 # Parsing fewer bytes takes less time than the way to a thread and back.
 _SMALL = 1 << 14
+# One at a time: a parser keeps the interpreter to itself, and several would keep it from the event loop by turns.
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="parse")
 _REFERENCE = "#/components/schemas/{model}"
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -23,7 +26,7 @@ async def read_body(model: type[Body], content: bytes) -> Body | JSONResponse:
     """Return the body, or the response that says what is wrong with it: 400 for what is no JSON, else 422."""
     if len(content) <= _SMALL:
         return _read(model, content)
-    return await asyncio.to_thread(_read, model, content)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, _read, model, content)
 
 
 def _read(model: type[Body], content: bytes) -> Body | JSONResponse:
