@@ -26,8 +26,8 @@ class Command:
     """What it does, in a line."""
     module: str
     """Has `run(settings)`, which does the work."""
-    settings: str = ""
-    """Module and name of the dataclass that `run` takes; "" where the module reads its options itself."""
+    settings: str
+    """Module and name of the dataclass that `run` takes."""
     extra: str = "train"
     """Extra of the distribution that has what it imports."""
     writes_file: bool = False
@@ -108,17 +108,13 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
         InputError: an option, a file or a row that the user can fix.
         SystemExit: after `--help` and `--print_config`.
     """
-    command = COMMANDS[name]
-    if command.settings:
-        from pipelines.settings.parser import parse
+    from pipelines.settings.parser import parse
 
-        module, _, kind = command.settings.rpartition(".")
-        settings = parse(getattr(import_module(module), kind), argv, f"amin {name}", command.help)
-        stage = None
-    else:
-        stage, settings = _parse_by_module(name, command, argv)
+    command = COMMANDS[name]
+    module, _, kind = command.settings.rpartition(".")
+    settings = parse(getattr(import_module(module), kind), argv, f"amin {name}", command.help)
     with _output(command, settings):
-        (stage or import_module(command.module)).run(settings)
+        import_module(command.module).run(settings)
 
 
 def _output(command: Command, settings: Any) -> AbstractContextManager[None]:
@@ -132,17 +128,9 @@ def _output(command: Command, settings: Any) -> AbstractContextManager[None]:
         settings.out,
         is_folder=not command.writes_file,
         inputs=[Path(name) for name in named if isinstance(name, str | Path)],
-        force=getattr(settings, "force", True),
+        force=getattr(settings, "force", True),  # the demo has none: it goes on, and its stages keep the rule
         resume=getattr(settings, "resume", None),
     )
-
-
-def _parse_by_module(name: str, command: Command, argv: Sequence[str]) -> tuple[Any, Any]:
-    stage = import_module(command.module)
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"amin {name}", description=command.help, formatter_class=formatter)
-    stage.add_arguments(parser)
-    return stage, parser.parse_args(list(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,13 +1,14 @@
 """Settings from words and YAML: what is given arrives, what is wrong is one line before any work."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
 from pipelines.cli import COMMANDS, main
-from pipelines.settings.option import Metavar, Positional
+from pipelines.settings.option import Metavar, Positional, options_of
 from pipelines.settings.parser import parse
 from predictor.errors import InputError
 from predictor.ranges import Count, Probability, Range, check_ranges
@@ -157,7 +158,7 @@ def test_help_says_units_defaults_and_ranges(capsys: pytest.CaptureFixture[str])
         assert part in text, part
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.settings])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With a string for each option, and a line for an option that there is not."""
     with pytest.raises(SystemExit) as stop:
@@ -166,6 +167,14 @@ def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main([name, "--no-such-option"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_writes_an_output_knows_the_rule_for_it() -> None:
+    """Each stage with --out has --force, but the demo, which goes on by itself."""
+    for name, command in COMMANDS.items():
+        module, _, kind = command.settings.rpartition(".")
+        options = {option.field.name for option in options_of(getattr(import_module(module), kind))}
+        assert "out" not in options or "force" in options or name == "demo", name
 
 
 def test_amin_itself_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 import pipelines.settings.parser
 from pipelines.cli import COMMANDS
 for command in COMMANDS.values():
-    import_module(command.settings.rpartition(".")[0] or "pipelines.cli")
+    import_module(command.settings.rpartition(".")[0])
 """
 REPORT = "import sys; print(sorted({name.split('.')[0] for name in sys.modules}))"
 CORE = "import scheduler.policies, scheduler.loop, scheduler.workload, scheduler.metrics"
