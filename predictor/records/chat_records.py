@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from predictor.records.chat_turns import ChatOptions, Exchange, Unusable, find_e
 from predictor.records.left_out import LeftOut
 from predictor.records.log_rows import LEFT_OUT
 from predictor.records.messages import NotMessages, Turn, is_unicode, prompt_end, run_start, turns_of
-from predictor.records.records import SPLITS, BoolArray, Records, arrival_times, capped, draws_of, has_length
+from predictor.records.records import SPLITS, BoolArray, Records, capped, draws_of, has_length, known_times
 from predictor.records.request_context import request_context
 from predictor.records.rows import Row, require_model
 from predictor.records.values import flag
@@ -38,7 +39,7 @@ class ChatRecords:
         self._labels: list[tuple[str, str, str, str]] = []
         self._contexts: dict[RequestContext, RequestContext] = {}
         self._context_of: list[RequestContext] = []
-        self._rows_with_time: list[Row] = []
+        self._times: list[Any] = []
         self._shared: dict[str, str] = {}
         self._models: set[str] = set()
         self._languages: set[str] = set()
@@ -74,8 +75,7 @@ class ChatRecords:
         self._labels.append((model, language, split, group))
         context = request_context(row.fields, exchange.earlier)
         self._context_of.append(self._contexts.setdefault(context, context))
-        if row.fields.get("arrival_time") is not None:
-            self._rows_with_time.append(Row(row.file, row.number, {"arrival_time": row.fields["arrival_time"]}))
+        self._times.append(row.fields.get("arrival_time"))
         return exchange
 
     def _share(self, text: str) -> str:
@@ -119,8 +119,6 @@ class ChatRecords:
         models, languages, splits, groups = zip(*self._labels, strict=True)
         if any(splits) and not all(splits):
             raise InputError(f"{source}: split: missing in some rows; fill every row or leave the field out")
-        if self._rows_with_time and len(self._rows_with_time) < len(self._prompts):
-            raise InputError(f"{source}: arrival_time: missing in some rows; fill every row or leave the field out")
         return Records(
             tuple(self._prompts),
             tuple(lengths for lengths, _ in self._draws),
@@ -131,7 +129,7 @@ class ChatRecords:
             splits if any(splits) else None,
             recorded=True,
             contexts=tuple(self._context_of),
-            arrival_times=arrival_times(self._rows_with_time),
+            arrival_times=known_times(self._times),
             groups=groups if any(groups) else None,
         )
 

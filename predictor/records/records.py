@@ -116,10 +116,15 @@ def records_from_rows(rows: Sequence[Row], length_cap: int | None = None) -> Rec
 
 
 def arrival_times(rows: Sequence[Row]) -> tuple[float, ...] | None:
-    """Return when the requests of rows arrived, in seconds; None where no row says so; InputError where some do not."""
+    """Return when the requests of rows arrived, in seconds; None where no row says so.
+
+    Raises:
+        InputError: some rows have no time, or one that is none. Of a log the times are then left out: only a split by
+            time needs them.
+    """
     values = [row.fields.get("arrival_time") for row in rows]
-    if all(value is None for value in values):
-        return None
+    if any(row.fields.get("recorded") is True for row in rows) or all(value is None for value in values):
+        return known_times(values)
     for row, value in zip(rows, values, strict=True):
         if value is None:
             row.fail("arrival_time", "missing, while other rows have it; fill it in or leave the field out")
@@ -127,6 +132,14 @@ def arrival_times(rows: Sequence[Row]) -> tuple[float, ...] | None:
         return tuple(seconds_of(values).seconds.tolist())
     except BadTime as problem:
         rows[problem.index].fail("arrival_time", f"{values[problem.index]!r} {problem}")
+
+
+def known_times(values: Sequence[Any]) -> tuple[float, ...] | None:
+    """Return times in seconds; None where some are missing or no times."""
+    try:
+        return None if any(value is None for value in values) else tuple(seconds_of(values).seconds.tolist())
+    except BadTime:
+        return None
 
 
 def read_prompts(path: str | Path, model: str | None = None, split: str | None = None) -> list[PromptRow]:

@@ -295,3 +295,15 @@ def test_a_prompt_is_numbered_among_the_rows_of_its_data(tmp_path: Path) -> None
     assert [row.index for row in read_prompts(tmp_path / "a.csv", split="test")] == [1]
     (tmp_path / "b.csv").write_text("prompt,split\nc,test\n")
     assert [(row.index, row.prompt) for row in read_prompts(tmp_path, split="test")] == [(1, "b"), (2, "c")]
+
+
+def test_a_log_with_odd_times_trains_all_the_same(tmp_path: Path) -> None:
+    """Only a split by time needs them; in records a bad time is an error."""
+    for odd in ("yesterday", None):
+        logged = [{"request": ASKED, "response": answered(5), "created": when} for when in (1_764_271_830, odd)]
+        assert load_data(str(lines(tmp_path / "log.jsonl", logged))).records.arrival_times is None
+    rows = [{"prompt": "a", "output_len": 3, "arrival_time": when} for when in (1_764_271_830, "yesterday")]
+    with pytest.raises(InputError, match="row 2: arrival_time: 'yesterday' must be a number"):
+        read_records(lines(tmp_path / "r.jsonl", rows))
+    whole = [{"request": ASKED, "response": answered(5), "created": 1_764_271_830 + i} for i in range(2)]
+    assert load_data(str(lines(tmp_path / "log.jsonl", whole))).records.arrival_times == (1_764_271_830, 1_764_271_831)
