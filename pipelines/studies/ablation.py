@@ -6,8 +6,9 @@ from math import inf
 
 import numpy as np
 
-from scheduler.policies.amin_survival import AminSurvival, Entry
+from scheduler.policies.amin_survival import AminSurvival
 from scheduler.policies.boost import BindingResource, Demand
+from scheduler.policies.survival_parts import Entry
 from scheduler.policy import Policy
 from scheduler.simulation import MakePolicy
 from scheduler.worker import Worker

@@ -1,121 +1,29 @@
 """Amin on the whole survival curve: renewed bounds, order by boosted expected work, least progress evicted."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from heapq import heappop, heappush
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 
 import numpy as np
 
 from scheduler.admission import admit_while_peak_fits, evict_while_full
 from scheduler.batch import RunningBatch
-from scheduler.errors import InputError
-from scheduler.forecast import Forecast
 from scheduler.future_peak import FuturePeak
 from scheduler.policies.boost import BindingResource, Boost, Demand
-from scheduler.policies.expected_work import ExpectedWork
+from scheduler.policies.survival_parts import (
+    DEFAULT,
+    Entry,
+    Levels,
+    NextBound,
+    Worth,
+    next_quantile,
+    predicted,
+    progress,
+)
 from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """The numbers of `AminSurvival`.
-
-    Attributes:
-        pack_level: Quantile to pack by, in (0, 1).
-        reserve_sd: Standard deviations of the sum of the running lengths that an admission leaves free, at least 0.
-        max_reserve: Share of the cache that an admission leaves free at most, in [0, 1).
-        tail: Between the mean (0: least work first) and the tail: as a multiple of the rate that is tail-optimal in the
-            light-tailed M/G/1, at least 0. Large values are first come first served.
-        adaptation: Step by which the level of first bounds follows how many answers end below them; 0 keeps it.
-    """
-
-    pack_level: float = 0.25
-    reserve_sd: float = 0.6
-    max_reserve: float = 0.075
-    tail: float = 0.01
-    adaptation: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            InputError: A field is out of its range; the message names it.
-        """
-        below = {"reserve_sd": inf, "tail": inf}
-        for field in fields(self):
-            value, limit = getattr(self, field.name), below.get(field.name, 1.0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < limit:
-                raise InputError(f"{field.name} is {value!r}, must be a number from 0 to below {limit:g}")
-        if not self.pack_level:
-            raise InputError("pack_level is 0, must be above 0")
-
-
-DEFAULT = Levels()
-
-
-@dataclass(slots=True)
-class Entry:
-    """What `AminSurvival` keeps of a request.
-
-    Attributes:
-        request: Its facts.
-        limit: The most tokens that it can generate.
-        work: Its forecast, as work to come.
-        variance: Of the length.
-        arrival: Iteration in which it was first seen, or None.
-        bound: Length that it is packed by, 0 before its first admission.
-        first_bound: The bound at its first admission.
-        start: Clock minus generated tokens, while it runs.
-        known: Tokens that it had before an eviction, the most of several.
-        kept: Tokens that it keeps while it waits.
-    """
-
-    request: Request
-    limit: int
-    work: ExpectedWork
-    variance: int
-    arrival: int | None = None
-    bound: int = 0
-    first_bound: int = 0
-    start: int | None = None
-    known: int = 0
-    kept: int = 0
-
-    def to_come(self, generated: int) -> tuple[float, float]:
-        """Return tokens and token-iterations after `generated` tokens; once it had more, it will have them again."""
-        known = max(generated, self.known)
-        tokens, memory = self.work.remaining(known)
-        return known - generated + tokens, self.work.spent(known) - self.work.spent(generated) + memory
-
-
-NextBound = Callable[[Entry, int, float], int]
-"""The bound of an entry that has generated so many tokens, and has outlived the present one; the level is the last."""
-Worth = Callable[[Entry, int, bool], float]
-"""What evicting an entry with so many tokens costs; the last says whether it would keep them. The least goes first."""
-
-
-def next_quantile(entry: Entry, generated: int, level: float) -> int:
-    """Return the same quantile of the length, given that it exceeds the bounds that are outlived."""
-    bound = entry.bound
-    while bound <= generated < entry.limit:
-        bound = max(bound + 1, int(entry.work.quantile(level, bound)))
-    return bound
-
-
-def progress(entry: Entry, generated: int, resume: bool) -> float:
-    """Return memory to be spent again over memory to come: the least work is lost for the most that is put off."""
-    kept = generated if resume else 0
-    return (entry.work.spent(generated + 1) - entry.work.spent(kept)) / entry.to_come(generated)[1]
-
-
-def _predicted(request: Request, forecast: Forecast) -> tuple[ExpectedWork, int]:
-    """Return the work and the variance of the length that a forecast means for a request."""
-    cap = request.max_new_tokens
-    return ExpectedWork(forecast, request.num_prompt_tokens, cap), round(forecast.variance(cap))
 
 
 class AminSurvival(Policy):
@@ -174,7 +82,7 @@ class AminSurvival(Policy):
     def add(self, index: int, request: Request) -> None:
         """Take in a request; it is queued by the next `schedule`."""
         limit = min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
-        self._entries[index] = entry = Entry(request, limit, *_predicted(request, request.forecast_or_bounds()))
+        self._entries[index] = entry = Entry(request, limit, *predicted(request, request.forecast_or_bounds()))
         self.waiting.remember(index, request)
         self._resource.add(index, self._demand(entry, 0))
         self._new.append(index)
@@ -183,7 +91,7 @@ class AminSurvival(Policy):
         """Take a running request's new forecast in place of the old; its bound follows, up or down."""
         entry = self._entries[index]
         self._variance -= entry.variance
-        entry.work, entry.variance = _predicted(entry.request, renewal.forecast)
+        entry.work, entry.variance = predicted(entry.request, renewal.forecast)
         self._variance += entry.variance
         self._renewed.append(index)
 
