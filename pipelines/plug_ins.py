@@ -66,7 +66,7 @@ def continuous_batching_config(
     """
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, SchedulerName, register
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
 
@@ -78,7 +78,7 @@ def continuous_batching_config(
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
     new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
-    name = f"amin-{id(bounds)}"
+    name = SchedulerName(f"amin-{id(bounds)}")
     register(name, page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout))
     return ContinuousBatchingConfig(
         **{

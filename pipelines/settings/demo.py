@@ -20,9 +20,11 @@ class DemoSettings:
     prompts: Path = ROOT / "checkpoints" / "prompts.jsonl"
     """Prompts with a split."""
     draws: Count = 1
-    """Sampled answers per prompt."""
+    """Sampled answers per prompt, of another model or other prompts than the bundled ones."""
     limit: Count = 800
-    """Number of prompts; their split is stratified."""
+    """Number of prompts, likewise."""
+    requests: Count = 110
+    """Most requests of the evaluation, all there at the start."""
     kv_blocks: Count = 256
     """KV cache of the evaluation, in blocks of 16 tokens."""
     seeds: Count = 1

@@ -6,6 +6,7 @@ interface is not public. An evicted request keeps its tokens and prefills them a
 """
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -33,13 +34,21 @@ PAGE_SIZE_FIELD = (
 Batch = tuple[list[FutureRequestState] | None, bool, int, int]
 
 
+class SchedulerName(str):
+    """A name in `ContinuousBatchingConfig(scheduler_type=...)`; what it names is kept while a configuration has it."""
+
+    def __deepcopy__(self, memo: Any) -> "SchedulerName":
+        """Return itself: a copied configuration keeps it alive as well."""
+        return self
+
+
 def register(
-    name: str,
+    name: SchedulerName,
     page_size: int,
     make_policy: Callable[[Worker], Policy],
     make_predictions: Callable[[], BackgroundPredictions],
 ) -> None:
-    """Add a scheduler `name` to those that transformers knows.
+    """Add a scheduler `name` to those that transformers knows, for as long as that very name is in use.
 
     Args:
         name: For `ContinuousBatchingConfig(scheduler_type=name)`, whose `page_size` must be this one, with
@@ -51,7 +60,8 @@ def register(
     scheduler: Any = partial(
         PolicyScheduler, page_size=page_size, make_policy=make_policy, make_predictions=make_predictions
     )
-    SCHEDULER_MAPPING[name] = scheduler
+    SCHEDULER_MAPPING[str(name)] = scheduler
+    weakref.finalize(name, SCHEDULER_MAPPING.pop, str(name), None)
 
 
 class PolicyScheduler(Scheduler):

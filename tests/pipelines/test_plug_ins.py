@@ -224,3 +224,24 @@ def test_settings_that_would_break_the_accounting_are_refused(model: Any, export
             configured(exports["fp32"], policy)
     with pytest.raises(PredictorInputError, match="nowhere"):
         configured(Path("nowhere"))
+
+
+def test_a_predictor_goes_with_the_last_configuration_that_has_it(exports: dict[str, Path]) -> None:
+    """Also with a copy, as transformers makes them; a new configuration at each call must not fill the memory."""
+    import copy
+    import gc
+
+    from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
+
+    from pipelines.plug_ins import continuous_batching_config
+
+    before = set(SCHEDULER_MAPPING)
+    config = continuous_batching_config(exports["fp32"], None, num_blocks=64)
+    copies = [copy.copy(config), copy.deepcopy(config)]
+    name = str(config.scheduler_type)
+    del config
+    gc.collect()
+    assert name in SCHEDULER_MAPPING
+    copies.clear()
+    gc.collect()
+    assert set(SCHEDULER_MAPPING) == before
