@@ -26,11 +26,12 @@ class RequestBounds:
         Raises:
             InputError: The predictor does not know `model`, or `tau` is finer than its calibration supports.
         """
-        self._predictor, self._tau = length_predictor, tau
-        self.model = length_predictor.spec.choose(model)
-        calibration = length_predictor.spec.calibration(self.model)
+        self._predictor, self.tau = length_predictor, tau
+        self.spec, self.bins = length_predictor.spec, length_predictor.bins
+        self.model = self.spec.choose(model)
+        self.calibration = calibration = self.spec.calibration(self.model)
         calibration.level(tau)
-        self._edges = length_predictor.bins.as_array()
+        self._edges = self.bins.as_array()
         self._marginal_bound = calibration.marginal_bound(tau)
         lengths, weights = np.array(calibration.lengths.scores), np.array(calibration.lengths.cumulated)
         self._marginal = _survival(lengths, weights, self._edges)
@@ -54,7 +55,7 @@ class RequestBounds:
         distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}  # several draws of a prompt are one
         predictions = self._predictor.predict(
             [prompt for prompt, _ in distinct],
-            tau=self._tau,
+            tau=self.tau,
             max_new_tokens=[limit for _, limit in distinct],
             model=self.model,
         )

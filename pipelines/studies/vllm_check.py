@@ -1,11 +1,13 @@
 """Serves a model with vLLM's own scheduler and with policies of ours, under one tight block budget, and compares them.
 
-    .venv-vllm/bin/python -m pipelines.studies.vllm_check     in-process, then through the OpenAI-compatible server
+    .venv-vllm/bin/python -m pipelines.studies.vllm_check --model FOLDER
+
+in-process, then through the OpenAI-compatible server.
 
 Every request arrives at once, so that there is a standing queue; decoding is greedy in single precision, so that the
 tokens must be the same whoever schedules. The reference is vLLM with room for everything. The bounds are made up from
-the reference lengths, as a predictor of middling quality would give them; `no bounds` sends none, nor does `predicted`,
-where the scheduler predicts at arrival with `--predictor`.
+the reference lengths, as a predictor of middling quality would give them; `no bounds` sends none, so that vLLM decides,
+nor does `predicted`, where the scheduler predicts at arrival with `--predictor`.
 """
 
 import argparse
@@ -81,7 +83,7 @@ def engine_options(
         "max_model_len": args.max_model_len,
         "block_size": args.block_size,
         "num_gpu_blocks_override": num_blocks,
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": args.prefix_caching,
         "max_num_seqs": args.max_num_seqs,
     }
     if policy:
@@ -105,8 +107,8 @@ def run_offline(options: dict[str, Any], workload: Workload) -> Outcome:
         engine.add_request(str(i), {"prompt_token_ids": tokens}, params)
     answers, latencies, iterations = zip(*run_engine(engine), strict=True)
     outcome = Outcome(list(answers), list(latencies), num_preemptions_offline(llm) - before, float(np.mean(iterations)))
-    runner = getattr(engine.engine_core.engine_core.scheduler, "runner", ())
-    assert len(runner) == 0, "the policy still keeps finished requests"
+    governor = getattr(engine.engine_core.engine_core.scheduler, "governor", None)
+    assert governor is None or len(governor.runner) == 0, "the policy still keeps finished requests"
     engine.engine_core.shutdown()
     del llm, engine
     gc.collect()
@@ -163,8 +165,8 @@ def serve(options: dict[str, Any]) -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
-        if name == "enable_prefix_caching":
-            command.append("--no-enable-prefix-caching")
+        if value is False:
+            command.append("--no-" + name.replace("_", "-"))
         elif value is True:
             command.append(flag)
         else:
@@ -221,7 +223,7 @@ def compare(args: argparse.Namespace) -> bool:
     reference = run_offline(engine_options(args, num_blocks_for_all, None), plain).tokens
     lens = [len(tokens) for tokens in reference]
     bounded = Workload(prompts, args.max_new_tokens, made_up_bounds(lens, np.random.default_rng(0)))
-    own, unbounded = ("vLLM's own", None, plain, False), ("amin, no bounds", "amin", plain, False)
+    own, unbounded = ("vLLM's own", None, plain, False), ("plug-in, no bounds", "amin-survival", plain, False)
     runs: list[tuple[str, str | None, Workload, bool]] = [own, unbounded]
     runs += [(policy, policy, bounded, False) for policy in args.policies]
     if args.predictor:
@@ -248,7 +250,8 @@ def compare(args: argparse.Namespace) -> bool:
 def main() -> int:
     """Compare; return 0 if every run gave the same tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "checkpoints/tiny-chat")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a chat model")
+    parser.add_argument("--prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--num-requests", type=int, default=80)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--max-model-len", type=int, default=384)

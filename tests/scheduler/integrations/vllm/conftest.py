@@ -180,12 +180,39 @@ def _kept(place: Any) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def make_config() -> Callable[..., Any]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of two layers, a tokenizer and a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    file = ROOT / "checkpoints/length-predictor-small/tokenizer.json"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="[SEP]", pad_token="[PAD]")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_model: Path) -> Callable[..., Any]:
     """A function that returns the configuration of an engine that splits long prefills; options are vLLM's."""
 
     def make(**options: Any) -> Any:
         arguments = {
-            "model": str(ROOT / "checkpoints/tiny-chat"),
+            "model": str(tiny_model),
             "dtype": "float32",
             "max_model_len": MAX_MODEL_LEN,
             "block_size": BLOCK_SIZE,
