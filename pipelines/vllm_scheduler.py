@@ -4,8 +4,8 @@
         --additional-config '{"amin": {"predictor": "serving"}}'
 
 Further keys beside `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
-`timeout` (seconds), `tokenizer` (folder or hub name; by default vLLM's own tokenizer). A request that brings a bound of
-its own keeps it.
+`timeout` (seconds), `tokenizer` (folder or hub name; by default the one vLLM uses), `state` (a file that keeps what is
+learnt from the answers over a restart). A request that brings a bound of its own keeps it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,18 @@ from typing import Any
 
 from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
-from pipelines.plug_ins import background_predictions
 from pipelines.request_bounds import RequestBounds
+from pipelines.vllm_learning import LearningPredictions
 from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
-from scheduler.policy import Status
 
 
 class PredictingScheduler(AminScheduler):
     """`AminScheduler` that predicts the bounds of requests which bring none."""
 
-    def make_predictions(self, settings: Mapping[str, Any]) -> "Predictions":
+    predictions: LearningPredictions | None = None
+
+    def make_predictions(self, settings: Mapping[str, Any]) -> LearningPredictions:
         """Return the predictor that `settings` name, at work on a thread of its own.
 
         Raises:
@@ -34,23 +35,19 @@ class PredictingScheduler(AminScheduler):
             raise InputError('additional_config: amin: predictor: missing; give a folder that "amin export" wrote')
         tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
         bounds = RequestBounds.read(Path(settings["predictor"]), settings.get("model"), settings.get("tau", 0.1))
-        return Predictions(bounds, tokenizer, settings.get("timeout", 0.05))
-
-
-class Predictions:
-    """A predictor on a thread, and what it learns from how its requests end."""
-
-    def __init__(self, bounds: RequestBounds, tokenizer: Any, timeout: float) -> None:
-        """Start idle; `timeout` is the most seconds that a request waits for its prediction."""
 
         def text(token_ids: Sequence[int]) -> str:
             return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-        self.background = background_predictions(bounds, text, timeout)
-        self.marginal = bounds.marginal
+        state = Path(settings["state"]) if "state" in settings else None
+        self.predictions = LearningPredictions(bounds, text, settings.get("timeout", 0.05), state)
+        return self.predictions
 
-    def learn(self, request_id: str, status: Status, num_generated: int) -> None:
-        """Take note of how a request ended that was handed over."""
+    def shutdown(self) -> None:
+        """Stop vLLM's scheduler, and keep what was learnt."""
+        super().shutdown()
+        if self.predictions is not None:
+            self.predictions.close()
 
 
 def _tokenizer(model_config: Any, name: str | None) -> Any:

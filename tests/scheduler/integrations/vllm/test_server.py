@@ -63,6 +63,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     settings = {
         "predictor": str(ROOT / "checkpoints/length-predictor-small"),
         "model": "average",
+        "state": str(folder / "learnt.json"),
         "timeout": 5.0,
     }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
