@@ -129,5 +129,6 @@ def test_grammars_are_compiled_beside_the_others(server: Server) -> None:
     with ThreadPoolExecutor(9) as pool:
         plain = [pool.submit(server.complete, f"plain {i}") for i in range(8)]
         choice = pool.submit(server.complete, "yes or no", structured_outputs={"choice": ["yes", "no"]})
-        assert choice.result()["choices"][0]["text"] in ("yes", "no")
+        answer = choice.result()["choices"][0]["text"]
+        assert answer.replace(" ", "") in ("yes", "no")  # the tokenizer of the random model puts spaces between pieces
         assert all(each.result()["usage"]["completion_tokens"] == 48 for each in plain)
