@@ -83,10 +83,11 @@ def encode_prompts(
 
     Raises:
         InputError: `prompts` are not a sequence of strings, or there are not as many contexts.
+        RuntimeError: the tokenizer's Rust code panics on one.
     """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError("prompts: must be a sequence of strings")
-    full = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
+    full = _encoded(tokenizer, prompts)
     known = np.asarray(terms, dtype=np.int64)
     return PromptInputs(
         [keep_head_and_tail(ids, max_tokens) for ids in full],
@@ -94,6 +95,16 @@ def encode_prompts(
         [weigh_terms(ids, known) for ids in full],
         len(known),
     )
+
+
+def _encoded(tokenizer: "Tokenizer", prompts: Sequence[str]) -> list[list[int]]:
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
+    except BaseException as error:
+        # A panic of the Rust code is no Exception: whoever predicts beside other work would end by it.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"the tokenizer panics: {error}") from None
 
 
 def pad(token_ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[IntArray, IntArray]:

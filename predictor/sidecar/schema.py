@@ -44,12 +44,22 @@ class PromptBody(_Body):
     max_completion_tokens: Tokens | None = None
     max_output_tokens: Tokens | None = None
     generated_tokens: Count = Field(0, description="tokens of the answer that are out already; for `ends_within`")
-    tools: list[Any] | None = None
+    # What `predictor.records.request_context` reads, under the names of several APIs; checked there.
+    tools: Any = None
     temperature: Any = None
     n: Any = None
     response_format: Any = None
     chat_template_kwargs: Any = None
     instructions: Any = None
+    system: Any = None
+    thinking: Any = None
+    thinking_budget: Any = None
+    reasoning: Any = None
+    reasoning_effort: Any = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that the request names, by name."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class PredictRequest(PromptBody):
@@ -77,7 +87,7 @@ class PredictRequest(PromptBody):
     def asks(self, chat_options: ChatOptions | None) -> list[Ask]:
         """Return the prompts as the sidecar takes them."""
         bodies = self.prompts if self.prompts is not None else [self]
-        return [ask for body in bodies for ask in asks_of(dict(body), chat_options)]
+        return [ask for body in bodies for ask in asks_of(body.given(), chat_options)]
 
 
 class Prediction(BaseModel):

@@ -1,11 +1,14 @@
 """Bodies as engines are sent them: what is read of them, and what is answered without being read."""
 
+import json
 from typing import Any
 
 import pytest
 
+from predictor.prompts.tokens import encode_prompts
 from predictor.records.chat_turns import ChatOptions
 from predictor.sidecar.asks import asks_of
+from predictor.sidecar.schema import PredictRequest
 
 USER = {"role": "user", "content": "Name a prime."}
 IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
@@ -68,3 +71,33 @@ def test_several_prompts_of_one_request_have_ids_of_their_own() -> None:
     messages = [USER, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Another."}]
     asked = asks_of({"messages": messages}, ChatOptions(context_turns=1, context_characters=100))[0]
     assert asked.prompt == "assistant: Two.\n\nuser: Another."
+
+
+def test_a_body_over_http_says_as_much_as_one_that_passes_the_proxy() -> None:
+    """The checked body keeps what the context is read from, and names nothing that was not said."""
+    body = {
+        "messages": [USER], "reasoning_effort": "high", "temperature": 0.2, "tools": [{}], "n": 1, "max_tokens": 5,
+        "response_format": {"type": "json_object"}, "instructions": "Be brief.", "unknown": 5,
+    }  # fmt: skip
+    for said in (body, {"messages": [USER]}, {"prompt": "x", "thinking": {"type": "enabled", "budget_tokens": 9}}):
+        checked = PredictRequest.model_validate_json(json.dumps(said))
+        assert checked.asks(None) == asks_of(said, None)
+    assert asks_of(body, None)[0].context.thinking is True
+
+
+class PanicException(BaseException):
+    """As Rust code raises it."""
+
+
+class PanickingTokenizer:
+    """Panics at one prompt."""
+
+    def encode_batch_fast(self, prompts: list[str]) -> list[Any]:
+        """Raise."""
+        raise PanicException(prompts)
+
+
+def test_a_panic_of_the_tokenizer_is_an_ordinary_error() -> None:
+    """So that whoever predicts beside an engine goes on."""
+    with pytest.raises(RuntimeError, match="panics"):
+        encode_prompts(PanickingTokenizer(), ["x"], 8, [])  # type: ignore[arg-type]
