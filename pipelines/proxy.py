@@ -1,5 +1,6 @@
 """An OpenAI-compatible proxy in front of an engine: predicts at arrival, adds hints, learns from the answers."""
 
+import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.serve import SWITCH_INTERVAL, check_state, listen
+from pipelines.serve import SWITCH_INTERVAL, check_state, listen, read_again_at_hangup
 from pipelines.settings.proxy import ProxySettings
 from predictor.bounds.distribution import FloatArray
 from predictor.serving import LengthPredictor
@@ -26,7 +27,7 @@ from predictor.spec import LengthPredictorLike
 
 
 def run(args: ProxySettings) -> None:
-    """Pass requests on until SIGTERM or Ctrl-C, then end what is in flight and return.
+    """Pass requests on until SIGTERM or Ctrl-C, then end what is in flight and return; read the folder again at SIGHUP.
 
     Raises:
         InputError: the folder is no whole export, or the address cannot be bound.
@@ -44,6 +45,7 @@ def run(args: ProxySettings) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    read_again_at_hangup(app, args.predictor, args.threads, args.tau)
     server.run(sockets=[listener])
 
 
@@ -63,6 +65,7 @@ def create_proxy(length_predictor: LengthPredictorLike, args: ProxySettings) -> 
             on_batch=metrics.add_batch,
         )
         sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
+        app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
         if args.state is not None:
             read_state(args.state, sidecar.spec, sidecar.ledger)
         with metrics.watching(sidecar):

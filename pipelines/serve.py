@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pipelines.settings.serve import ServeSettings
 from predictor.errors import InputError
@@ -46,7 +46,7 @@ def run(args: ServeSettings) -> None:
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=read_again, args=(app, args), daemon=True).start())
+    read_again_at_hangup(app, args.export, args.threads, args.tau)
     server.run(sockets=[listener])
 
 
@@ -57,16 +57,20 @@ def check_state(file: Path, length_predictor: LengthPredictor) -> None:
         raise InputError(f"--state {file}: {file.parent} is no folder that can be written to")
 
 
-def read_again(app: FastAPI, args: ServeSettings) -> None:
-    """Read the folder again and let the application answer by it; where it cannot be read all stays as it is."""
-    try:
-        length_predictor = LengthPredictor(args.export, num_threads=args.threads)
-        length_predictor.spec.calibration().level(args.tau)
-    except InputError as error:
-        print(f"amin serve: the predictor stays as it is: {error}", file=sys.stderr, flush=True)
-        return
-    app.state.loop.call_soon_threadsafe(app.state.sidecar.take_over, length_predictor)
-    print(f"amin serve: {args.export} has been read again", flush=True)
+def read_again_at_hangup(app: Starlette, folder: Path, num_threads: int, tau: float) -> None:
+    """Read the folder again at each SIGHUP and answer by it; where it cannot be read all stays as it is."""
+
+    def read_again() -> None:
+        try:
+            length_predictor = LengthPredictor(folder, num_threads=num_threads)
+            length_predictor.spec.calibration().level(tau)
+        except InputError as error:
+            print(f"amin: the predictor stays as it is: {error}", file=sys.stderr, flush=True)
+            return
+        app.state.loop.call_soon_threadsafe(app.state.sidecar.take_over, length_predictor)
+        print(f"amin: {folder} has been read again", flush=True)
+
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=read_again, daemon=True).start())
 
 
 def sidecar_settings(args: ServeSettings) -> SidecarSettings:
