@@ -131,13 +131,10 @@ def simulate_replicas(
     """
     if replicas == 1:
         return simulate(policy, workload, worker, seed, on_finish, **options)
-    requests, lens = workload.requests, workload.output_lens
+    requests = workload.requests
     router = Router(routing, replicas, np.random.default_rng((seed, replicas)))
     sources = [_Routed() for _ in range(replicas)]
-    loops = []
-    for k, source in enumerate(sources):
-        made = make_policy(policy, worker, np.random.default_rng((seed, k)), output_lens=lens, **options)
-        loops.append(Loop(made, SimulatedExecutor(worker, lens), requests, arrivals=source))
+    loops = [_loop(policy, workload, worker, (seed, k), source, options) for k, source in enumerate(sources)]
     tell = partial(_tell, router, on_finish)
     sent_to = np.zeros(len(requests), dtype=np.int64)
     for index in sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i)):
@@ -152,6 +149,15 @@ def simulate_replicas(
         source.run_to(math.inf)
         results.append(loop.run(tell))
     return _together(results, sent_to)
+
+
+def _loop(
+    policy: str, workload: Workload, worker: Worker, seed: tuple[int, int], source: ArrivalSource, options: Any
+) -> Loop:
+    """Return the loop of one worker, with a policy of its own."""
+    lens = workload.output_lens
+    made = make_policy(policy, worker, np.random.default_rng(seed), output_lens=lens, **options)
+    return Loop(made, SimulatedExecutor(worker, lens), workload.requests, arrivals=source)
 
 
 def _tell(router: Router, on_finish: OnFinish | None, finished: Sequence[int]) -> None:

@@ -59,9 +59,14 @@ def cells() -> Iterator[Cell]:
     yield Cell("llama-3.1-8b-h100", "reasoning-mixed", 2000, 0.9)
     for deployment, load in (("llama-3.1-8b-h100", 0.8), ("llama-3.1-8b-h100", 1.1), ("qwen3-32b-h100", 0.9)):
         yield Cell(deployment, "lmsys-shaped", 8000, load)
-    for source, count in (("lmsys-shaped", 8000), ("reasoning", 3000)):
+    behind_a_router = (
+        ("llama-3.1-8b-h100", "lmsys-shaped", 8000),
+        ("llama-3.1-8b-h100", "reasoning", 3000),
+        ("qwen3-32b-h100", "lmsys-shaped", 8000),
+    )
+    for deployment, source, count in behind_a_router:
         for routing in ROUTINGS:
-            yield Cell("llama-3.1-8b-h100", source, count, 0.9, ("fcfs", "amin-survival"), 4, routing)
+            yield Cell(deployment, source, count, 0.9, ("fcfs", "amin-survival"), 4, routing)
 
 
 def requests(cell: Cell, worker: Worker, seed: int) -> Workload:

@@ -68,25 +68,7 @@ def theirs(python: Path, folder: Path, engine: Engine, workload: Workload, num_b
     """Return the figures of AISimulate's engine; times in seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_trace(folder / "trace.jsonl", workload, engine.block_size)
-    source = {
-        "type": "trace", "paths": ["trace.jsonl"], "format": "mooncake", "block_size": engine.block_size
-    }  # fmt: skip
-    cache = {
-        "block_size": engine.block_size, "prefix_caching": False, "capacity": {"type": "fixed", "blocks": num_blocks}
-    }  # fmt: skip
-    limits = {"max_sequences": SLOTS, "max_batched_tokens": MAX_BATCH_TOKENS}
-    config = {
-        "traffic": {"source": source, "load": {"type": "trace_timestamps"}},
-        "engine": {
-            "mode": "aggregated",
-            "model": MODEL,
-            "hardware": HARDWARE,
-            "backend": engine.name,
-            "context_length": 8192,
-            "workers": {"aggregated": {"scheduler": limits, "kv_cache": cache}},
-        },
-    }
-    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (folder / "config.yaml").write_text(json.dumps(_config(engine, num_blocks)))  # JSON is YAML
     words = ["-m", "aisimulate", "predict", "-c", "config.yaml", "--output-dir", "out", "--overwrite"]
     done = subprocess.run(
         [str(python.absolute()), *words],
@@ -107,6 +89,28 @@ def theirs(python: Path, folder: Path, engine: Engine, workload: Workload, num_b
         "mean_ttft": found["mean_ttft_ms"] / 1000,
         "throughput": found["output_throughput_tok_s"],
         "recomputed_share": recomputed / found["total_output_tokens"],
+    }
+
+
+def _config(engine: Engine, num_blocks: int) -> dict[str, Any]:
+    """Return what `aisimulate predict` reads: one replica that replays trace.jsonl."""
+    source = {
+        "type": "trace", "paths": ["trace.jsonl"], "format": "mooncake", "block_size": engine.block_size
+    }  # fmt: skip
+    cache = {
+        "block_size": engine.block_size, "prefix_caching": False, "capacity": {"type": "fixed", "blocks": num_blocks}
+    }  # fmt: skip
+    limits = {"max_sequences": SLOTS, "max_batched_tokens": MAX_BATCH_TOKENS}
+    return {
+        "traffic": {"source": source, "load": {"type": "trace_timestamps"}},
+        "engine": {
+            "mode": "aggregated",
+            "model": MODEL,
+            "hardware": HARDWARE,
+            "backend": engine.name,
+            "context_length": 8192,
+            "workers": {"aggregated": {"scheduler": limits, "kv_cache": cache}},
+        },
     }
 
 
