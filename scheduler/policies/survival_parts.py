@@ -77,7 +77,9 @@ class Entry:
 
     def to_come(self, generated: int) -> tuple[float, float]:
         """Return tokens and token-iterations after `generated` tokens; once it had more, it will have them again."""
-        known = max(generated, self.known)
+        if self.known <= generated:
+            return self.work.remaining(generated)
+        known = self.known
         tokens, memory = self.work.remaining(known)
         return known - generated + tokens, self.work.spent(known) - self.work.spent(generated) + memory
 
