@@ -21,12 +21,22 @@ INPUT_NAMES = ("input_ids", "attention_mask", "features")
 
 
 def load_tokenizer(path: Path) -> "Tokenizer":
-    """Return the tokenizer of a `tokenizer.json`, without the truncation and padding that the file may carry."""
+    """Return the tokenizer of a `tokenizer.json`, without the truncation and padding that the file may carry.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
     from tokenizers import Tokenizer
 
     if not path.is_file():
         raise InputError(f"{path}: no such file; a predictor needs its tokenizer.json beside it")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: no tokenizer that can be read ({reason}); copy or train the predictor again"
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
