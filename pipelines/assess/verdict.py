@@ -55,7 +55,7 @@ def verdict(setting: Setting, policy: str) -> str:
     tail = (
         f"The slowest 1 % take {ours.tail:.2f} times as long as now" if ours.tail > 1 else "The slowest 1 % gain, too"
     )
-    warning = " Mind that before you switch." if ours.tail > DEAR_TAIL else "."
+    warning = "; mind that before you switch." if ours.tail > DEAR_TAIL else "."
     return (
         f"It pays: a request takes {seconds(ours.mean['mean_latency'])}, not {seconds(now.mean['mean_latency'])} "
         f"({gain_text(ours)}), its first token {seconds(ours.mean['mean_ttft'])} in place of "

@@ -59,6 +59,7 @@ def test_it_says_what_it_brings_where_it_pays(tmp_path: Path) -> None:
     assert setting["load_factor"] > 1
     assert "times the load" in found["verdicts"][1]
     assert f"{ours['gain']:.2f}" in found["verdicts"][0]
+    assert re.search(r"(as long as now(; mind that before you switch)?|gain, too)\.$", found["verdicts"][0])
 
 
 def test_a_log_without_times_is_assessed_at_loads(tmp_path: Path) -> None:
