@@ -125,7 +125,7 @@ def test_draws_bounds_of_ones_own_and_stop_strings(server: Server) -> None:
 
 
 def test_grammars_are_compiled_beside_the_others(server: Server) -> None:
-    """An answer that must be a number, in the midst of plain ones."""
+    """An answer that must be one of two words, in the midst of plain ones."""
     with ThreadPoolExecutor(9) as pool:
         plain = [pool.submit(server.complete, f"plain {i}") for i in range(8)]
         choice = pool.submit(server.complete, "yes or no", structured_outputs={"choice": ["yes", "no"]})
