@@ -17,6 +17,7 @@ BREACHES = {
     "what serves imports neither": ("predictor/serving.py", "import predictor.splits.splits"),
     "the rooms of predictor": ("predictor/prompts/tokens.py", "import predictor.splits.splits"),
     "no stage imports a study": ("pipelines/predict.py", "import pipelines.studies.paper"),
+    "settings are read before": ("pipelines/settings/serve.py", "import torch"),
 }
 
 
