@@ -27,7 +27,7 @@ def test_every_policy_serves_a_standing_queue(
 ) -> None:
     """All tokens come out, in order; vLLM never has to preempt; nothing is kept at the end."""
     engine = make_engine(14, depth, vllm=vllm, policy=name)
-    engine.add_random(40, np.random.default_rng(1))
+    engine.add_random(40, np.random.default_rng(1), all_bounded=True)
     engine.run()
     engine.check_tokens(engine.requests)
     by_vllm = sum(request.num_preemptions for request in engine.requests.values())
