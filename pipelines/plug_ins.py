@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def continuous_batching_config(
     """
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, SchedulerName, register
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
 
@@ -78,8 +79,9 @@ def continuous_batching_config(
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
     new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
-    name = SchedulerName(f"amin-{id(bounds)}")
-    register(name, page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout))
+    name = register(
+        f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout)
+    )
     return ContinuousBatchingConfig(
         **{
             PAGE_SIZE_FIELD: page_size,

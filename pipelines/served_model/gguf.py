@@ -37,7 +37,8 @@ def converted(file: Path, dtype: torch.dtype) -> Path:
     Reading the file takes about 20 seconds, so the folder is kept, under the hash of the file's content, in
     `$XDG_CACHE_HOME/amin/served-models` (by default `~/.cache`).
     """
-    digest = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()[:16]
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     name = f"{file.stem}-{digest}-{str(dtype).removeprefix('torch.')}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amin" / "served-models" / name
     if not folder.exists():

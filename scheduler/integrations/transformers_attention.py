@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from scheduler.integrations.transformers_pages import Pages, pages_of
 
@@ -34,7 +35,7 @@ def use_own_keys(cache: Any) -> bool:
 
     It does not where flash attention is in use, on a GPU (without a graph a launch costs more than the product; stock
     `sdpa` runs inside CUDA graphs), or where some layers see a sliding window. The model keeps the setting: outside
-    continuous batching it is the same as `sdpa`.
+    continuous batching it is the same as `sdpa`. An engine that is set up anew wants the name back that it had.
     """
     is_stock = cache.config._attn_implementation.removeprefix("paged|") == "sdpa"
     if not is_stock or torch.device(cache.device).type != "cpu" or (pages := pages_of(cache)) is None:
@@ -43,6 +44,28 @@ def use_own_keys(cache: Any) -> bool:
     cache.update = partial(_hand_on, pages)
     cache.config._attn_implementation = NAME
     return True
+
+
+def behind_stock_name(name: str) -> None:
+    """Let the stock attention `name` hand on to ours what runs on such a cache, and nothing else.
+
+    For engines that others set up: transformers refuses a model that has a name of ours when the next one is made.
+    """
+    stock = ALL_ATTENTION_FUNCTIONS[name]
+    if getattr(stock, "hands_on", False):
+        return
+
+    def attention(module: torch.nn.Module, *states: Any, **kwargs: Any) -> Any:
+        is_ours = _pages_in(kwargs) is not None
+        return (own_keys_attention if is_ours else stock)(module, *states, **kwargs)
+
+    attention.hands_on = True  # type: ignore[attr-defined]
+    AttentionInterface.register(name, attention)
+
+
+def _pages_in(kwargs: dict[str, Any]) -> Pages | None:
+    pages: Pages | None = kwargs.get("own_keys") or getattr(kwargs.get("cache"), "own_keys", None)
+    return pages
 
 
 def _hand_on(pages: Pages, key: Any, value: Any, layer_idx: int, kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -100,7 +123,6 @@ def own_keys_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    own_keys: Pages | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the attention output, [1, Q, heads, head size], as transformers' attention functions do.
@@ -113,10 +135,10 @@ def own_keys_attention(
         attention_mask: Ignored with a paged cache: what a query sees is known.
         dropout: 0 when generating.
         scaling: Of the scores; by default one over the root of the head size.
-        own_keys: Memory of the paged cache, which `kwargs` have as `cache` before 5.24; without one this is `sdpa`.
-        kwargs: Of the batch: `cu_seq_lens_q`, `cu_seq_lens_k`, `read_index`, `write_index`.
+        kwargs: Of the batch: `cu_seq_lens_q`, `cu_seq_lens_k`, `read_index`, `write_index`; `own_keys`, the memory, or
+            before 5.24 the `cache` that has it. Without it this is `sdpa`.
     """
-    pages = own_keys or getattr(kwargs.get("cache"), "own_keys", None)
+    pages = _pages_in(kwargs)
     if pages is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 from scheduler.errors import InputError
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
-from scheduler.integrations.transformers_attention import use_own_keys
+from scheduler.integrations.transformers_attention import behind_stock_name, use_own_keys
 from scheduler.integrations.transformers_cb import check_room
 from scheduler.kv_cache import KvCache
 from scheduler.policy import Policy, Status
@@ -43,15 +43,15 @@ class SchedulerName(str):
 
 
 def register(
-    name: SchedulerName,
+    name: str,
     page_size: int,
     make_policy: Callable[[Worker], Policy],
     make_predictions: Callable[[], BackgroundPredictions],
-) -> None:
-    """Add a scheduler `name` to those that transformers knows, for as long as that very name is in use.
+) -> SchedulerName:
+    """Add a scheduler to those that transformers knows; return its name, which is known while a configuration has it.
 
     Args:
-        name: For `ContinuousBatchingConfig(scheduler_type=name)`, whose `page_size` must be this one, with
+        name: A new name; for `ContinuousBatchingConfig(scheduler_type=...)`, whose `page_size` must be this one, with
             `allow_block_sharing` and `use_async_batching` off.
         page_size: Tokens in a block.
         make_policy: Returns a new policy for the worker that each engine makes.
@@ -60,8 +60,10 @@ def register(
     scheduler: Any = partial(
         PolicyScheduler, page_size=page_size, make_policy=make_policy, make_predictions=make_predictions
     )
-    SCHEDULER_MAPPING[str(name)] = scheduler
-    weakref.finalize(name, SCHEDULER_MAPPING.pop, str(name), None)
+    SCHEDULER_MAPPING[name] = scheduler
+    known = SchedulerName(name)
+    weakref.finalize(known, SCHEDULER_MAPPING.pop, name, None)
+    return known
 
 
 class PolicyScheduler(Scheduler):
@@ -82,7 +84,9 @@ class PolicyScheduler(Scheduler):
             raise InputError(
                 "ContinuousBatchingConfig: allow_block_sharing must be False: shared blocks are not counted"
             )
-        use_own_keys(cache)
+        self._attention = str(cache.config._attn_implementation)
+        if use_own_keys(cache):
+            behind_stock_name(self._attention)
         self._kv_cache = KvCache(cache.num_blocks, page_size)
         worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
         self._make_policy = partial(make_policy, worker)
@@ -114,6 +118,7 @@ class PolicyScheduler(Scheduler):
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Batch:
         """Return the next iteration as the engine takes it, after the policy's evictions."""
+        self.cache.config._attn_implementation = self._attention  # the batch has been made without a mask
         if not self._has_failed:
             self._let_go()
             self.runner.follow(self._num_generated)

@@ -71,8 +71,8 @@ def config_of(policy: str, num_blocks: int) -> Any:
         assert worker.kv_cache == KvCache(num_blocks, PAGE_SIZE)
         return make_policy(policy, worker, np.random.default_rng(0))
 
-    register(
-        "policy-under-test",
+    name = register(
+        f"policy-under-test-{policy}-{num_blocks}",
         PAGE_SIZE,
         new_policy,
         lambda: BackgroundPredictions(made_up, unchanged, timeout=30.0),
@@ -81,7 +81,7 @@ def config_of(policy: str, num_blocks: int) -> Any:
         PAGE_SIZE_FIELD: PAGE_SIZE,
         "num_blocks": num_blocks,
         "max_batch_tokens": 48,
-        "scheduler_type": "policy-under-test",
+        "scheduler_type": name,
         "allow_block_sharing": False,
         "use_async_batching": False,
     }
