@@ -141,7 +141,8 @@ class LengthDataModule(lightning.LightningDataModule):
             (trainer.global_rank, trainer.world_size, trainer.current_epoch) if trainer else (0, 1, 0)
         )
         rng = np.random.default_rng([self._seed, epoch])
-        batches = self._train.shuffled(self._batch_size, rng)
+        # Where one batch would hold nearly all prompts, it is smaller, so that no process is left without.
+        batches = self._train.shuffled(min(self._batch_size, max(1, len(self._train) // world_size)), rng)
         even = len(batches) - len(batches) % world_size
         return self._loader(self._train, batches[rank:even:world_size])
 
