@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipelines.simulate.workloads import with_predictions
 from scheduler.loop import RunResult
 from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

@@ -13,8 +13,8 @@ from pipelines.simulate.workloads import served_tokens
 from predictor.errors import InputError as PredictorInputError
 from predictor.records.records import draws_of, prompt_of
 from predictor.records.rows import read_rows
-from scheduler.arrivals import poisson_arrivals
 from scheduler.errors import InputError
+from scheduler.simulation.arrivals import poisson_arrivals
 from scheduler.worker import Worker
 from scheduler.workload import MAX_TOKENS, Workload
 

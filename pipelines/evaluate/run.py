@@ -14,13 +14,13 @@ from pipelines.evaluate.timed_policy import TimedPolicy
 from pipelines.results import PolicyRun
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
-from scheduler.arrivals import arrival_times
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_fifo import EngineFifo
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, Reads, make_policy
 from scheduler.request import Request
+from scheduler.simulation.arrivals import arrival_times
 from scheduler.worker import Worker
 
 ENGINE_FIFO = "engine-fifo"

@@ -17,9 +17,9 @@ from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.settings.sampling import Sampling
 from predictor.errors import InputError
 from predictor.records.records import select_rows
-from scheduler.arrivals import arrival_times
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES, Reads, policies_that_read
+from scheduler.simulation.arrivals import arrival_times
 
 
 def run(settings: EvaluateSettings) -> None:

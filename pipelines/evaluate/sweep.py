@@ -15,10 +15,10 @@ from pipelines.evaluate.store import RunStore
 from pipelines.gains import gain_cell, gain_over
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
-from scheduler.arrivals import poisson_arrivals
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
-from scheduler.simulation import simulate
+from scheduler.simulation.arrivals import poisson_arrivals
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

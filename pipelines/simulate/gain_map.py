@@ -25,7 +25,7 @@ from pipelines.simulate.workloads import (
 from scheduler.errors import InputError
 from scheduler.metrics import summarize
 from scheduler.policies import POLICIES
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

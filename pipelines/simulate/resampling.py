@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.arrivals import times_at_load
 from scheduler.latency_bounds import volume
-from scheduler.simulation import simulate
+from scheduler.simulation.arrivals import times_at_load
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def resample(base: Workload, count: int, load: float | None, kv_budget: int, rng: np.random.Generator) -> Workload:
-    """Return `count` requests drawn with replacement, all at 0 or Poisson at a load (`scheduler.arrivals`)."""
+    """Return `count` requests drawn with replacement, all at 0 or Poisson at a load (`simulation.arrivals`)."""
     chosen = rng.integers(len(base.requests), size=count).tolist()
     drawn = base.select(chosen)
     return arriving(drawn, poisson(drawn, load, kv_budget, rng))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from scheduler.errors import InputError
-from scheduler.synthesis import Lengths, lmsys_shaped, reasoning, reasoning_mixed
+from scheduler.simulation.synthesis import Lengths, lmsys_shaped, reasoning, reasoning_mixed
 
 MADE_UP: Mapping[str, Callable[[int, np.random.Generator], Lengths]] = {
     "lmsys-shaped": lmsys_shaped,

@@ -27,7 +27,7 @@ from scheduler.errors import InputError
 from scheduler.latency_bounds import total_latency_lower_bound
 from scheduler.metrics import Targets
 from scheduler.policies import POLICIES
-from scheduler.replicas import simulate_replicas
+from scheduler.simulation.replicas import simulate_replicas
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

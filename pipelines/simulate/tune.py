@@ -25,7 +25,7 @@ from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.metrics import Targets, interval_over_seeds, mean_over_seeds, service, summarize
 from scheduler.request import Request
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

@@ -11,13 +11,13 @@ from pipelines.settings.simulate import SourceSettings
 from pipelines.simulate.resampling import seconds_per_iteration, volumes
 from pipelines.simulate.sources import made_up
 from pipelines.simulate.traces import read_trace
-from scheduler.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.errors import InputError
 from scheduler.json_file import read_json
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES, Reads
 from scheduler.request import Request
-from scheduler.synthesis import synthesize
+from scheduler.simulation.arrivals import arrival_times, scale_to_load, times_at_load
+from scheduler.simulation.synthesis import synthesize
 from scheduler.worker import Worker
 from scheduler.workload import MAX_TOKENS, Workload, workload_from_columns
 

@@ -10,7 +10,7 @@ from scheduler.policies.amin_survival import AminSurvival
 from scheduler.policies.boost import BindingResource, Demand
 from scheduler.policies.survival_parts import Entry
 from scheduler.policy import Policy
-from scheduler.simulation import MakePolicy
+from scheduler.simulation.simulate import MakePolicy
 from scheduler.worker import Worker
 
 

@@ -21,7 +21,6 @@ from pipelines.files import atomic_file, write_json
 from pipelines.plots import cost_per_request
 from pipelines.results import print_table
 from pipelines.simulate.workloads import DEFAULT_EDGES
-from scheduler.arrivals import times_at_load
 from scheduler.batch import RunningBatch
 from scheduler.executor import Progress
 from scheduler.kv_cache import KvCache
@@ -29,9 +28,10 @@ from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
 from scheduler.policy import Decision, Policy, Status
 from scheduler.request import Request
-from scheduler.simulation import simulate
-from scheduler.simulator import SimulatedExecutor
-from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.simulation.arrivals import times_at_load
+from scheduler.simulation.simulate import simulate
+from scheduler.simulation.simulator import SimulatedExecutor
+from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 

@@ -18,7 +18,7 @@ from pipelines.studies.beyond_tables import tables
 from scheduler.kv_cache import KvCache
 from scheduler.latency_bounds import latency_lower_bound_with_arrivals
 from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload
 

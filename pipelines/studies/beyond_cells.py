@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.studies.ablation import PARTS
 from pipelines.studies.paper import STYLISED_KV_BUDGET
-from scheduler.cost_model import CostModel
-from scheduler.simulation import MakePolicy
+from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.simulate import MakePolicy
 
 KV_BUDGET = 16_492
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen2.5-7B-Instruct-1M", "gemma-3-4b-it")

@@ -12,10 +12,10 @@ from pipelines.simulate.traces import read_requests
 from pipelines.simulate.workloads import DEFAULT_EDGES
 from pipelines.studies.beyond_cells import Variant
 from pipelines.studies.paper import FAMILIES, LOW
-from scheduler.arrivals import scale_to_load
 from scheduler.forecast import Forecast
 from scheduler.request import Request
-from scheduler.synthesis import UPPER_LEVEL, lmsys_shaped, synthesize
+from scheduler.simulation.arrivals import scale_to_load
+from scheduler.simulation.synthesis import UPPER_LEVEL, lmsys_shaped, synthesize
 from scheduler.workload import Workload, workload_from_columns
 
 Ints = NDArray[np.int64]
@@ -78,7 +78,7 @@ def _stylised(family: str, inverse: int, value: float, count: int, rng: np.rando
 
 
 def predicted(workload: Workload, predictions: str, rng: np.random.Generator) -> Workload:
-    """Return the workload with predictions made from the true lengths, as `scheduler.synthesis.synthesize`."""
+    """Return the workload with predictions made from the true lengths, as `synthesize` makes them."""
     edges = np.concatenate([[0], DEFAULT_EDGES])
     return Workload(synthesize(workload.requests, workload.output_lens, predictions, rng, edges), workload.output_lens)
 

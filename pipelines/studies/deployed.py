@@ -21,7 +21,7 @@ from pipelines.studies.beyond_tables import markdown
 from scheduler.deployments.deployment import read_deployment
 from scheduler.deployments.workers import worker_of
 from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
-from scheduler.replicas import ROUTINGS, simulate_replicas
+from scheduler.simulation.replicas import ROUTINGS, simulate_replicas
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 

@@ -20,12 +20,12 @@ from pipelines.deployment.measured_kernels import ask
 from pipelines.files import atomic_file, write_json
 from pipelines.simulate.resampling import arriving, volumes
 from pipelines.studies.beyond_tables import markdown
-from scheduler.arrivals import poisson_arrivals
-from scheduler.cost_model import CostModel
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
-from scheduler.simulation import simulate
-from scheduler.synthesis import lmsys_shaped
+from scheduler.simulation.arrivals import poisson_arrivals
+from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.simulate import simulate
+from scheduler.simulation.synthesis import lmsys_shaped
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 

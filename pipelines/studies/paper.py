@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipelines.settings.paper import PaperSettings
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
-from scheduler.simulation import simulate
-from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.simulation.simulate import simulate
+from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 
@@ -114,7 +114,7 @@ def _read_lengths(path: Path) -> Lengths:
     base = read_requests(path, MAX_NEW_TOKENS)
     prompts = np.array([request.num_prompt_tokens for request in base.requests], dtype=np.int64)
     if not prompts.any():
-        logger.warning("%s: prompts are drawn as scheduler.synthesis.lmsys_shaped does", path)
+        logger.warning("%s: prompts are drawn as scheduler.simulation.synthesis.lmsys_shaped does", path)
         prompts, _ = lmsys_shaped(prompts.size, np.random.default_rng(0))
     return prompts, np.array(base.output_lens, dtype=np.int64)
 

@@ -16,7 +16,7 @@ from pipelines.studies.beyond_sources import with_upper_bounds
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
 from scheduler.policies import POLICIES
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
-from scheduler.cost_model import CostModel
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
@@ -20,7 +19,8 @@ from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
 

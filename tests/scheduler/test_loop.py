@@ -14,7 +14,7 @@ from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
 from scheduler.policy import Decision
 from scheduler.request import Request
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)

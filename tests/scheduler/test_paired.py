@@ -4,7 +4,7 @@ import pytest
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import after_warm_up, paired_with, summarize
 from scheduler.request import Request
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

@@ -15,7 +15,7 @@ from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
-from scheduler.simulation import simulate
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_rows
 

@@ -10,7 +10,7 @@ from pipelines.assess.log import quick_skill, read_log
 from pipelines.cli import main
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
-from scheduler.synthesis import synthesize
+from scheduler.simulation.synthesis import synthesize
 from scheduler.worker import Worker
 
 

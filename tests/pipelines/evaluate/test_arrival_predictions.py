@@ -11,7 +11,7 @@ from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.request import Request
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
 REQUESTS = [Request(f"r{i}", 5, 20, arrival_time=0.01 * i) for i in range(6)]

@@ -9,15 +9,16 @@ from scipy.optimize import nnls
 from pipelines.evaluate import sweep
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.cost_fit import fit_cost_model, non_negative_least_squares
-from pipelines.evaluate.replay import replay, write_workload
+from pipelines.evaluate.replay import replay
 from pipelines.evaluate.run import MeasuredRun, reads_predictions
 from pipelines.results import PolicyRun
-from scheduler.cost_model import CostModel
+from pipelines.simulate.workload_file import write_workload
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES
 from scheduler.request import Request
-from scheduler.simulation import simulate
+from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload
 
@@ -111,7 +112,7 @@ def test_only_policies_that_read_predictions_wait_for_them(policy: str) -> None:
 def test_the_workload_file_is_what_simulate_reads(tmp_path: Path) -> None:
     """Bounds, forecasts, arrivals and lengths survive the way through the file."""
     path = tmp_path / "workload.jsonl"
-    write_workload(path, requests(), [7] * 30)
+    write_workload(path, Workload(requests(), [7] * 30))
     edges = np.array(json.loads((tmp_path / "workload.jsonl.bins.json").read_text()))
     workload = read_workload(path, edges=edges)
     assert workload.output_lens == [7] * 30

@@ -114,6 +114,7 @@ def test_what_the_user_can_fix(
 ) -> None:
     """One line, exit code 2."""
     monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
+    (tmp_path / "manifest.json").write_text("{}")
     for more, message in (
         (["--load", "much"], "--load is 'much'"),
         (["--seeds", "1"], "--seeds: must be at least 2"),

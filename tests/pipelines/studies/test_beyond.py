@@ -11,7 +11,7 @@ from pipelines.studies.beyond_cells import FORECASTS, MODELS, cells
 from pipelines.studies.beyond_sources import WRONG_MODEL, source, with_upper_bounds
 from pipelines.studies.beyond_tables import tables
 from scheduler.latency_bounds import latency_lower_bound_with_arrivals, total_latency_lower_bound
-from scheduler.synthesis import lmsys_shaped, synthesize
+from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.workload import Workload, workload_from_columns
 
 

@@ -10,7 +10,7 @@ from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop
 from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
 from scheduler.request import Request
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
 EVERY_POLICY = pytest.mark.parametrize("name", POLICIES)

@@ -16,7 +16,7 @@ from scheduler.loop import Loop
 from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
 from scheduler.policy import Decision, Policy
 from scheduler.request import Request
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
 UNTOLD = [name for name in POLICIES if name not in policies_that_read(Reads.OUTPUT_LEN)]

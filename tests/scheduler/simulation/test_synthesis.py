@@ -4,7 +4,7 @@ import pytest
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.request import Request
-from scheduler.synthesis import lmsys_shaped, log_normal_survival, synthesize
+from scheduler.simulation.synthesis import lmsys_shaped, log_normal_survival, synthesize
 
 LENS = [1, 2, 3, 10, 99, 100, 101, 150, 900, 901, 1000, 1001, 1500, 2000]
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scheduler.arrivals import arrival_times, gamma_arrivals, poisson_arrivals, scale_to_load, times_at_load
 from scheduler.errors import InputError
+from scheduler.simulation.arrivals import arrival_times, gamma_arrivals, poisson_arrivals, scale_to_load, times_at_load
 
 PROMPTS = np.array([0, 3, 20, 7])
 OUTPUTS = np.array([1, 5, 12, 40])

@@ -6,10 +6,10 @@ import pytest
 from scheduler.errors import InputError
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import Targets, service, summarize
-from scheduler.replicas import ROUTINGS, Router, simulate_replicas
 from scheduler.request import Request
-from scheduler.simulation import simulate
-from scheduler.synthesis import synthesize
+from scheduler.simulation.replicas import ROUTINGS, Router, simulate_replicas
+from scheduler.simulation.simulate import simulate
+from scheduler.simulation.synthesis import synthesize
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

@@ -9,7 +9,7 @@ from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
 from scheduler.renewals import PlannedRenewals
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

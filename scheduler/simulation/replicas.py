@@ -13,8 +13,8 @@ from scheduler.errors import InputError
 from scheduler.loop import Loop, RunResult, Timeline
 from scheduler.policies import make_policy
 from scheduler.request import Request
-from scheduler.simulation import simulate
-from scheduler.simulator import SimulatedExecutor
+from scheduler.simulation.simulate import simulate
+from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 from scheduler.workload import Workload
 

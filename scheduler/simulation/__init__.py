@@ -1,0 +1,1 @@
+"""Simulated iterations, made-up arrivals and predictions, and replicas behind a router."""
