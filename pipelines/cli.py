@@ -31,7 +31,7 @@ class Command:
     extra: str = "train"
     """Extra of the distribution that has what it imports."""
     writes_file: bool = False
-    """Whether --out is a file; else it is a folder."""
+    """Whether --out is a file; otherwise it is a folder."""
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -94,7 +94,7 @@ COMMANDS: Mapping[str, Command] = {
 }  # fmt: skip
 DESCRIPTION = (
     "Length-aware scheduling for LLM serving: train a predictor of lower bounds on response length, export it, and "
-    "evaluate it with the Amin policy beside every other."
+    "evaluate it with the Amin policy and every other."
 )
 EXIT_CODES = (
     "Exit codes: 0 done, 2 bad usage or bad input (one line says where), 130 and 143 interrupted, 1 anything else."

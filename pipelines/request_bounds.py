@@ -38,7 +38,7 @@ class RequestBounds:
 
     @classmethod
     def read(cls, path: Path, model: str | None, tau: float) -> "RequestBounds":
-        """Return those of a run folder or an export, which then predicts on one thread, beside the engine.
+        """Return those of a run folder or an export, which then predicts on one thread, next to the engine.
 
         Raises:
             InputError: There is no predictor, or as in the constructor.

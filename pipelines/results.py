@@ -23,7 +23,7 @@ MEASURED = (
     "arrival_time", "admission_time", "first_token_time", "finish_time", "output_len", "num_evictions",
     "num_recomputed_tokens",
 )  # fmt: skip
-"""Columns of `requests.parquet` beside policy, seed and request_id: latencies follow from them."""
+"""Columns of `requests.parquet` after policy, seed and request_id: latencies follow from them."""
 
 
 @dataclass(frozen=True, slots=True)

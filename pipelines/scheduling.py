@@ -1,4 +1,4 @@
-"""`scheduling.json`: what `amin tune` chose for a policy, beside the predictor that it was chosen with."""
+"""`scheduling.json`: what `amin tune` chose for a policy, in the folder of the predictor that it was chosen with."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Serve an exported predictor over HTTP, beside an engine."""
+"""Serve an exported predictor over HTTP, next to an engine."""
 
 import os
 import signal

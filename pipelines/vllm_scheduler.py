@@ -3,7 +3,7 @@
     vllm serve MODEL --scheduler-cls pipelines.vllm_scheduler.PredictingScheduler
         --additional-config '{"amin": {"predictor": "serving"}}'
 
-Further keys beside `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
+Further keys next to `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
 `timeout` (seconds), `tokenizer` (folder or hub name; by default the one vLLM uses), `state` (a file that keeps what is
 learnt from the answers over a restart). A request that brings a bound of its own keeps it.
 """

@@ -16,7 +16,7 @@ def progress_bar(label: str, unit: str, total: int | None, *, shown: bool) -> An
 
 
 def tracked(items: Iterable[Item], label: str, unit: str, total: int | None, *, shown: bool) -> Iterable[Item]:
-    """Return `items` with a progress bar beside the iteration."""
+    """Return `items` and show a progress bar meanwhile."""
     from tqdm import tqdm
 
     bar: Iterable[Item] = tqdm(

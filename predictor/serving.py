@@ -67,7 +67,7 @@ class LengthPredictor(LengthPredictorLike):
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
         `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
-        the folder names. `contexts` are what the requests say beside their prompts, one a prompt. With a `timeout` in
+        the folder names. `contexts` are what the requests say apart from their prompts, one each. With a `timeout` in
         seconds, prompts are taken in order, and those not predicted by then get the marginal predictions of the
         calibration split, which ignore the prompt (`Predictions.is_fallback`). The network is stopped in the middle of
         its work, the tokenizer only between batches.

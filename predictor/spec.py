@@ -1,4 +1,4 @@
-"""What a saved predictor states about itself beside its weights, and the predictions that follow from it."""
+"""What a saved predictor states about itself next to its weights, and the predictions that follow from it."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -206,7 +206,7 @@ class LengthPredictorLike(Protocol):
     def survivals(self, prompts: Sequence[str], contexts: Contexts = None) -> FloatArray:
         """Return the predicted survival [N, M, K+1] of N requests for every served model.
 
-        `contexts` are what the requests say beside their prompts, one a prompt; None where nothing is known.
+        `contexts` are what the requests say apart from their prompts, one a prompt; None where nothing is known.
         """
 
     def survival(self, prompts: Sequence[str], model: str | None = None, contexts: Contexts = None) -> FloatArray:
@@ -225,7 +225,7 @@ class LengthPredictorLike(Protocol):
         """Return lower bounds reached with probability >= 1 - tau, medians and survival of N prompts, in tokens.
 
         `model` is a served model that the predictor knows, or `average` for one it does not; default: the one that
-        `spec` names. `contexts` are what the requests say beside their prompts, one a prompt.
+        `spec` names. `contexts` are what the requests say apart from their prompts, one a prompt.
 
         Raises:
             InputError: `tau` is outside (0, 1) or finer than the calibration split supports, or `model` is unknown.

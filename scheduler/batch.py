@@ -102,7 +102,7 @@ class RunningBatch:
 
         Args:
             num_iterations: How many, at least 1, each giving a token to every request but those `stalled`.
-            stalled: Only beside a single iteration.
+            stalled: Only with a single iteration.
         """
         clock, size, blocks = self.clock, self._block_size, self.next_blocks
         if size == 1:

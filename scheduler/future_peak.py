@@ -9,10 +9,10 @@ from scheduler.kv_cache import Ints, KvCache
 class FuturePeak:
     """Blocks in use by coming iteration; a request is taken to hold one more token in each, and to end by estimate.
 
-    A request fits beside the others if no iteration in which it runs needs more blocks than the cache has: algorithm
-    MC-SF (arXiv 2502.07115), whose check at the completions is the same, since between two completions every request
-    only grows. Adding, removing and checking a request each cost one vector operation over its remaining tokens,
-    however many run.
+    A request fits next to the others if no iteration in which it runs needs more blocks than the cache has. This is
+    algorithm MC-SF (arXiv 2502.07115). MC-SF checks at the completions only, which is the same: between two
+    completions every request only grows. Adding, removing and checking a request each cost one vector operation over
+    its remaining tokens, however many run.
 
     A request that has outlived its estimate is in no coming iteration; the caller counts what it holds in the next one.
     """
@@ -72,7 +72,7 @@ class FuturePeak:
             used -= self._blocks[offset + clock + 1 : offset + end + 1]
 
     def try_add(self, index: int, clock: int, held: int, remaining: int, common: int = 0) -> int:
-        """Add a request if it fits beside the others and return 0; else return how long it surely will not fit.
+        """Add a request if it fits next to the others and return 0, or else return how long it surely will not fit.
 
         As time passes and nothing is added or removed, a waiting request needs less in a given iteration, since it
         would start later: the iteration that is too full now stays so until the request has shrunk by the excess, or

@@ -16,7 +16,7 @@ T_QUANTILES = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""The .975 quantile of Student's t with 1, 2, ... 30 degrees of freedom."""
+"""The 0.975 quantile of Student's t with 1, 2, ... 30 degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)

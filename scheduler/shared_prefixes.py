@@ -13,7 +13,7 @@ class SharedPrefixes:
     when a request is admitted, for its whole stay. One that was admitted before a second came keeps paying for its own
     blocks, so that at most one copy of a prefix is counted twice, and only until that request ends.
 
-    A block is named by all the tokens up to its end, so that whoever begins with it also begins with the blocks before
+    A block is named by all the tokens up to its end: a prompt that begins with it also begins with the blocks before
     it. Counts therefore never rise along a prefix, and where they fall below a number is found by bisection.
     """
 

@@ -28,7 +28,7 @@ MOST_LOAD = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A policy beside fcfs on the same requests.
+    """A policy compared with fcfs on the same requests.
 
     Attributes:
         mean: Of each figure of `KEPT` over the seeds.
@@ -62,7 +62,7 @@ def compare(
     seeds: Sequence[int],
     done: Callable[[], object],
 ) -> dict[str, Compared]:
-    """Return every policy beside fcfs, which is the first.
+    """Return every policy compared with fcfs, which is the first.
 
     Args:
         policies: Besides fcfs.

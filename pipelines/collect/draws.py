@@ -22,7 +22,7 @@ class Collected:
 
     Going on from it leaves the lengths distributed as without an interruption. To drop the answers that had not ended
     and draw them afresh would not: those are the long ones. So they are continued, or where they cannot be, as on a
-    server, they stay as cut and another answer is drawn beside each.
+    server, they stay as cut and another answer is drawn for each.
 
     Attributes:
         ended: Answers that ended or reached the cap.
@@ -44,7 +44,7 @@ class Collected:
 
 
 class PartialFile:
-    """What an interrupted call left beside its records."""
+    """What an interrupted call left next to its records."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """Name the file for records `out`, made with `settings`."""

@@ -49,7 +49,7 @@ def prepare(
         kept: `output_lens` and `reference` of an interrupted evaluation, or None.
 
     Raises:
-        InputError: A file, option or prompt that the user can mend.
+        InputError: A file, option or prompt that the user can fix.
     """
     bounds = RequestBounds.read(settings.predictor, settings.predictor_model, settings.tau or DEFAULT_TAU)
     given = select_rows(settings.prompts, settings.model, settings.split)[: settings.limit]

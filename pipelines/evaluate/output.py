@@ -94,7 +94,7 @@ def _with_predictions(runs: Sequence[MeasuredRun]) -> MeasuredRun:
 
 
 def _bounds_and_lens(case: Case, runs: Sequence[MeasuredRun]) -> tuple[list[int], list[int]]:
-    """Return the lower bounds and, beside them, the reference lengths or those of the first run."""
+    """Return the lower bounds, and the reference lengths or those of the first run."""
     bounds = [request.output_len_lower_bound for request in case.requests]
     if case.output_lens is not None:
         return bounds, case.output_lens

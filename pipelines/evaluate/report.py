@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens from disk; the figures also lie beside it as PNG."""
+"""`report.html`: one file that opens from disk; the figures are also next to it as PNG."""
 
 import base64
 from collections.abc import Mapping, Sequence

@@ -54,7 +54,7 @@ def _factor(ratio: float, width: float | None = None) -> str:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know beside the summary: where it does not help, and what the figures rest on."""
+    """Return what a reader must know with the summary: where it does not help, and what the figures rest on."""
     mean = {name: entry["mean"] for name, entry in results["policies"].items()}
     lines = []
     if "fcfs" in mean:

@@ -1,1 +1,1 @@
-"""Where results go: the rule for --out, folders to work in beside it, streams that outlive their readers."""
+"""Where results go: the rule for --out, folders to work in next to it, streams that outlive their readers."""

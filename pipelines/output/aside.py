@@ -1,4 +1,4 @@
-"""Folders to work in beside a target: locked while their process lives, then put in its place, or swept up later."""
+"""Folders to work in next to a target: locked while their process lives, then put in its place, or swept up later."""
 
 import ctypes
 import errno
@@ -102,7 +102,7 @@ def _remove(folder: Path) -> None:
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Move `new`, which lies in a folder of `aside` beside `target`, to `target`, whole on the disk and in one step.
+    """Move `new`, which is in a folder of `aside` next to `target`, to `target`, whole on the disk and in one step.
 
     What was at `target` ends in that folder. Where a folder cannot be exchanged in one step, the old one is moved
     first, and goes back if the new one does not follow, at the latest at the next sweep.

@@ -1,4 +1,4 @@
-"""One rule for `--out`: what may be written there, by whom, and what becomes of what is there already."""
+"""One rule for `--out`: what may be written there, by which process, and what happens to what is there already."""
 
 import hashlib
 import os
@@ -92,7 +92,9 @@ def _check_kind(path: Path, option: str) -> None:
         advice = f"give {path.resolve()} if you mean that" if kind == "a symbolic link" else "give another name"
         raise InputError(f"{option}: {path} is {kind}, which stays; {advice}")
     if path.is_mount() or str(path.resolve()) in _mount_points():
-        raise InputError(f"{option}: {path} is a mount point, which cannot be replaced; give a name in it or beside it")
+        raise InputError(
+            f"{option}: {path} is a mount point, which cannot be replaced; give a name in it or next to it"
+        )
 
 
 def _mount_points() -> set[str]:

@@ -27,7 +27,7 @@ class AssessSettings:
     """Folder for assess.html and assess.json."""
     skill: Annotated[float, Range(0, 1)] | None = None
     """Share of the variance of log length that predictions explain; default: measured by a quick fit where the log has
-    prompts, else 0.4 (what our predictors reach on chats; 0: no idea, 1: perfect)."""
+    prompts, otherwise 0.4 (what our predictors reach on chats; 0: no idea, 1: perfect)."""
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
     """What numbers in the log's column of times count; default: as found and printed."""
     policy: str = "amin-survival"

@@ -56,7 +56,7 @@ class EvaluateSettings:
     max_batch_tokens: Count = 512
     """Most tokens of one iteration; longer prefills are split."""
     tau: Probability | None = None
-    """Probability that an answer is shorter than its bound; default: what --scheduling says, else 0.1."""
+    """Probability that an answer is shorter than its bound; default: what --scheduling says, otherwise 0.1."""
     scheduling: Path | None = None
     """What amin tune wrote, or its folder: the levels that policies are built with."""
     eviction: Literal["restart", "resume"] = "resume"

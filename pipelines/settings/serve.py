@@ -27,7 +27,7 @@ class ServeSettings:
     max_batch: Count = 8
     """Most prompts in one inference."""
     max_queue: Count = 256
-    """Most prompts that wait; others get the marginal bound at once."""
+    """Most prompts that wait; others get the marginal bound immediately."""
     workers: Annotated[int, Range(1, 4096)] = 2
     """Inferences at the same time, each on a core of its own."""
     threads: Annotated[int, Range(0, 4096)] = 1
@@ -37,7 +37,7 @@ class ServeSettings:
     max_prompts: Annotated[int, Range(1, 4096)] = 256
     """Most prompts in one request."""
     max_prompt_chars: Count = 20_000
-    """Longer prompts get the marginal bound at once."""
+    """Longer prompts get the marginal bound immediately."""
     max_connections: Count = 512
     """Most requests that are answered at a time, others get 503; and most open connections, idle ones end first."""
     silence: Annotated[float, Range(0.1, 3600)] = 10.0

@@ -25,7 +25,7 @@ class TuneSettings:
     worker: WorkerSettings
     """what they run on"""
     split: str | None = None
-    """Whose prompts are served, not those you report on; default: calibration where the data has splits, else all."""
+    """Whose prompts are served, not those you report on; default: calibration where the data has splits, or all."""
     model: str | None = None
     """Served model to predict for, and whose records count; default: the folder's."""
     load: Annotated[str, Metavar("X|at-once")] = "0.9"

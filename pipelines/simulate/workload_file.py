@@ -9,12 +9,12 @@ from scheduler.workload import Workload, workload_lines
 
 
 def bins_file(workload: Path) -> Path:
-    """Return where the edges of the field survival lie: beside the workload."""
+    """Return where the edges of the field survival are: next to the workload."""
     return workload.with_name(workload.name + ".bins.json")
 
 
 def write_workload(path: Path, workload: Workload) -> None:
-    """Write a line for each request (JSONL) and, where they have forecasts, the edges of their bins beside it."""
+    """Write a line for each request (JSONL) and, where they have forecasts, the edges of their bins next to it."""
     forecast = workload.requests[0].forecast
     with ExitStack() as both:
         with both.enter_context(atomic_file(path)).open("w", encoding="utf-8") as lines:

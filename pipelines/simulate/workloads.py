@@ -32,7 +32,7 @@ WITHOUT_ANYTHING = frozenset({"amin", "amin-eviction"})
 def read_base(settings: SourceSettings, kv_cache: KvCache) -> Workload:
     """Return the requests as the file has them, or made up with seed 0.
 
-    A request whose cap nobody states may use what the KV cache holds beside its prompt: a policy never sees a cap that
+    A request whose cap nobody states may use what the KV cache holds after its prompt: a policy never sees a cap that
     was made from true lengths.
 
     Raises:
@@ -40,8 +40,8 @@ def read_base(settings: SourceSettings, kv_cache: KvCache) -> Workload:
     """
     lengths, cap = made_up(settings.workload), settings.max_new_tokens or MAX_TOKENS
     if lengths is None:
-        beside = Path(f"{settings.workload}.bins.json")  # as amin predict and amin evaluate write it
-        bins = beside if settings.bins is None and beside.is_file() else settings.bins
+        default = Path(f"{settings.workload}.bins.json")  # as amin predict and amin evaluate write it
+        bins = default if settings.bins is None and default.is_file() else settings.bins
         workload, report = read_trace(Path(settings.workload), cap, _edges(bins), settings.time_unit)
         print(report.line())
     else:

@@ -1,4 +1,4 @@
-"""`make bench`: how fast policies decide and the simulator runs, beside NVIDIA Dynamo's mocker if it is installed."""
+"""`make bench`: how fast policies decide and the simulator runs, next to NVIDIA Dynamo's mocker if it is installed."""
 
 import argparse
 import json
@@ -170,7 +170,7 @@ def outcome(result: RunResult) -> dict[str, float]:
 
 
 def beside_mocker(python: Path, workload: Workload, worker: Worker, repeats: int) -> list[dict[str, Any]]:
-    """Return per engine the mocker's figures beside ours, iterations of 10 ms on both sides.
+    """Return per engine the mocker's figures and ours, iterations of 10 ms on both sides.
 
     The mocker's engines know each output length and take it for max_new_tokens; so do our policies here.
     """
@@ -201,7 +201,7 @@ def beside_mocker(python: Path, workload: Workload, worker: Worker, repeats: int
 
 
 def million(name: str, count: int) -> dict[str, Any]:
-    """Return time and peak memory of a run of `count` requests at load .9, in this process."""
+    """Return time and peak memory of a run of `count` requests at load 0.9, in this process."""
     started = time.perf_counter()
     workload = lmsys_workload(count, load=0.9)
     made = time.perf_counter()
@@ -280,7 +280,7 @@ def _measure(args: argparse.Namespace, count: int) -> dict[str, Any]:
         results["million"].append(
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         )
-    print(f"\n{count} LMSYS-shaped requests, Poisson arrivals at load .9, M = 16,492")
+    print(f"\n{count} LMSYS-shaped requests, Poisson arrivals at load 0.9, M = 16,492")
     _show(results["million"], ("policy", "seconds_to_simulate", "peak_gib", "mean_latency", "num_evictions"))
     sizes = [int(n * args.scale) for n in (1_000, 3_000, 10_000, 30_000, 100_000)]
     results["cost_by_waiting"] = cost_by_waiting(("fcfs", "amin", "amax", "svf"), [n for n in sizes if n >= 100])

@@ -18,12 +18,12 @@ A100 = CostModel(0.010, 1.0e-4, 2.0e-5, 8.2e-8)
 a token (Llama-3.1-8B) read at 80 % of 2.0 TB/s, 16 GFLOP a prefill token at half of 312 TFLOP/s, 20 us a request."""
 ABLATION: Mapping[str, Mapping[str, Any]] = {
     "amin-survival": {},
-    "pack at .1": {"pack_level": 0.1},
-    "pack at .5": {"pack_level": 0.5},
-    "pack at .75": {"pack_level": 0.75},
+    "pack at 0.1": {"pack_level": 0.1},
+    "pack at 0.5": {"pack_level": 0.5},
+    "pack at 0.75": {"pack_level": 0.75},
     "no reserve": {"reserve_sd": 0.0},
-    "reserve .3 sd": {"reserve_sd": 0.3},
-    "reserve .6 sd, no limit": {"max_reserve": 0.9},
+    "reserve 0.3 sd": {"reserve_sd": 0.3},
+    "reserve 0.6 sd, no limit": {"max_reserve": 0.9},
     "reserve 1.2 sd, no limit": {"reserve_sd": 1.2, "max_reserve": 0.9},
     "reserve 2.4 sd, no limit": {"reserve_sd": 2.4, "max_reserve": 0.9},
     "tail 0": {"tail": 0.0},

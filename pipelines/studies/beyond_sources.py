@@ -104,7 +104,7 @@ def changed(workload: Workload, wrong: Workload | None, variant: Variant, seed: 
 
 
 def with_upper_bounds(workload: Workload) -> Workload:
-    """Return the workload with the forecast's .95 quantile as the upper bound of every request, for `amax`."""
+    """Return the workload with the forecast's 0.95 quantile as the upper bound of every request, for `amax`."""
     requests = []
     for request in workload.requests:
         upper = min(request.max_new_tokens, int(request.forecast_or_bounds().quantile(UPPER_LEVEL)))
@@ -113,7 +113,7 @@ def with_upper_bounds(workload: Workload) -> Workload:
 
 
 def with_forecast(requests: Sequence[Request], lens: Sequence[int], kind: str, tau: float) -> list[Request]:
-    """Return the requests with another forecast, and the bounds that it gives (quantiles tau, .5 and .95)."""
+    """Return the requests with another forecast, and the bounds that it gives (quantiles tau, 0.5 and 0.95)."""
     edges = requests[0].forecast_or_bounds().edges
     mean = np.mean([request.forecast_or_bounds().survival for request in requests], axis=0)
     changed = []

@@ -104,16 +104,16 @@ def _variants(cells: Sequence[Cell]) -> str:
 
 
 def _goals(cells: Sequence[Cell]) -> str:
-    """Return the goals of the issue beside what was measured, with the half width of the interval."""
+    """Return the goals of the issue next to what was measured, with the half width of the interval."""
     found = {cell["load"]: cell["variants"][OURS] for cell in cells}
     goals = [
-        (None, "to_hindsight", "at once: mean latency / hindsight", "<= .80"),
+        (None, "to_hindsight", "at once: mean latency / hindsight", "<= 0.80"),
         (None, "to_bound", "at once: mean latency / volume bound", "<= 1.35"),
-        (None, "evictions_per_request", "at once: evictions a request", "<= .5"),
-        (0.95, "to_hindsight", "load .95: mean latency / hindsight", "<= 1.0"),
-        (0.95, "gain_over_fcfs", "load .95: gain over fcfs", ">= 1.4"),
-        (0.95, "p99_to_fcfs", "load .95: p99 / fcfs", "<= 1.10"),
-        (0.95, "recomputed_share", "load .95: recomputed", "<= .05"),
+        (None, "evictions_per_request", "at once: evictions a request", "<= 0.5"),
+        (0.95, "to_hindsight", "load 0.95: mean latency / hindsight", "<= 1.0"),
+        (0.95, "gain_over_fcfs", "load 0.95: gain over fcfs", ">= 1.4"),
+        (0.95, "p99_to_fcfs", "load 0.95: p99 / fcfs", "<= 1.10"),
+        (0.95, "recomputed_share", "load 0.95: recomputed", "<= 0.05"),
     ]
     rows = [[text, goal, _figure(found[load], key, width=True)] for load, key, text, goal in goals if load in found]
     return markdown(["figure", "goal", "measured"], rows)

@@ -1,4 +1,4 @@
-"""Simulated engines beside AISimulate's, on the same traces and clocks, while the KV cache is oversubscribed.
+"""Simulated engines compared with AISimulate's, on the same traces and clocks, while the KV cache is oversubscribed.
 
 python -m pipelines.studies.fidelity --out fidelity --python .venv-aisimulate/bin/python
 """

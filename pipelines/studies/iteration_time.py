@@ -1,4 +1,4 @@
-"""What an iteration of the engine costs beside the model's own forward pass on as many tokens.
+"""What an iteration of the engine costs on top of the model's own forward pass on as many tokens.
 
     python -m pipelines.studies.iteration_time --out iteration_time.json
 

@@ -1,4 +1,4 @@
-"""What small predictors cost and lose: time of a prediction at batch 1 on one thread, beside quality and size."""
+"""What small predictors cost and lose: time of a prediction at batch 1 on one thread, with quality and size."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from predictor.spec import LengthPredictorLike
 
 NUM_WARM_UP = 20
-# The goal, beside the first predictor measured: milliseconds, and pinball loss as a ratio.
+# The goal, compared with the first predictor measured: milliseconds, and pinball loss as a ratio.
 GOAL_P50, GOAL_P99, GOAL_PINBALL = 3.0, 10.0, 1.03
 
 
@@ -27,7 +27,7 @@ GOAL_P50, GOAL_P99, GOAL_PINBALL = 3.0, 10.0, 1.03
 class Measured:
     """One predictor: times of `predict` for one prompt in milliseconds, and its quality, all served models pooled.
 
-    The time on the clock is also that of whoever shares the processor; `cpu_*` is that of this process alone.
+    The time on the clock includes other processes on the processor; `cpu_*` is that of this process alone.
     """
 
     name: str

@@ -165,7 +165,7 @@ def latency(rows: Sequence[Row]) -> bytes:
 
 
 def ratio(rows: Sequence[Row]) -> bytes:
-    """Return the largest ratio to hindsight over the family's parameter, against alpha, beside the paper's bounds."""
+    """Return the largest ratio to hindsight over the family's parameter, against alpha, with the paper's bounds."""
     figure, panels = _axes(len(PAPER_BOUNDS))
     for axes, (family, bound) in zip(panels, PAPER_BOUNDS.items(), strict=True):
         curves = _curves(rows, "ratio", family)

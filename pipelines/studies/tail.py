@@ -116,7 +116,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every point; write OUT/tail.json, tail.md and tail.png."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.studies.tail", description=__doc__)
-    parser.add_argument("workload", type=Path, help="file of amin predict --workload, its bins beside it")
+    parser.add_argument("workload", type=Path, help="file of amin predict --workload, with its bins next to it")
     parser.add_argument("--kv-budget", type=int, default=16_492)
     parser.add_argument("--load", type=float, default=0.95)
     parser.add_argument("--requests", type=int, default=2000, help="of a run; drawn with replacement, by seed")

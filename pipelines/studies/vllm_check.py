@@ -5,7 +5,7 @@
 in-process, then through the OpenAI-compatible server.
 
 Every request arrives at once, so that there is a standing queue; decoding is greedy in single precision, so that the
-tokens must be the same whoever schedules. The reference is vLLM with room for everything. The bounds are made up from
+tokens must be the same under every policy. The reference is vLLM with room for everything. The bounds are made up from
 the reference lengths, as a predictor of middling quality would give them; `no bounds` sends none, so that vLLM decides,
 nor does `predicted`, where the scheduler predicts at arrival with `--predictor`.
 """
@@ -203,7 +203,7 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> bytes:
 
 
 def made_up_bounds(output_lens: Sequence[int], rng: np.random.Generator) -> list[dict[str, int]]:
-    """Return a lower bound of half to all of each length, and a prediction of .7 to 1.4 times it."""
+    """Return a lower bound of half to all of each length, and a prediction of 0.7 to 1.4 times it."""
     lens = np.asarray(output_lens)
     lower = np.maximum(1, lens * rng.uniform(0.5, 1.0, len(lens))).astype(int).tolist()
     prediction = np.maximum(1, lens * rng.uniform(0.7, 1.4, len(lens))).astype(int).tolist()

@@ -116,7 +116,7 @@ def print_groups(groups: dict[str, dict[str, Any]]) -> None:
 
 
 def print_table(metrics: dict[str, Any], tau: float) -> None:
-    """Print the predictor beside the baselines, for each served model; pinball in tokens."""
+    """Print the predictor next to the baselines, for each served model; pinball in tokens."""
     print(f"\ntest split, tau {tau} (target coverage {1 - tau:.2f}); pinball in tokens;")
     print("ceiling: kendall tau of one draw against the mean of the prompt's others")
     width = max(22, *(len(model) + 2 for model in metrics["models"]))

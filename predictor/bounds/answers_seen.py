@@ -19,13 +19,13 @@ class Entry:
     """Predicted, [K+1]; None where there was no prediction, and once the answer has ended."""
     tokens: int = 0
     score: float = 0.0
-    """Predicted P(length <= tokens): of all tokens once it has ended, else of those out so far."""
+    """Predicted P(length <= tokens): of all tokens once it has ended, before that of those out so far."""
     is_heard: bool = False
     has_ended: bool = False
     is_cut: bool = False
     has_score: bool = False
     has_missed: bool | None = None
-    """Whether it missed its bound, where nothing else of its score is known."""
+    """Whether it missed its bound, if that is all that is known of its score."""
 
 
 def place_of_change(newest_first: Sequence[Entry], is_beyond: BoolArray, tau: float, least: int) -> int:

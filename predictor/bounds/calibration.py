@@ -37,9 +37,9 @@ class ConformalTable:
     ) -> "ConformalTable":
         """Return the table of one array of scores (its draws) per prompt.
 
-        `weights` are those of the draws (`predictor.bounds.censoring.complete_weights`); what they lack to one a prompt
-        lies at the largest score. Long tables are thinned: neighbours join under their smallest score, which can only
-        lower a threshold.
+        `weights` are those of the draws (`predictor.bounds.censoring.complete_weights`). Where a prompt sums to less
+        than 1, the rest is put at the largest score. Long tables are thinned: neighbours join under their smallest
+        score. That can only lower a threshold.
         """
         if not scores:
             raise InputError("calibration split: 0 prompts; add prompts or change the split fractions")
@@ -67,7 +67,7 @@ class ConformalTable:
         if allowed < -1e-9:
             needed = required_prompts(tau)
             raise InputError(
-                f"tau: {tau} needs at least {needed} calibration prompts, there are {self.num_prompts}; "
+                f"tau: {tau} needs at least {needed} calibration prompts, only {self.num_prompts} available; "
                 "give more data or a larger tau"
             )
         first = bisect_right(self.cumulated, allowed + 1e-7)

@@ -24,7 +24,7 @@ def survival_from_hazard_logits(logits: npt.ArrayLike) -> FloatArray:
 
 
 def cdf(bins: LengthBins, survival: FloatArray, lengths: npt.ArrayLike) -> FloatArray:
-    """Return P(length <= x) for `lengths` in tokens, shape [N] or [N, M] beside survival [N, K+1]."""
+    """Return P(length <= x) for `lengths` in tokens, shape [N] or [N, M] with survival [N, K+1]."""
     edges = bins.as_array()
     x = np.asarray(lengths, dtype=np.float64)
     columns = x[:, None] if x.ndim == 1 else x

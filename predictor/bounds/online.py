@@ -41,9 +41,9 @@ class OnlineCalibration:
     that left) as longer than they were: the product-limit estimate (Kaplan and Meier 1958) of each table. Short answers
     finish first; finished ones alone look shorter than the traffic is, and after each burst pull the bounds down.
 
-    **In the order of issue.** The window begins at an issue, not at an end, and holds whoever was issued since, running
-    or not. So it was chosen without looking at lengths. A request of which nothing is heard holds nothing back: until
-    it is as old as the oldest finished one it counts as running at a slow pace, then it leaves.
+    **In the order of issue.** The window begins at an issue, not at an end. It holds all that was issued since,
+    running or not. So it was chosen without looking at lengths. A request that reports nothing holds nothing back: it
+    counts as running slowly until it is as old as the oldest finished one, then it leaves.
 
     **From the shipped table to the refitted one by weight**: with n answers that ended or reached the level the
     refitted one has min(1, n / 300)^2.

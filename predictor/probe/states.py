@@ -19,7 +19,7 @@ HalfArray = npt.NDArray[np.float16]
 POSITIONS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Tokens out when a state is kept: log-spaced, as lengths are."""
 WINDOW = 16
-"""States whose mean is kept beside the last one: with it the order of remaining lengths is clearly better."""
+"""States whose mean is kept along with the last one: it clearly improves the order of remaining lengths."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a request says beside the text of its prompt, as numbers that the network reads."""
+"""What a request says apart from the text of its prompt, as numbers that the network reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ MAX_TEMPERATURE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request says beside its prompt; None where it is not known, which is not the same as 0 or False.
+    """What a request says apart from its prompt. None means not known, which is not the same as 0 or False.
 
     Counts are checked when it is made: InputError names the field that is negative, not finite or of another type.
     """
@@ -75,7 +75,7 @@ CONTEXT_NAMES = (
 def context_features(contexts: Sequence[RequestContext]) -> FloatMatrix:
     """Return the features [N, C] of N requests in the order of `CONTEXT_NAMES`.
 
-    Each value has a column beside it that is 1 where it is known; an unknown value is 0 in both.
+    Each value is followed by a column that is 1 where it is known; an unknown value is 0 in both.
     """
     rows = [_features(context) for context in contexts]
     return np.asarray(rows, dtype=np.float32).reshape(len(rows), len(CONTEXT_NAMES))

@@ -1,6 +1,6 @@
 """Features of a prompt's text in plain Python: its shape, the size it asks for, and the words that say what it wants.
 
-They stand beside the encoder in the network, which scales them; the encoder alone sees neither counts nor numbers well,
+They go into the network next to the encoder, which scales them; the encoder alone sees neither counts nor numbers well,
 nor the middle of a long prompt.
 """
 
@@ -103,7 +103,7 @@ _ACT_PLACES, _SUBJECT_PLACES = _places(_ACTS), _places(_SUBJECTS)
 
 
 def _groups(words: Iterable[str], places: Mapping[str, Sequence[int]], num_groups: int) -> list[float]:
-    """Return 1 for each group that has one of `words`, else 0."""
+    """Return 1 for each group that has one of `words`, 0 for the others."""
     found = [0.0] * num_groups
     for word in words:
         for place in places.get(word, ()):

@@ -57,7 +57,7 @@ _COUNTED_BY_A = {"sentence": "sentences", "paragraph": "paragraphs"}
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A count of units that an answer is to have; `direction` is +1 for at least, -1 for at most, else 0."""
+    """A count of units that an answer is to have; `direction` is +1 for at least, -1 for at most, 0 for neither."""
 
     unit: str
     count: float
@@ -231,7 +231,7 @@ def _joined_number(text: str) -> float:
 
 
 def _chosen(amounts: Sequence[Amount]) -> Amount | None:
-    """Return the amount that decides: of those asked for, else of all, the longest."""
+    """Return the amount that decides: the longest of those asked for, or of all if none is."""
     asked = [amount for amount in amounts if amount.is_asked]
     told = [amount for amount in amounts if amount.unit in TOLD_UNITS or amount.count >= MIN_TOLD_COUNT]
     return max(asked or told, key=lambda amount: amount.tokens, default=None)

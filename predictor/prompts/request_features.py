@@ -1,4 +1,4 @@
-"""All features of a request beside its tokens and terms: its text's, the length it asks for, and its context."""
+"""All features of a request apart from its tokens and terms: its text's, the length it asks for, and its context."""
 
 from collections.abc import Sequence
 

@@ -29,7 +29,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        raise InputError(f"{path}: no such file; a predictor needs its tokenizer.json beside it")
+        raise InputError(f"{path}: no such file; a predictor needs its tokenizer.json next to it")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -89,7 +89,7 @@ def encode_prompts(
     """Return the prompts as token ids, special ones included and at most `max_tokens` each, with features and terms.
 
     `terms` are the known ones, in increasing order; an array of them saves the time of making one. `contexts` are what
-    the requests say beside their prompts.
+    the requests say apart from their prompts.
 
     Raises:
         InputError: `prompts` are not a sequence of strings, or there are not as many contexts.
@@ -111,7 +111,7 @@ def _encoded(tokenizer: "Tokenizer", prompts: Sequence[str]) -> list[list[int]]:
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
     except BaseException as error:
-        # A panic of the Rust code is no Exception: whoever predicts beside other work would end by it.
+        # A panic of the Rust code is no Exception: it would end a thread that predicts.
         if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"the tokenizer panics: {error}") from None

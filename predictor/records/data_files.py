@@ -8,7 +8,7 @@ from predictor.records.row_files import SUFFIXES
 from predictor.records.text_files import COMPRESSIONS, kind_of
 
 MAGIC = frozenset("*?[")
-_ASIDE = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})  # what `datasets` writes beside the rows
+_ASIDE = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})  # what `datasets` writes next to the rows
 
 
 @dataclass(frozen=True, slots=True)

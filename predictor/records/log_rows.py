@@ -54,7 +54,7 @@ def our_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unfolded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row with those of its request and of its answer beside them."""
+    """Return the fields of a row along with those of its request and of its answer."""
     request = _first_object(fields, _REQUESTS)
     is_log = bool(request)
     request = {**request, **_object(request.get("body"))} if "body" in request else request

@@ -31,7 +31,7 @@ class Records:
     that the length is only a lower limit. `datasets` is a group for reporting, "" where none is known; `models`
     likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
     will be served, so that what is measured on them holds for that log only. `num_prompt_tokens` are the served
-    model's, as given, None where a row has none. `contexts` are what the requests said beside their prompts,
+    model's, as given, None where a row has none. `contexts` are what the requests said apart from their prompts,
     `arrival_times` in seconds (since 1970 where the data has dates), `groups` what belongs together (a job, a session);
     None where no row says so.
     """

@@ -1,4 +1,4 @@
-"""What a request says beside its prompt, read alike from the row of a log and from the body of an API."""
+"""What a request says apart from its prompt, read alike from the row of a log and from the body of an API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -20,7 +20,7 @@ Item = tuple[int, dict[str, Any]]
 
 
 def iter_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[Item]:
-    """Yield (number, fields) of each row, numbers from 1; in lines of text the number is the line, else the place.
+    """Yield (number, fields) of each row, numbers from 1; in lines of text the number is the line, otherwise the place.
 
     Parquet and arrow are told by the suffix, in any case. In text, compressed (.gz, .zst, .bz2) or not, the first
     character shows an array or an object, and the suffix decides between a table and JSON lines.

@@ -96,7 +96,7 @@ class Row:
         return kept if len(kept) > 1 else None
 
     def context(self) -> RequestContext:
-        """Return what the request said beside its prompt."""
+        """Return what the request said apart from its prompt."""
         field = next((name for name in CONVERSATIONS if isinstance(self.fields.get(name), list)), None)
         turns = None if field is None else self.turns(field)
         return request_context(self.fields, None if turns is None else turns[: run_start(turns, prompt_end(turns))])

@@ -22,7 +22,7 @@ _SINCE_1970 = (("ns", 1e18), ("us", 1e15), ("ms", 1e12), ("s", 1e9))
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Times in ticks, shape [n], from 1970 on where `since_1970`, else from a start that the file does not tell."""
+    """Times in ticks, shape [n], from 1970 on where `since_1970`, or from a start that is not known."""
 
     ticks: Floats
     unit: str

@@ -1,1 +1,1 @@
-"""The HTTP server beside an engine."""
+"""The HTTP server next to an engine."""

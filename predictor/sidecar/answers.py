@@ -33,13 +33,13 @@ class SidecarSettings:
     max_batch: int = 8
     """Most prompts in one inference."""
     max_queue: int = 256
-    """Most prompts that wait; further ones get the marginal bound at once."""
+    """Most prompts that wait; further ones get the marginal bound immediately."""
     num_workers: int = 1
     """Inferences at the same time, each on a thread of its own."""
     max_prompts: int = 256
     """Most prompts in one request."""
     max_prompt_chars: int = 20_000
-    """Prompts with more characters get the marginal bound at once: reading them would hold up the others."""
+    """Prompts with more characters get the marginal bound immediately: reading them would hold up the others."""
     max_body_bytes: int = 1 << 20
     """Largest request body."""
     body_timeout: float = 10.0

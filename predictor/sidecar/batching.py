@@ -38,7 +38,7 @@ class Batcher(Generic[Item, Row]):
     """Predicts prompts in batches on worker threads; for use inside one event loop.
 
     Earliest deadline first, as long as all that wait can be in time by the recent speed. Where they cannot, newest
-    first, and whoever would be late behind those is told at once: in an overload the oldest have the least time left,
+    first, and those who would be late are told immediately: in an overload the oldest have the least time left,
     and work spent on them comes too late, so that in the end nobody would be in time.
 
     The work of a batch is its largest prompt's size times its prompts, since all are padded to that size. On a CPU work
@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Row]):
     ) -> None:
         """`predict` maps N prompts to N predictions; `size` is what a prompt costs apart, at least 1.
 
-        With `num_workers` above 1, `predict` is called from several threads at once. `on_batch` is told the prompts and
+        With `num_workers` above 1, `predict` is called from several threads. `on_batch` is told the prompts and
         the seconds of each batch.
         """
         if min(max_batch, max_queue, num_workers) < 1:
@@ -134,7 +134,7 @@ class Batcher(Generic[Item, Row]):
             item.answer.set_result(reason)
 
     def _shed_late(self, now: float) -> None:
-        """Tell those at once who would be late; the newest one is left to an idle worker."""
+        """Answer immediately where a deadline would be missed; the newest one is left to an idle worker."""
         if self._are_in_time(self._waiting, now):
             return
         newest_first = sorted(self._waiting, key=_arrival, reverse=True)

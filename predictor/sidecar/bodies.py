@@ -23,7 +23,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(model: type[Body], content: bytes) -> Body | JSONResponse:
-    """Return the body, or the response that says what is wrong with it: 400 for what is no JSON, else 422."""
+    """Return the body, or the response that says what is wrong with it: 400 for what is no JSON, 422 for the rest."""
     if len(content) <= _SMALL:
         return _read(model, content)
     return await asyncio.get_running_loop().run_in_executor(_PARSER, _read, model, content)

@@ -1,4 +1,4 @@
-"""Connections of the server: silent ones end, and idle ones make room, so that whoever asks is heard."""
+"""Connections of the server: silent ones end, and idle ones make room for clients that ask."""
 
 import asyncio
 import errno

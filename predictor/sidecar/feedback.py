@@ -91,7 +91,7 @@ class FeedbackLedger:
         self._calibrations: dict[str, OnlineCalibration] = {}
         self._tracks: dict[TrackKey, Track] = {}
         self._predictions: OrderedDict[str, _Prediction] = OrderedDict()  # least recently heard first
-        self._clients: deque[str] = deque(maxlen=_CLIENT_WINDOW - 1)  # beside the one that comes
+        self._clients: deque[str] = deque(maxlen=_CLIENT_WINDOW - 1)  # and the one that comes
 
     def __len__(self) -> int:
         return len(self._predictions)

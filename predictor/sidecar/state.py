@@ -46,7 +46,7 @@ def read_state(file: Path, spec: PredictorSpec, ledger: FeedbackLedger) -> None:
 
 
 def write_state(file: Path, spec: PredictorSpec, learnt: dict[str, Any]) -> None:
-    """Write what a ledger's `state` returned, beside the file and then in its place; OSError where it cannot."""
+    """Write what a ledger's `state` returned: next to the file, then in its place. OSError where that fails."""
     text = json.dumps({"format": _FORMAT, "predictor": fingerprint(spec), "models": learnt})
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
     try:

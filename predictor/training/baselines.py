@@ -63,7 +63,7 @@ def _draws(train: Records, max_length: int) -> tuple[FloatArray, FloatArray]:
 def _boosted(
     features: FloatArray, draws: tuple[FloatArray, FloatArray], others: Sequence[FloatArray], tau: float, seed: int
 ) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Return the predicted quantiles of log length, `tau` and .5, for each of `others`."""
+    """Return the predicted quantiles of log length, `tau` and 0.5, for each of `others`."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     predicted: list[list[FloatArray]] = []

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside their place, the one before kept until the new one is whole, read as data."""
+"""Checkpoints of a run: written next to their place, read as data; the last one stays until the new one is whole."""
 
 import io
 import os
@@ -16,7 +16,7 @@ PATHS_OF_STATE = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it, so that a kill or a full disk leaves the one before.
+    """Writes a checkpoint next to its target and renames it: a kill or a full disk leaves the one before.
 
     Lightning's own goes by way of /tmp, and where that is another file system the last step is a copy that can break.
     """

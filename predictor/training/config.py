@@ -20,9 +20,9 @@ class TrainConfig:
     model: str | None = None
     """Served model whose rows are used; without it one network learns all the served models in the data."""
     default_model: str | None = None
-    """Served model that predictions are for where none is named. Default: the only one, else average."""
+    """Served model that predictions are for where none is named. Default: the only one, or average of several."""
     encoder: str | None = None
-    """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor beside the project."""
+    """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor of the project."""
     init: str | None = None
     """Predictor to start from (a folder that amin train wrote), heads included; unknown served models start as the
     average of those it knows."""
@@ -50,7 +50,7 @@ class TrainConfig:
     num_layers: Count | None = None
     """Encoder layers kept, evenly chosen, the first and the last among them; all of them by default."""
     teacher: str | None = None
-    """Predictor whose predictions are learnt beside the draws (a run, its predictor or an export), or several with
+    """Predictor whose predictions are learnt along with the draws (a run, its predictor or an export), or several with
     commas between, whose mean is learnt: distillation."""
     teacher_share: Share = 0.5
     """Weight of the teacher's predictions; the draws have the rest."""
@@ -94,7 +94,7 @@ class TrainConfig:
     strategy: str = "auto"
     """Lightning strategy: auto, ddp, fsdp."""
     baselines: bool = True
-    """Fit the baselines and report them beside the predictor."""
+    """Fit the baselines and report them next to the predictor."""
     progress: bool = True
     """Show progress bars."""
 

@@ -1,4 +1,4 @@
-"""Heads of the network: from features of a prompt to hazard logits for every served model at once."""
+"""Heads of the network: from features of a prompt to hazard logits for all served models together."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The network: a text encoder, text features beside it, and heads that answer for every served model at once."""
+"""The network: a text encoder, text features, and heads that answer for all served models together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ MAX_SCALED_FEATURE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class NetworkShape:
-    """What decides the shapes of the weights beside the encoder."""
+    """What decides the shapes of the weights outside the encoder."""
 
     num_models: int
     num_terms: int

@@ -1,4 +1,4 @@
-"""Predictions for requests as they arrive, on a thread beside a loop: in batches, with a time limit and a fallback."""
+"""Predictions for requests as they arrive, on a thread next to a loop: in batches, with a time limit and a fallback."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ class BackgroundPredictions:
     """Holds requests back from a policy until they are predicted, or their time is up.
 
     Where a batch cannot be predicted, its requests are tried one by one; one that fails alone goes on with the fallback
-    at once, and the others with their predictions.
+    immediately, and the others with their predictions.
     """
 
     def __init__(

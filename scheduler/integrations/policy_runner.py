@@ -1,4 +1,4 @@
-"""A policy beside an engine that carries its decisions out in its own time."""
+"""A policy for an engine that carries its decisions out in its own time."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,7 +15,7 @@ class PolicyRunner:
         self.policy, self.running = policy, RunningBatch(policy.worker.kv_cache)
         self.num_evictions = 0
         self.num_outside_blocks = 0
-        """Blocks in use that the policy's requests do not hold; whoever knows of them sets it."""
+        """Blocks in use that the policy's requests do not hold; set by the engine that knows of them."""
         self._indices: dict[str, int] = {}
         self._requests: dict[int, Request] = {}
         self._kept_tokens: dict[int, int] = {}

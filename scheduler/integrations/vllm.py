@@ -40,7 +40,7 @@ SUMMARY_SECONDS = 60.0
 
 
 class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not installed where types are checked
-    """vLLM's own scheduler, shown only the waiting requests that a policy admitted, and told whom to preempt."""
+    """vLLM's own scheduler, shown only the waiting requests that a policy admitted, and told which ones to preempt."""
 
     waiting: Any
 

@@ -1,4 +1,4 @@
-"""A policy in charge of vLLM's scheduler: whom to preempt, and which waiting requests it is shown."""
+"""A policy in charge of vLLM's scheduler: which requests to preempt, and which waiting ones it is shown."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -79,7 +79,7 @@ class Governor:
         self._to_preempt.discard(request_id)
 
     def decide(self) -> list[Any]:
-        """Let the policy decide, preempt whom it evicts, and return the waiting requests that vLLM is to be shown."""
+        """Let the policy decide, preempt what it evicts, and return the waiting requests that vLLM is to be shown."""
         evicted = self.runner.follow(self._num_generated)
         self._unblock()
         self._count_outside()

@@ -35,7 +35,7 @@ class AminSurvival(Policy):
        and the share that ends below (adaptive conformal inference, arXiv 2106.00170), so that forecasts that are too
        long do not leave the cache empty, nor too short ones fill it with evictions.
     2. Reserve: an admission leaves free, in the next iteration, `reserve_sd` standard deviations of the sum of the
-       lengths that run. The requests grow into it until one ends; else they would have to evict those just let in. The
+       lengths that run. The requests grow into it until one ends; without it they would evict those just let in. The
        more of them run, and the surer their lengths, the smaller a share of the cache it is. It is never more than
        `max_reserve` of the cache, since a forecast that knows little has wide deviations.
     3. Order: ascending expected work over the rest of a life on the resource that binds (`BindingResource`), boosted
@@ -209,7 +209,7 @@ class AminSurvival(Policy):
             error = self._levels.pack_level - (num_generated < entry.first_bound)
             self._level = min(0.98, max(0.02, self._level + self._levels.adaptation * error))
         self._resource.remove(index)
-        is_queued = entry.arrival is not None and not is_running  # else it came since the last decision
+        is_queued = entry.arrival is not None and not is_running  # or it came since the last decision
         self.waiting.remove(index, is_queued=is_queued)
         if is_running:
             self._peak.finish(index)

@@ -12,10 +12,10 @@ from scheduler.batch import RunningBatch
 class LeastBoundFirst:
     """Running requests in ascending current bound; of equal ones, each is as likely to be the first.
 
-    While a request is within its bound, the bound is its current one and does not change. Once it has outlived it, the
-    current one is what it has generated, which grows at one pace for all: of those the last started comes first. So
-    requests are kept in groups, by bound or by start, and a heap of each kind of group; empty groups are dropped when
-    they come up. Where bounds rise at eviction only, nothing counts as outlived.
+    A request within its bound keeps that bound. A request that has outlived it has as its current bound the tokens
+    that it has generated. These grow by one in each iteration for all such requests, so the last started has the
+    fewest. Requests are therefore kept in groups: by bound while within it, by start afterwards. Each kind has a heap
+    of its groups; empty groups are dropped when they come up. Where bounds rise at eviction only, nothing is outlived.
     """
 
     def __init__(self, rng: np.random.Generator, *, by_token: bool) -> None:

@@ -50,7 +50,7 @@ class UniBoost(Policy):
 
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Let go of a request; learn from the length of an answer."""
-        is_queued = index not in self._new and not is_running  # else it came since the last decision
+        is_queued = index not in self._new and not is_running  # or it came since the last decision
         self.waiting.remove(index, is_queued=is_queued)
         self._resource.remove(index)
         self._boost.leave(index)

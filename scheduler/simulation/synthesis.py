@@ -58,13 +58,13 @@ def synthesize(
             "relative:X": (1-X)o and (1+X)o, X*o rounded, so that o is always inside.
             "exact": o itself.
             "noise:SIGMA" or "noise:SIGMA:TAU": a log-normal forecast of width SIGMA, whose median is o * exp(SIGMA*z),
-            z standard normal; its quantiles TAU (by default .1) and .95 are the bounds. z is symmetric, so
+            z standard normal; its quantiles TAU (by default 0.1) and 0.95 are the bounds. z is symmetric, so
             o is at least the lower bound with probability 1 - TAU (more where max_new_tokens cuts the bound to o).
         "skill:R2" or "skill:R2:TAU": a calibrated forecast that explains the share R2 of the variance of log length:
             with mean m and standard deviation S of log o, its centre is c = m + R2 (log o - m) + S sqrt(R2 (1 - R2)) z
             and its width S sqrt(1 - R2), so that log o given c is normal around c where log o is normal. A poor
             predictor so says nearly the same of all, where a poor noisy one is sure of what is wrong.
-            The prediction is the median of such a forecast, else the middle of the bounds.
+            The prediction is the median of such a forecast, or the middle of the bounds without one.
         rng: For noise.
         edges: Length bins on which requests get their noisy forecast, shape [num_bins + 1]; by default they get none.
 
@@ -119,7 +119,7 @@ def lmsys_shaped(count: int, rng: np.random.Generator) -> Lengths:
     """Return prompt and output lengths in tokens, shaped like chats of LMSYS-Chat-1M, each of shape [count].
 
     Outputs: a mixture of four log-normals, rounded and clipped to 1..511, fitted by maximum likelihood to vicuna-13b's
-    85,482 answers (its distribution function is within .016 of theirs; deciles 14 29 56 96 139 198 268 324 388 against
+    85,482 answers (its distribution function is within 0.016 of theirs; deciles 14 29 56 96 139 198 268 324 388 against
     13 31 57 95 140 201 263 325 397). Prompts: an assumption, not a fit: log-normal with median 40, mean about 100, cut
     at 2,000, and independent of the outputs.
     """

@@ -142,7 +142,7 @@ def test_the_old_folder_comes_back_where_the_new_one_does_not_follow(
 def test_a_set_of_files_is_new_or_without_the_one_that_states_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So nobody reads old results beside new rows."""
+    """So nobody reads old results next to new rows."""
 
     def write_both(text: str) -> None:
         with atomic_files(tmp_path, "results.json") as new:
@@ -189,7 +189,7 @@ def test_a_full_disk_is_named_by_the_output(raised: Exception, tmp_path: Path) -
 
 
 def test_a_long_name_is_as_good_as_a_short_one(tmp_path: Path) -> None:
-    """255 bytes, the most there is: what is made beside it has a name of its own."""
+    """255 bytes, the most there is: what is made next to it has a name of its own."""
     write_json(tmp_path / ("n" * 250 + ".json"), 1)
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -68,7 +68,7 @@ def test_a_limit_on_the_answer_is_a_whole_number_of_at_least_one(length_predicto
 
 
 def test_a_limit_in_the_middle_keeps_what_was_predicted(length_predictor: LengthPredictor) -> None:
-    """20,000 prompts in .2 s: the first rows are predicted, the rest are marginal, and it is over soon after."""
+    """20,000 prompts in 0.2 s: the first rows are predicted, the rest are marginal, and it is over soon after."""
     prompts = PROMPTS * 500
     start = time.perf_counter()
     predictions = length_predictor.predict(prompts, timeout=0.2)

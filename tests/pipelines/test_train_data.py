@@ -23,7 +23,7 @@ def test_what_a_served_model_always_says_is_left_out() -> None:
 
 
 def test_what_varies_within_a_served_model_stays() -> None:
-    """Also where another model always says the same; the fixed fields beside it go."""
+    """Also where another model always says the same; the fixed fields next to it go."""
     given = tuple(RequestContext(temperature=1.0, num_tools=count) for count in (0, 3, 1, 1))
     kept = without_constant_contexts(records_of(given)).contexts
     assert kept == tuple(RequestContext(num_tools=count) for count in (0, 3, 1, 1))

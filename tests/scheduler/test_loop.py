@@ -212,7 +212,7 @@ def test_a_bound_never_falls_and_an_eviction_raises_it_to_what_was_generated(
 
 
 def test_a_schedule_worked_by_hand() -> None:
-    """Of two requests of 3 tokens in a cache of 4 Amin evicts one after two tokens, and restarts it at once."""
+    """Of two requests of 3 tokens in a cache of 4 Amin evicts one after two tokens, and restarts it immediately."""
     worker = Worker(KvCache(4))
     requests = [Request("a", 0, 3), Request("b", 0, 3, output_len_lower_bound=2)]
     policy = make_policy("amin", worker, np.random.default_rng(0))

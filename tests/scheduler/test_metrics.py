@@ -61,7 +61,7 @@ def test_the_mean_over_seeds_is_taken_figure_by_figure() -> None:
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
-    """Of 4,000 sets of five normal figures about 95 % have an interval with the true mean in it: .95 +- 4 * .0034."""
+    """Of 4,000 sets of five normal figures about 95 % have an interval with the true mean in it: 0.95 +- 4 * 0.0034."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(4000):

@@ -1,4 +1,4 @@
-"""Prompts that begin alike are stored once, and a policy beside an engine counts them so."""
+"""Prompts that begin alike are stored once, and a policy next to an engine counts them so."""
 
 from collections import Counter
 

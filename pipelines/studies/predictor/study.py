@@ -124,7 +124,7 @@ class Study:
         return file
 
     def _train(self, name: str, options: Sequence[str], data: Path | None = None) -> Path:
-        """Return the run folder, trained by now."""
+        """Return the run folder; its training is done."""
         folder = self.out / name
         if (folder / "metrics.json").is_file():
             return folder
@@ -136,7 +136,7 @@ class Study:
         return run_in(folder, command, [sys.executable, "-m", "pipelines.cli", *command[1:]])
 
     def _train_for(self, objective: str, like: Path) -> Path:
-        """Return the run folder of another objective with the settings of the run `like`, trained by now."""
+        """Return the run folder of another objective with the settings of the run `like`; its training is done."""
         folder = self.out / f"objective-{objective}"
         if (folder / "metrics.json").is_file():
             return folder

@@ -79,7 +79,7 @@ class Predicted:
 
 
 def seeds(runs: Sequence[Path], records: Records, models: Sequence[str]) -> str:
-    """Return mean and spread of each measure over `runs`, beside the baselines, with paired bootstrap intervals."""
+    """Return mean and spread of each measure over `runs`, next to the baselines, with paired bootstrap intervals."""
     splits = np.asarray(records.splits)
     predicted = [Predicted.of(run, records.select(np.flatnonzero(splits == "test"))) for run in runs]
     rows = []
@@ -126,7 +126,7 @@ def resplits(runs: Sequence[Path], records: Records, models: Sequence[str]) -> s
         near, kept = np.mean(np.abs(coverage - 1 + TAU) <= 0.015), np.mean(worst >= 0.85)
         cells = [f"{coverage.mean():.3f} ± {coverage.std():.3f}", f"{near:.0%}"]
         rows_of_table.append([model, *cells, f"{worst.mean():.3f} ± {worst.std():.3f}", f"{kept:.0%}"])
-    header = ["served model", "coverage", "within .015 of .90", "worst data set", "at least .85"]
+    header = ["served model", "coverage", "within 0.015 of 0.90", "worst data set", "at least 0.85"]
     return markdown(header, rows_of_table)
 
 

@@ -131,7 +131,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other at once."""
+    """Tries follow each other immediately."""
     import pipelines.collect.endpoint
 
     monkeypatch.setattr(pipelines.collect.endpoint, "LONGEST_WAIT", 0.01)
@@ -161,7 +161,7 @@ def test_lengths_are_those_that_the_server_counts(server: Server, prompts: Path,
 
 
 def test_overloads_and_lost_answers_are_tried_again(server: Server, prompts: Path, tmp_path: Path) -> None:
-    """Half an answer is not dropped, which would leave the short ones: it stays as cut beside a whole one."""
+    """Half an answer is not dropped, which would leave the short ones: it stays as cut, next to a whole one."""
     out = tmp_path / "records.parquet"
     server.faults = [fail(429, **{"Retry-After": "0"}), fail(503), break_off, fail(500)]
     assert collect(server.url, prompts, out, "--max-running", "1") == 0

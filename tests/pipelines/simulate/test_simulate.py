@@ -247,7 +247,7 @@ def test_no_cap_is_made_from_true_lengths(tmp_path: Path, capsys: pytest.Capture
 def test_requests_above_the_budget_are_counted_and_may_be_left_out(
     workload_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All of them are named at once, and with the option the others are served."""
+    """All of them are named in one message, and with the option the others are served."""
     assert main(["simulate", str(workload_file), "--kv-budget", "60", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     count = int(error.split(" of 40 requests")[0].rsplit(" ", 1)[1])

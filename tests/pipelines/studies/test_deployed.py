@@ -11,7 +11,7 @@ from scheduler.simulation.cost_model import CostModel
 def test_a_cell_is_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every policy has its gain beside fcfs, whose own is 1; a cell that is there is not run again."""
+    """Every policy has its gain over fcfs, and that of fcfs is 1; a cell that is there is not run again."""
     cells = [
         deployed.Cell("qwen3-32b-h100", "lmsys-shaped", 80, None, ("fcfs", "amin-survival")),
         deployed.Cell("llama-3.1-8b-h100", "reasoning", 40, 0.9, ("fcfs", "sjf"), 2, "least-requests"),
@@ -46,7 +46,7 @@ def test_oversubscription_is_of_what_full_slots_hold() -> None:
 
 @pytest.mark.parametrize("engine", fidelity.ENGINES, ids=lambda engine: engine.name)
 def test_each_policy_that_stands_for_an_engine_serves_every_request(engine: fidelity.Engine) -> None:
-    """Under pressure, too; and the table has their figure beside ours."""
+    """Under pressure, too; and the table has their figure next to ours."""
     workload = fidelity.chats(120)
     blocks = 9_000 // engine.block_size
     figures = fidelity.ours(engine, workload, blocks, CostModel(0.006, 2e-5, 1e-5, 4e-8, 0.005))

@@ -39,10 +39,10 @@ def test_a_thinned_table_only_lowers_the_threshold() -> None:
 
 
 def test_too_few_prompts_are_refused_with_the_number_needed() -> None:
-    """Nine prompts support tau = .1, eight do not."""
+    """Nine prompts support tau = 0.1, eight do not."""
     assert required_prompts(0.1) == 9
     ConformalTable.fit([np.array([1.0])] * 9).threshold(0.1)
-    with pytest.raises(InputError, match="at least 9 calibration prompts, there are 8"):
+    with pytest.raises(InputError, match="at least 9 calibration prompts, only 8 available"):
         ConformalTable.fit([np.array([1.0])] * 8).threshold(0.1)
     with pytest.raises(InputError, match="tau: must lie between 0 and 1"):
         ConformalTable.fit([np.array([1.0])] * 8).threshold(1.0)
@@ -62,8 +62,8 @@ def draw(rng: np.random.Generator, size: int, num_draws: int) -> tuple[np.ndarra
 def test_a_miscalibrated_model_covers_at_the_target_over_many_splits(num_draws: int, cap: int) -> None:
     """Mean coverage of fresh prompts over 400 calibration splits lies between 1 - tau and that plus 1/(n+1) and ties.
 
-    The sd of one split's coverage is about sqrt(tau (1 - tau) / 60) = .04, so of the mean .002: the tolerance is three
-    of it. A cap makes it conservative only.
+    The sd of one split's coverage is about sqrt(tau (1 - tau) / 60) = 0.04, that of the mean 0.002. The tolerance is
+    three of it. A cap makes it conservative only.
     """
     rng = np.random.default_rng(7)
     tau, size, coverages = 0.1, 60, []

@@ -14,7 +14,7 @@ from predictor.training.baselines import measure_baselines
 
 
 def test_a_bound_of_one_covers_everything_and_is_loose() -> None:
-    """Which is why tightness stands beside coverage."""
+    """Which is why tightness stands next to coverage."""
     draws = [np.array([10, 20]), np.array([30, 40])]
     quality = bound_quality([1, 1], [12, 35], draws, ["a", "a"], 0.1)
     assert quality.coverage == 1.0
@@ -57,7 +57,7 @@ def test_the_ceiling_needs_two_draws_and_is_one_without_noise() -> None:
 
 
 def test_the_share_between_prompts_is_that_of_the_variances() -> None:
-    """Log lengths with variance 1 between and 1/4 within prompts give .8; equal prompts give about 0."""
+    """Log lengths with variance 1 between and 1/4 within prompts give 0.8; equal prompts give about 0."""
     rng = np.random.default_rng(0)
     centre = rng.normal(4.0, 1.0, (4000, 1))
     draws = np.exp(centre + rng.normal(0.0, 0.5, (4000, 4)))

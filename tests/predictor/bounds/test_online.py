@@ -103,7 +103,7 @@ DRIFTS: dict[str, Drift] = {
 @pytest.mark.parametrize("slots", [1, 64, 1000])
 @pytest.mark.parametrize("name", list(DRIFTS))
 def test_coverage_is_held_after_500_answers(name: str, slots: int) -> None:
-    """Within .03 of .90 for 97 % of the time, which a walk along the shipped table reached in 0 to 60 %."""
+    """Within 0.03 of 0.90 for 97 % of the time, which a walk along the shipped table reached in 0 to 60 %."""
     every = {1: None, 64: 64, 1000: 512 if name == "a hundredfold" else 32}[slots]
     coverages = Traffic(slots, 3, report_every=every).run(DRIFTS[name], 1600)
     late = np.array(coverages[25:])

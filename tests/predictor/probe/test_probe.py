@@ -136,7 +136,7 @@ def test_a_state_that_is_no_number_is_said(fitted: FittedProbe) -> None:
 
 
 def test_states_come_back_from_disk(tmp_path: Path) -> None:
-    """Shards in order, the source beside them; a shard of another width is refused by name."""
+    """Shards in order, the source next to them; a shard of another width is refused by name."""
     states = answers(12, 8).states
     write_source(tmp_path, SOURCE, "abc")
     for k, part in enumerate((states.select(np.arange(10)), states.select(np.arange(10, len(states))))):

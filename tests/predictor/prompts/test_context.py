@@ -1,4 +1,4 @@
-"""What a request says beside its prompt."""
+"""What a request says apart from its prompt."""
 
 import dataclasses
 

@@ -96,5 +96,5 @@ def test_what_is_no_conversation_is_refused(value: Any) -> None:
 
 
 def test_other_keys_of_a_message_are_no_roles() -> None:
-    """A message may name its model or its user beside what it says."""
+    """A message may name its model or its user next to what it says."""
     assert said([{"content": "a", "model": "gpt-4", "user": "u7"}]) == [("", "a")]

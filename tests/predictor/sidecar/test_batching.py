@@ -104,7 +104,7 @@ def test_the_earliest_deadline_goes_first() -> None:
 
 
 def test_what_would_be_late_is_shed_at_once_and_the_queue_is_bounded() -> None:
-    """0.1 s a prompt: of ten with 0.35 s, a few are predicted, the rest told at once; nobody waits much longer."""
+    """0.1 s a prompt: of ten with 0.35 s, a few are predicted, the rest told immediately; nobody waits much longer."""
     model = Model(0.1)
 
     async def main() -> tuple[list[object], float, list[object]]:
@@ -228,7 +228,7 @@ def test_leaving_answers_what_waits_and_refuses_the_rest() -> None:
 def test_goodput_stays_at_the_capacity_in_an_overload(times: float) -> None:
     """10 ms a prompt, two workers, 0.1 s for each: about 200 a second, whatever is offered. It fell to a quarter.
 
-    0.9 of it on a quiet machine; beside other work the measured capacity itself wanders.
+    0.9 of it on a quiet machine; with other work the measured capacity itself wanders.
     """
 
     async def main() -> tuple[float, float]:

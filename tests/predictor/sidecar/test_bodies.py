@@ -49,7 +49,7 @@ def test_each_name_of_a_cap_is_read(name: str) -> None:
 
 
 def test_a_request_says_more_than_its_text() -> None:
-    """What the predictor may read beside the prompt; what is no value of a request counts as not said."""
+    """What the predictor may read apart from the prompt; what is no value of a request counts as not said."""
     said = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "Two."}, USER]
     body = {
         "messages": said, "tools": [{}, {}], "temperature": 0.7, "n": 2, "max_tokens": 9,
@@ -98,6 +98,6 @@ class PanickingTokenizer:
 
 
 def test_a_panic_of_the_tokenizer_is_an_ordinary_error() -> None:
-    """So that whoever predicts beside an engine goes on."""
+    """So that predicting next to an engine goes on."""
     with pytest.raises(RuntimeError, match="panics"):
         encode_prompts(PanickingTokenizer(), ["x"], 8, [])  # type: ignore[arg-type]

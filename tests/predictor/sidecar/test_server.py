@@ -162,7 +162,7 @@ def test_what_cannot_be_predicted_gets_the_marginal_bound(
 
 
 def test_overload_sheds_to_the_marginal_bound(length_predictor: MadeUpPredictor) -> None:
-    """A queue of 2 before a stuck network: the rest is answered at once, and all of it is answered."""
+    """A queue of 2 before a stuck network: the rest is answered immediately, and all of it is answered."""
     with client_of(length_predictor, SidecarSettings(deadline=1.0, max_queue=2, max_wait=0.0)) as client:
         length_predictor.gate.clear()
         rows = predict(client, prompts=[{"prompt": "x"}] * 12, deadline_ms=100)["predictions"]
@@ -372,7 +372,7 @@ def test_health_tells_of_a_batcher_that_has_ended(length_predictor: MadeUpPredic
 
 
 def test_beyond_the_limit_requests_get_503_and_probes_an_answer(length_predictor: MadeUpPredictor) -> None:
-    """Two requests are stuck in the network; a third is told at once."""
+    """Two requests are stuck in the network; a third is told immediately."""
     with client_of(length_predictor, replace(PATIENT, max_active=2)) as client:
         length_predictor.gate.clear()
         with ThreadPoolExecutor(2) as pool:

@@ -44,7 +44,7 @@ def test_weights_weigh_prompts() -> None:
 
 
 def test_the_marginal_hazard_minimises_the_loss_of_a_constant() -> None:
-    """Up to its smoothing: the gradient there is small beside that of any other start."""
+    """Up to its smoothing: the gradient there is small compared with that of any other start."""
     rng = np.random.default_rng(0)
     lengths = [rng.integers(1, 25, 4) for _ in range(3000)]
     events, at_risk = (torch.as_tensor(x) for x in hazard_counts(BINS, lengths, [np.zeros(4, dtype=bool)] * 3000))

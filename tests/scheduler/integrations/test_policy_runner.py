@@ -1,4 +1,4 @@
-"""A policy beside an engine that lags, cancels and fails: nobody waits for the dead, and nothing is learnt of them."""
+"""A policy next to an engine that lags, cancels and fails: nobody waits for the dead, and nothing is learnt of them."""
 
 import numpy as np
 import pytest

@@ -85,7 +85,7 @@ def test_no_noise_is_exact(predictions: str) -> None:
 @pytest.mark.parametrize("sigma", [0.05, 0.4, 1.5])
 @pytest.mark.parametrize("tau", [None, 0.25, 0.5])
 def test_noisy_bounds_cover_as_promised(sigma: float, tau: float | None) -> None:
-    """Lengths reach the lower bound with 1 - tau and keep to the upper with .95, within four binomial errors.
+    """Lengths reach the lower bound with 1 - tau and keep to the upper with 0.95, within four binomial errors.
 
     Rounding inwards leaves both events as they are, so no slack for it; only where two bounds collide on a short
     length the upper one gives way, so there its coverage is a minimum.

@@ -53,7 +53,7 @@ def test_resplits_cover_on_average(run_folder: Path, records: Records) -> None:
 
 
 def test_an_interval_of_no_difference_holds_zero(run_folder: Path, records: Records) -> None:
-    """A predictor beside itself."""
+    """A predictor compared with itself."""
     measured = Predicted.of(run_folder, records).measured("made-up")
     loss, order = predictor_tables.bootstrap([measured], measured)
     assert [float(value) for value in (*loss.split(" to "), *order.split(" to "))] == [0.0] * 4

@@ -1,4 +1,4 @@
-"""vLLM's real scheduler with a made-up model, as fixtures; without vLLM the tests beside it are skipped."""
+"""vLLM's real scheduler with a made-up model, as fixtures; without vLLM the tests next to it are skipped."""
 
 import importlib.util
 import os

@@ -101,7 +101,7 @@ def test_prompt_embeddings_are_scheduled_beside_words(make_engine: Callable[...,
 
 
 def test_a_streamed_input_is_left_to_vllm(make_engine: Callable[..., Any], streaming_chunk: Callable[..., Any]) -> None:
-    """A session is served beside requests that the policy governs, chunk by chunk, and what it holds is counted."""
+    """A session is served along with requests that the policy governs, chunk by chunk, and what it holds is counted."""
     engine = make_engine(14)
     engine.add_random(20, np.random.default_rng(0), all_bounded=True)
     session = engine.add("session", 20, 5, facts={"resumable": True})
