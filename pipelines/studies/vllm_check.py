@@ -250,7 +250,9 @@ def compare(args: argparse.Namespace) -> bool:
 def main() -> int:
     """Compare; return 0 if every run gave the same tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a chat model; SmolLM2 is kept in ~/.cache/amin")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a chat model; SmolLM2 is kept in ~/.cache/amin"
+    )
     parser.add_argument("--prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--num-requests", type=int, default=80)
     parser.add_argument("--max-new-tokens", type=int, default=256)
