@@ -49,7 +49,7 @@ def run(settings: ExportSettings) -> None:
         write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
         spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=settings.progress)
         write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
-        measured = measure(aside, settings.tau, splits / "test.parquet", shown=settings.progress)
+        measured = quality_on_test(aside, settings.tau, splits / "test.parquet", shown=settings.progress)
         write_manifest(aside, spec, settings.precision, measured, settings.out.name, settings.license)
     size = (settings.out / "model.onnx").stat().st_size / 2**20
     print(f"{settings.out}: {settings.precision}, {size:.1f} MiB")
@@ -78,7 +78,7 @@ def recalibrate(export: Path, spec: PredictorSpec, file: Path, *, shown: bool) -
     return spec.recalibrated(survivals, table)
 
 
-def measure(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
+def quality_on_test(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
     """Return the measures of the export on the records in `file`, as `quality`; None without the file."""
     if not file.is_file():
         return None

@@ -6,7 +6,10 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from pipelines.gains import is_nil
 from pipelines.results import PolicyRun
 from scheduler.metrics import after_warm_up
 
@@ -17,8 +20,6 @@ COLOURS = (
 
 
 def _figure(width: float = 7.2, height: float = 3.4) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -156,8 +157,6 @@ def sweep_map(sweep: Mapping[str, Any]) -> bytes:
 
 def _map(cells: Sequence[Mapping[str, Any]], down: str, across: str) -> tuple[Any, Any]:
     """Return a figure of gains in mean latency by two fields of the cells, which are in order of `down`."""
-    from pipelines.gains import is_nil
-
     rows, columns = (list(dict.fromkeys(cell[key] for cell in cells)) for key in (down, across))
     gains = np.array([cell["gain"]["mean_latency"] for cell in cells]).reshape(len(rows), len(columns))
     figure, axes = _figure(1.1 * len(columns) + 2.2, 0.55 * len(rows) + 1.6)
@@ -180,6 +179,4 @@ def _map(cells: Sequence[Mapping[str, Any]], down: str, across: str) -> tuple[An
 
 
 def _hatched(left: float, bottom: float) -> Any:
-    from matplotlib.patches import Rectangle
-
     return Rectangle((left, bottom), 1, 1, facecolor="#f1f3f5", edgecolor="#adb5bd", hatch="//", linewidth=0)

@@ -67,7 +67,7 @@ def continuous_batching_config(
     """
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
 
@@ -75,20 +75,33 @@ def continuous_batching_config(
         rng = np.random.default_rng(settings.get("seed") or 0)
         return make_policy(policy, worker, rng, **(policy_options or {}))
 
-    def text(token_ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
-
     new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
-    name = register(
-        f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout)
-    )
     return ContinuousBatchingConfig(
         **{
             PAGE_SIZE_FIELD: page_size,
             "num_blocks": num_blocks,
-            "scheduler_type": name,
+            "scheduler_type": _registered(bounds, new_policy, tokenizer, decode, page_size, timeout),
             "allow_block_sharing": False,
             "use_async_batching": False,
             **settings,
         }
+    )
+
+
+def _registered(
+    bounds: RequestBounds,
+    new_policy: Callable[[Worker], Policy],
+    tokenizer: Any,
+    decode: Decode | None,
+    page_size: int,
+    timeout: float,
+) -> str:
+    """Return the name under which transformers finds the scheduler, for as long as a configuration has it."""
+    from scheduler.integrations.transformers_scheduler import register
+
+    def text(token_ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    return register(
+        f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout)
     )

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipelines.files import atomic_files, write_json
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
@@ -72,9 +75,6 @@ def policy_figures(
 
 def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRun]) -> None:
     """Write `out/results.json` and `out/requests.parquet`, both or neither."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns: dict[str, list[Any]] = {name: [] for name in ("policy", "seed", "request_id", *MEASURED)}
     for run in runs:
         count = len(run.requests)

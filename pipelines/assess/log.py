@@ -108,8 +108,8 @@ class Demand:
 
 def demand(workload: Workload, worker: Worker) -> Demand:
     """Return what requests ask of a worker."""
-    some = Workload(workload.requests[:2000], workload.output_lens[:2000])
-    seconds = seconds_per_iteration(worker, some)
+    sample = Workload(workload.requests[:2000], workload.output_lens[:2000])
+    seconds = seconds_per_iteration(worker, sample)
     capacity = served_tokens(workload, worker) / float(volumes(workload).mean()) / seconds
     span = max((request.arrival_time for request in workload.requests), default=0.0)
     return Demand(capacity, (len(workload.requests) - 1) / span if span > 0 else 0.0)

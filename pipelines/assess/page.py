@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
 
 from pipelines.assess.verdict import HEADER, Setting, rows
 from pipelines.files import atomic_file
@@ -37,8 +38,6 @@ def write_page(path: Path, facts: Mapping[str, Any], settings: Sequence[Setting]
 
 def _latencies(setting: Setting, names: Mapping[str, str]) -> bytes:
     """Return a PNG of the share of requests that end within a time, by policy."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     for colour, (name, compared) in zip(COLOURS, setting.compared.items(), strict=False):

@@ -54,7 +54,7 @@ def answer(query: Mapping[str, Any]) -> dict[str, Any]:
     capacity = import_module("aisimulate.capacity")
     estimator = import_module("aisimulate_core.sdk.rust_engine_step").RustForwardPassPerfModel
     experts = {"moe_tp_size": 1, "moe_ep_size": query["tensor_parallel"]} if is_mixture(query["model"]) else {}
-    memory: dict[str, Any] = {}
+    cache_facts: dict[str, Any] = {}
     num_blocks = capacity.estimate_num_gpu_blocks(
         backend_name=query["engine"],
         system=query["hardware"],
@@ -63,7 +63,7 @@ def answer(query: Mapping[str, Any]) -> dict[str, Any]:
         block_size=query["block_size"],
         max_num_batched_tokens=query["max_batch_tokens"],
         max_num_sequences=query["max_running"],
-        diagnostics=memory,
+        diagnostics=cache_facts,
         **experts,
     )
     model = estimator.best_available(
@@ -81,9 +81,9 @@ def answer(query: Mapping[str, Any]) -> dict[str, Any]:
     grid = cells(query["max_running"], query["max_batch_tokens"], kv_tokens)
     return {
         "kv_tokens": kv_tokens,
-        "kv_bytes_per_token": memory["kv_size_per_token_bytes"],
-        "kv_dtype": memory["kvcache_quant_mode"],
-        "weights_bytes": memory["memory_breakdown"]["weights_bytes"],
+        "kv_bytes_per_token": cache_facts["kv_size_per_token_bytes"],
+        "kv_dtype": cache_facts["kvcache_quant_mode"],
+        "weights_bytes": cache_facts["memory_breakdown"]["weights_bytes"],
         "aisimulate": metadata.version("aisimulate"),
         "engine_version": model.diagnostics()["provenance"]["config"]["backend_version"],
         "iterations": [[seconds_of(model, *cell, apart=query["apart"]), *cell] for cell in grid],

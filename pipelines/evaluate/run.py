@@ -43,7 +43,23 @@ class MeasuredRun:
     """Answers equal to the unconstrained ones; 0 if not compared."""
 
 
-def measure(
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What one run serves: requests in order of arrival, with the prompts and lengths that belong to them."""
+
+    name: str
+    seed: int
+    order: list[int]
+    requests: list[Request]
+    prompts: list[list[int]]
+    lens: list[int] | None
+    """True lengths where they are known, for policies that know them."""
+    forced_lens: list[int] | None
+    """Lengths that the answers are made to have."""
+    title: str
+
+
+def run_policy(
     name: str,
     seed: int,
     settings: EvaluateSettings,
@@ -61,34 +77,55 @@ def measure(
     requests = [replace(case.facts[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
     lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
     forced = lens if settings.decoding == "forced" else None
-    prompts = [case.prompts[i] for i in order]
     title = "warm-up" if warm_up else f"{name} seed {seed}"
+    trial = _Trial(name, seed, order, requests, [case.prompts[i] for i in order], lens, forced, title)
     if name == ENGINE_FIFO:
-        engine = EngineFifo(
-            served.model,
-            prompts,
-            requests,
-            kv_cache,
-            served.generation_config,
-            max_batch_tokens=settings.max_batch_tokens,
-            forced_lens=forced,
-            seed=seed,
-        )
-        try:
-            with tqdm(total=len(order), desc=title, unit="request") as bar:
-                result = engine.run(lambda finished: bar.update(len(finished)) and None)
-        finally:
-            engine.close()
-        run = PolicyRun(name, seed, requests, result, _figures(result, 0.0, None), _num_warm_up(settings, requests))
-        return MeasuredRun(run, order, result.arrival_time, np.empty((0, 4)), _identical(case, order, engine.outputs))
+        return _by_engine(trial, settings, served, case, kv_cache)
+    return _by_loop(trial, settings, served, case, kv_cache, rng)
+
+
+def _by_engine(
+    trial: _Trial, settings: EvaluateSettings, served: ServedModel, case: Case, kv_cache: KvCache
+) -> MeasuredRun:
+    """Return the run under the engine's own scheduler."""
+    engine = EngineFifo(
+        served.model,
+        trial.prompts,
+        trial.requests,
+        kv_cache,
+        served.generation_config,
+        max_batch_tokens=settings.max_batch_tokens,
+        forced_lens=trial.forced_lens,
+        seed=trial.seed,
+    )
+    try:
+        with tqdm(total=len(trial.order), desc=trial.title, unit="request") as bar:
+            result = engine.run(lambda finished: bar.update(len(finished)) and None)
+    finally:
+        engine.close()
+    run = _policy_run(trial, settings, trial.requests, result, _figures(result, 0.0, None))
+    num_identical = _identical(case, trial.order, engine.outputs)
+    return MeasuredRun(run, trial.order, result.arrival_time, np.empty((0, 4)), num_identical)
+
+
+def _by_loop(
+    trial: _Trial,
+    settings: EvaluateSettings,
+    served: ServedModel,
+    case: Case,
+    kv_cache: KvCache,
+    rng: np.random.Generator,
+) -> MeasuredRun:
+    """Return the run under a policy in our loop, with predictions as they arrive where it reads them."""
+    name, order, requests = trial.name, trial.order, trial.requests
     worker = Worker(kv_cache, resume=settings.eviction == "resume", max_batch_tokens=settings.max_batch_tokens)
-    policy = TimedPolicy(make_policy(name, worker, rng, output_lens=lens, **case.policy_options[name]))
+    policy = TimedPolicy(make_policy(name, worker, rng, output_lens=trial.lens, **case.policy_options[name]))
     executor = TransformersExecutor(
-        served.model, prompts, worker, served.generation_config, forced_lens=forced, seed=seed
+        served.model, trial.prompts, worker, served.generation_config, forced_lens=trial.forced_lens, seed=trial.seed
     )
     arrivals = _predicted(settings, case, order, requests, executor) if reads_predictions(name) else None
     try:
-        with tqdm(total=len(order), desc=title, unit="request") as bar:
+        with tqdm(total=len(order), desc=trial.title, unit="request") as bar:
             loop = Loop(policy, executor, requests, arrivals=arrivals)
             if arrivals:
                 arrivals.start()
@@ -97,19 +134,23 @@ def measure(
         if arrivals:
             arrivals.close()
         executor.close()
-    figures = _figures(result, policy.seconds, arrivals)
-    if arrivals:
-        requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
     entry_times = result.arrival_time
     if arrivals:
+        requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
         entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
-    return MeasuredRun(
-        PolicyRun(name, seed, requests, result, figures, _num_warm_up(settings, requests)),
-        order,
-        entry_times,
-        np.array(executor.iterations).reshape(-1, 4),
-        _identical(case, order, executor.outputs),
-    )
+    run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals))
+    iterations = np.array(executor.iterations).reshape(-1, 4)
+    return MeasuredRun(run, order, entry_times, iterations, _identical(case, order, executor.outputs))
+
+
+def _policy_run(
+    trial: _Trial,
+    settings: EvaluateSettings,
+    requests: Sequence[Request],
+    result: RunResult,
+    figures: dict[str, float],
+) -> PolicyRun:
+    return PolicyRun(trial.name, trial.seed, requests, result, figures, _num_warm_up(settings, requests))
 
 
 def reads_predictions(name: str) -> bool:

@@ -9,12 +9,13 @@ import torch
 from pipelines.evaluate.case import DEFAULT_TAU, Case, default_blocks, prepare
 from pipelines.evaluate.inputs import shared_by_runs
 from pipelines.evaluate.output import write_all
-from pipelines.evaluate.run import ENGINE_FIFO, measure
+from pipelines.evaluate.run import ENGINE_FIFO, run_policy
 from pipelines.evaluate.store import RunStore, digest
 from pipelines.scheduling import policy_options, tuned_tau
 from pipelines.served_model.loading import ServedModel, device_memory, load_served_model
 from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.settings.sampling import Sampling
+from pipelines.simulate import stage as simulate
 from predictor.errors import InputError
 from predictor.records.records import select_rows
 from scheduler.kv_cache import KvCache
@@ -66,10 +67,10 @@ def _measure_all(
         print(f"continuing: {len(runs)} of {len(wanted)} runs are there")
     try:
         if len(runs) < len(wanted):
-            measure("fcfs", settings.seed, settings, served, case, kv_cache, warm_up=True)
+            run_policy("fcfs", settings.seed, settings, served, case, kv_cache, warm_up=True)
         for key in wanted:
             if key not in runs:
-                measured = measure(*key, settings, served, case, kv_cache)
+                measured = run_policy(*key, settings, served, case, kv_cache)
                 store.keep(measured, shared)
                 runs[key] = measured
     finally:
@@ -81,8 +82,6 @@ def _measure_all(
 
 def policy_names(text: str) -> Sequence[str]:
     """Return the policies that the option names, `engine-fifo` among them; InputError for an unknown one."""
-    from pipelines.simulate import stage as simulate
-
     names = [*POLICIES, ENGINE_FIFO] if text == "all" else list(dict.fromkeys(n.strip() for n in text.split(",")))
     ours = [name for name in names if name != ENGINE_FIFO]
     if ours:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pipelines.evaluate.case import Case
 from pipelines.evaluate.inputs import shared_by_runs
 from pipelines.evaluate.replay import replay
-from pipelines.evaluate.run import measure, within_cache
+from pipelines.evaluate.run import run_policy, within_cache
 from pipelines.evaluate.store import RunStore
 from pipelines.gains import gain_cell, gain_over
 from pipelines.served_model.loading import ServedModel
@@ -110,7 +110,7 @@ def _measured(
     store = RunStore(folder, shared_by_runs(cell), resume=settings.resume)
     runs = []
     for name in ("fcfs", POLICY):
-        found = store.load(name, settings.seed, case.facts) or measure(
+        found = store.load(name, settings.seed, case.facts) or run_policy(
             name, settings.seed, cell, served, case, kv_cache
         )
         store.keep(found, {})

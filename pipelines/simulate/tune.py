@@ -21,6 +21,7 @@ from predictor.bounds.distribution import lower_bound
 from predictor.records.records import prompt_of, records_from_rows, select_rows
 from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike
+from predictor.training.checkpoint import predictor_folder
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.metrics import Targets, interval_over_seeds, mean_over_seeds, service, summarize
@@ -109,8 +110,6 @@ def _folder(settings: TuneSettings) -> Path:
     """Return the folder of the predictor or of its export."""
     if (settings.path / "manifest.json").is_file():
         return settings.path
-    from predictor.training.checkpoint import predictor_folder  # torch, which an export does without
-
     return predictor_folder(settings.path)
 
 
@@ -163,8 +162,8 @@ def _figures(
     """Return the figures of each candidate by its name, a seed each, on the same requests."""
     base, targets = by_tau[candidates[0].tau], Targets(settings.ttft_target, settings.tpot_target)
     tokens = served_tokens(base, worker)
-    some = resample(base, settings.requests, None, tokens, np.random.default_rng(0))
-    iteration = 1.0 if load is None else seconds_per_iteration(worker, some)
+    sample = resample(base, settings.requests, None, tokens, np.random.default_rng(0))
+    iteration = 1.0 if load is None else seconds_per_iteration(worker, sample)
     figures: dict[str, list[dict[str, Any]]] = {}
     total = len(candidates) * settings.seeds
     with tqdm(total=total, desc=candidates[0].policy, unit="run", disable=not settings.progress) as bar:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pipelines import predict
 from pipelines.files import atomic_file, write_json
 from pipelines.settings.predict import PredictSettings
 from pipelines.simulate.resampling import seconds_per_iteration, stretched
@@ -31,11 +34,6 @@ def predictions(predictor: Path, data: Path, split: str, out: Path) -> dict[str,
 
     Under `WRONG_MODEL` stand the records of the first of `MODELS` as if they were of another.
     """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from pipelines import predict
-
     first = out / "first.parquet"
     workloads = {}
     for name, file, model in [*((model, data, model) for model in MODELS), (WRONG_MODEL, first, WRONG)]:
@@ -51,7 +49,7 @@ def predictions(predictor: Path, data: Path, split: str, out: Path) -> dict[str,
     return workloads
 
 
-def measure(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count: int) -> dict[str, Any]:
+def run_cell(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count: int) -> dict[str, Any]:
     """Return the cell's entry of `beyond.json`: per variant its figures over the seeds, paired with fcfs and hindsight.
 
     Args:
@@ -63,10 +61,10 @@ def measure(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count: 
     """
     worker = Worker(KvCache(cell.kv_budget), resume=cell.resume, cost_model=cell.cost_model)
     runs: dict[str, list[Figures]] = {name: [] for name in cell.variants}
-    some = draw(count, None, cell.kv_budget, np.random.default_rng(0))
-    pace = 1.0 if cell.load is None else seconds_per_iteration(worker, some)
+    sample = draw(count, None, cell.kv_budget, np.random.default_rng(0))
+    iteration = 1.0 if cell.load is None else seconds_per_iteration(worker, sample)
     for seed in range(seeds):
-        plain = stretched(draw(count, cell.load, cell.kv_budget, np.random.default_rng(seed)), pace)
+        plain = stretched(draw(count, cell.load, cell.kv_budget, np.random.default_rng(seed)), iteration)
         wrong = None
         if draw_wrong is not None:
             wrong = draw_wrong(count, cell.load, cell.kv_budget, np.random.default_rng(seed))
@@ -79,11 +77,11 @@ def measure(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count: 
         for name, variant in cell.variants.items():
             run = references.get(name) or _figures(variant, changed(plain, wrong, variant, seed), worker, seed)
             runs[name].append(_ratios(run, references["hindsight"], references["fcfs"], bound, len(plain.requests)))
-    place = {"group": cell.group, "source": cell.source, "load": cell.load, "kv_budget": cell.kv_budget}
+    facts_of_cell = {"group": cell.group, "source": cell.source, "load": cell.load, "kv_budget": cell.kv_budget}
     means = {name: mean_over_seeds(each) for name, each in runs.items()}
     widths = {name: interval_over_seeds(each) for name, each in runs.items()}
     variants = {name: {"mean": means[name], "interval_95": widths[name]} for name in runs}
-    return {**place, "seeds": seeds, "requests": count, "variants": variants}
+    return {**facts_of_cell, "seeds": seeds, "requests": count, "variants": variants}
 
 
 def _figures(variant: Variant, workload: Workload, worker: Worker, seed: int) -> dict[str, Any]:
@@ -130,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if any(variant.forecast == WRONG_MODEL for variant in cell.variants.values()):
             wrong = source(WRONG_MODEL, workloads, args.shared)
         drawn = source(cell.source, workloads, args.shared)
-        done[_key(cell)] = measure(cell, drawn, wrong, args.seeds, args.requests)
+        done[_key(cell)] = run_cell(cell, drawn, wrong, args.seeds, args.requests)
         write_json(results, done)
     with atomic_file(args.out / "tables.md") as aside:
         aside.write_text(tables(done))

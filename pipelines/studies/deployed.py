@@ -82,7 +82,7 @@ def requests(cell: Cell, worker: Worker, seed: int) -> Workload:
     return with_predictions(base, f"skill:{SKILL}", rng)
 
 
-def measure(cell: Cell, seeds: int) -> dict[str, Any]:
+def run_cell(cell: Cell, seeds: int) -> dict[str, Any]:
     """Return by policy the means of its figures, and its gains over fcfs on the same requests with their interval."""
     worker = worker_of(read_deployment(cell.deployment))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cell.policies}
@@ -138,7 +138,7 @@ def main() -> None:
     path = args.out / "deployed.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     for cell in tqdm([cell for cell in cells() if cell.name not in done], desc="deployed", unit="cell"):
-        done[cell.name] = measure(cell, args.seeds)
+        done[cell.name] = run_cell(cell, args.seeds)
         write_json(path, done)
     with atomic_file(args.out / "deployed.md") as aside:
         aside.write_text(tables(done))

@@ -76,7 +76,7 @@ def decoding_engine(served: ServedModel, setting: Setting) -> Engine:
     return engine
 
 
-def measure(steps: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, float]:
+def time_steps(steps: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, float]:
     """Return the median milliseconds of processor time of each step, all of them once a round."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds):
@@ -102,7 +102,7 @@ def study(served: ServedModel, num_rounds: int) -> list[dict[str, Any]]:
             with torch.no_grad():
                 served.model(tokens, use_cache=False)
 
-        taken = measure({"iteration": iterate, "dense": dense}, num_rounds)
+        taken = time_steps({"iteration": iterate, "dense": dense}, num_rounds)
         engine.close()
         ratio = taken["iteration"] / taken["dense"]
         rows.append({"setting": setting.name, **taken, "ratio": ratio})

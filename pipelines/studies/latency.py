@@ -7,16 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
+from pipelines.export import quality
 from pipelines.files import atomic_file, write_json
+from pipelines.predict import survivals_with_progress
 from pipelines.results import print_table
-
-if TYPE_CHECKING:
-    from predictor.records.prompt_table import PromptTable
-    from predictor.spec import LengthPredictorLike
+from predictor.records.prompt_table import PromptTable, prompt_table
+from predictor.records.records import records_from_rows, select_rows
+from predictor.serving import LengthPredictor
+from predictor.spec import LengthPredictorLike
+from predictor.training.checkpoint import load_predictor, predictor_folder
 
 NUM_WARM_UP = 20
 # The goal, compared with the first predictor measured: milliseconds, and pinball loss as a ratio.
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds = [[time_predictions(each, prompts) for each in predictors] for _ in range(args.rounds)]
     times = [np.concatenate(parts, axis=1) for parts in zip(*rounds, strict=True)]
     measured = [
-        measure(path, each, table, milliseconds, args.tau)
+        predictor_row(path, each, table, milliseconds, args.tau)
         for path, each, table, milliseconds in zip(args.paths, predictors, tables, times, strict=True)
     ]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -79,30 +85,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(measured)
 
 
-def load_on_one_thread(path: Path) -> "LengthPredictorLike":
+def load_on_one_thread(path: Path) -> LengthPredictorLike:
     """Return the predictor of a RUN, a predictor folder or an export, to run on one thread; InputError as theirs."""
-    from predictor.serving import LengthPredictor
-    from predictor.training.checkpoint import load_predictor
-
     if (path / "manifest.json").is_file():
         return LengthPredictor(path, num_threads=1)
-    import torch
-
     torch.set_num_threads(1)
     return load_predictor(path)
 
 
-def table_of(data: Path, split: str | None, length_predictor: "LengthPredictorLike") -> "PromptTable":
+def table_of(data: Path, split: str | None, length_predictor: LengthPredictorLike) -> PromptTable:
     """Return the records of the served models that the predictor knows."""
-    from predictor.records.prompt_table import prompt_table
-    from predictor.records.records import records_from_rows, select_rows
-
     models = length_predictor.spec.models
     rows = [row for row in select_rows(data, None, split) if row.text("model") in models]
     return prompt_table(records_from_rows(rows), models)
 
 
-def time_predictions(length_predictor: "LengthPredictorLike", prompts: Sequence[str]) -> "np.ndarray[Any, Any]":
+def time_predictions(length_predictor: LengthPredictorLike, prompts: Sequence[str]) -> np.ndarray[Any, Any]:
     """Return the milliseconds that each prompt takes by itself, on the clock and of this process's, [2, N]."""
     milliseconds = np.zeros((2, len(prompts)))
     for place, prompt in enumerate(prompts):
@@ -113,18 +111,14 @@ def time_predictions(length_predictor: "LengthPredictorLike", prompts: Sequence[
     return milliseconds
 
 
-def measure(
+def predictor_row(
     path: Path,
-    length_predictor: "LengthPredictorLike",
-    table: "PromptTable",
-    milliseconds: "np.ndarray[Any, Any]",
+    length_predictor: LengthPredictorLike,
+    table: PromptTable,
+    milliseconds: np.ndarray[Any, Any],
     tau: float,
 ) -> Measured:
     """Return what a predictor takes, [2, N] `milliseconds`, and how good it is on `table`."""
-    from pipelines.export import quality
-    from pipelines.predict import survivals_with_progress
-    from predictor.training.checkpoint import predictor_folder
-
     manifest = path / "manifest.json"
     folder = path if manifest.is_file() else predictor_folder(path)
     survivals = survivals_with_progress(length_predictor, table.prompts, path.name, shown=True)
@@ -165,9 +159,6 @@ def show(measured: Sequence[Measured]) -> None:
 
 def write_plot(measured: Sequence[Measured], file: Path) -> None:
     """Draw pinball loss, as a ratio to the first predictor's, against time: p50, and a line to p99."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
-
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     loss = measured[0].quality["pinball_loss"]

@@ -1,16 +1,24 @@
 """Reproduce the experiments of arXiv 2508.14544 on the iteration clock; needs no torch."""
 
 import logging
+import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from pipelines.files import atomic_file, write_json
+from pipelines.results import print_table
 from pipelines.settings.paper import PaperSettings
+from pipelines.simulate.traces import read_requests
+from pipelines.studies.paper_figures import FIGURES, claims
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
 from scheduler.simulation.simulate import simulate
@@ -81,12 +89,6 @@ class Instance:
 
 def run(settings: PaperSettings) -> None:
     """Run every experiment, write paper.json and the figures, print the claims."""
-    from tqdm import tqdm
-
-    from pipelines.files import atomic_file, write_json
-    from pipelines.results import print_table
-    from pipelines.studies.paper_figures import FIGURES, claims
-
     lengths = None if settings.lengths is None else _read_lengths(settings.lengths)
     scale = 10 if settings.quick else 1
     seeds = range(settings.seeds)
@@ -109,8 +111,6 @@ def run(settings: PaperSettings) -> None:
 
 def _read_lengths(path: Path) -> Lengths:
     """Return prompt and output lengths of a file, prompts being made up where it has none."""
-    from pipelines.simulate.traces import read_requests
-
     base = read_requests(path, MAX_NEW_TOKENS)
     prompts = np.array([request.num_prompt_tokens for request in base.requests], dtype=np.int64)
     if not prompts.any():
@@ -216,10 +216,6 @@ def _run(instances: Iterable[Instance], progress: Callable[[int], object]) -> It
 
 
 def _setting(settings: PaperSettings) -> Row:
-    import platform
-    import sys
-    from importlib.metadata import version
-
     return {
         "command": "amin " + " ".join(sys.argv[1:]),
         "lengths": "lmsys_shaped" if settings.lengths is None else settings.lengths.name,

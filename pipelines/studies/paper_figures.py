@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from scheduler.metrics import interval_over_seeds
 
@@ -121,8 +122,6 @@ def _verdict(*holding: str | bool) -> str:
 
 
 def _axes(count: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(3.3 * count, 3.6), layout="constrained")
     axes = figure.subplots(1, count)
     for each in axes:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
@@ -51,7 +53,7 @@ def points() -> list[Point]:
     return [*(Point(name) for name in POLICIES if name != "amin-survival"), *by_knob, Point("amin-survival", careful)]
 
 
-def measure(base: Workload, worker: Worker, load: float, seeds: int, count: int) -> dict[str, Any]:
+def compare_policies(base: Workload, worker: Worker, load: float, seeds: int, count: int) -> dict[str, Any]:
     """Return by name the mean of each figure over the seeds, paired with fcfs, and half of its 95 % interval."""
     runs: dict[str, list[Figures]] = {point.name: [] for point in points()}
     for seed in tqdm(range(seeds), desc="seeds"):
@@ -87,11 +89,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Draw mean against p99, both as ratios to fcfs, the knob as a line; much slower than fcfs is left out."""
-    import matplotlib as mpl
-
     mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     at = {name: (entry["mean"]["gain"], entry["mean"]["p99_to_fcfs"]) for name, entry in results.items()}
     knob = [Point("amin-survival", {"tail": tail}).name for tail in TAILS]
@@ -127,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     edges = np.asarray(json.loads(args.workload.with_name(args.workload.name + ".bins.json").read_text()))
     base = with_upper_bounds(read_workload(args.workload, edges=edges))
     worker = Worker(KvCache(args.kv_budget), resume=args.resume)
-    results = measure(base, worker, args.load, args.seeds, args.requests)
+    results = compare_policies(base, worker, args.load, args.seeds, args.requests)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "tail.json", results)
     with atomic_file(args.out / "tail.md") as aside:

@@ -1,29 +1,26 @@
 """The data of `amin train`: records of each split, enough of them, and what identifies them."""
 
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from predictor.bounds.calibration import required_prompts
 from predictor.errors import InputError
+from predictor.prompts.context import UNKNOWN, RequestContext
+from predictor.records.chat_turns import ChatOptions
+from predictor.records.chats import load_data
+from predictor.records.prompt_table import served_models
+from predictor.records.records import SPLITS, Records
+from predictor.splits.data_report import DataReport, split_and_audit
+from predictor.splits.splits import days_of
+from predictor.training.config import TrainConfig
+from predictor.training.slow_tokenizers import converted_tokenizer
 
-if TYPE_CHECKING:
-    from predictor.records.chat_turns import ChatOptions
-    from predictor.records.records import Records
-    from predictor.splits.data_report import DataReport
-    from predictor.training.config import TrainConfig
 
-
-def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dict[str, "Records"], "DataReport"]:
+def load_splits(config: TrainConfig, chat_options: ChatOptions) -> tuple[dict[str, Records], DataReport]:
     """Return the records of each split and the report on them, printed; InputError where one is too small for `tau`."""
-    import numpy as np
-
-    from predictor.records.chats import load_data
-    from predictor.records.prompt_table import served_models
-    from predictor.records.records import SPLITS
-    from predictor.splits.data_report import split_and_audit
-    from predictor.splits.splits import days_of
-    from predictor.training.slow_tokenizers import converted_tokenizer
-
     loaded = load_data(
         config.data,
         config.model,
@@ -55,15 +52,11 @@ def load_splits(config: "TrainConfig", chat_options: "ChatOptions") -> tuple[dic
     return splits, report
 
 
-def without_constant_contexts(records: "Records") -> "Records":
+def without_constant_contexts(records: Records) -> Records:
     """Return the records without what all requests of a served model say alike, as a fixed temperature.
 
     It tells no more than the model's name, and one prompt that several models answered would be several requests.
     """
-    from dataclasses import fields
-
-    from predictor.prompts.context import UNKNOWN, RequestContext
-
     if records.contexts is None:
         return records
     values: dict[str, dict[str, set[object]]] = {}
@@ -75,11 +68,7 @@ def without_constant_contexts(records: "Records") -> "Records":
     return replace(records, contexts=kept if any(context != UNKNOWN for context in kept) else None)
 
 
-def _require_enough(
-    config: "TrainConfig", splits: dict[str, "Records"], model: str, advice: str, *, others: bool
-) -> None:
-    from predictor.bounds.calibration import required_prompts
-
+def _require_enough(config: TrainConfig, splits: dict[str, Records], model: str, advice: str, *, others: bool) -> None:
     needed = {"train": 8, "validation": 1, "calibration": required_prompts(config.tau), "test": 2}
     for name, records in splits.items():
         if (found := records.models.count(model)) < needed[name]:
@@ -89,10 +78,8 @@ def _require_enough(
             )
 
 
-def subsample(records: "Records", max_prompts: int, seed: int) -> "Records":
+def subsample(records: Records, max_prompts: int, seed: int) -> Records:
     """Return the records of at most `max_prompts` distinct prompts, drawn at random."""
-    import numpy as np
-
     prompts, numbers = np.unique(np.asarray(records.prompts, dtype=object), return_inverse=True)
     if len(prompts) <= max_prompts:
         return records
@@ -100,7 +87,7 @@ def subsample(records: "Records", max_prompts: int, seed: int) -> "Records":
     return records.select(np.flatnonzero(np.isin(numbers, kept)))
 
 
-def digest(splits: dict[str, "Records"]) -> str:
+def digest(splits: dict[str, Records]) -> str:
     """Return the SHA-256 of which prompts, served models and lengths are in which split."""
     hashed = sha256()
     for name, records in splits.items():
@@ -112,10 +99,8 @@ def digest(splits: dict[str, "Records"]) -> str:
     return hashed.hexdigest()
 
 
-def print_data_report(data: str, report: "DataReport") -> None:
+def print_data_report(data: str, report: DataReport) -> None:
     """Print the account of the rows and splits, and to stderr a warning where splits leak."""
-    import sys
-
     print(report.line())
     if (warning := report.warning()) is not None:
         print(f"amin train: warning: {data}: {warning}", file=sys.stderr)

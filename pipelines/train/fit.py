@@ -1,51 +1,53 @@
 """From records to a trained, calibrated and saved predictor: the work of `amin train`."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
+from pipelines.files import atomic_directory
+from pipelines.predict import survivals_with_progress
+from pipelines.scheduling import FILE_NAME
+from predictor.bounds.bins import LengthBins
 from predictor.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from predictor.bounds.bins import LengthBins
-    from predictor.prompts.tokens import PromptInputs
-    from predictor.records.chat_turns import ChatOptions
-    from predictor.records.prompt_table import PromptTable
-    from predictor.records.records import Records
-    from predictor.spec import PredictorSpec
-    from predictor.training.config import TrainConfig
-    from predictor.training.data import EncodedPrompts
-    from predictor.training.lightning_module import LengthModule
-    from predictor.training.losses import Objective
-    from predictor.training.network import HazardNetwork, TorchLengthPredictor
+from predictor.progress import progress_bar
+from predictor.prompts.terms import choose_terms
+from predictor.prompts.tokens import PromptInputs, encode_prompts
+from predictor.records.chat_turns import ChatOptions
+from predictor.records.prompt_table import PromptTable, prompt_table, served_models
+from predictor.records.records import Records
+from predictor.resolve import resolve_predictor
+from predictor.spec import AVERAGE, PredictorSpec
+from predictor.training.checkpoint import load_encoder, load_for_models, save_predictor, versions
+from predictor.training.config import TrainConfig
+from predictor.training.data import EncodedPrompts, LengthDataModule, encode_table
+from predictor.training.distillation import keep_layers, teacher_columns, with_teacher
+from predictor.training.head_start import MAX_PROMPTS, few, pool_prompts, start_heads
+from predictor.training.lightning_module import LengthModule, train_stage
+from predictor.training.losses import Objective, censored_hazard_nll
+from predictor.training.network import FrozenNetwork, HazardNetwork, NetworkShape, TorchLengthPredictor
+from predictor.training.stages import HEADS_BATCH_SIZE, heads_stage, network_stage
 
 CHUNK_SIZE = 1024
 
 
 def fit_predictor(
-    config: "TrainConfig",
-    splits: dict[str, "Records"],
-    length_predictor: "TorchLengthPredictor",
+    config: TrainConfig,
+    splits: dict[str, Records],
+    length_predictor: TorchLengthPredictor,
     out: Path,
     *,
     resume: bool,
-    objective: "Objective | None" = None,
+    objective: Objective | None = None,
 ) -> None:
     """Train the predictor in place, not calibrated yet; writes `checkpoints/` and `logs/` in `out`.
 
     `objective` takes the place of the censored likelihood.
     """
-    from predictor.training.data import LengthDataModule
-    from predictor.training.head_start import few, pool_prompts, start_heads
-    from predictor.training.lightning_module import LengthModule, train_stage
-    from predictor.training.losses import censored_hazard_nll
-    from predictor.training.network import FrozenNetwork
-    from predictor.training.stages import HEADS_BATCH_SIZE, heads_stage, network_stage
-
     network, bins = length_predictor.network, length_predictor.spec.bins
     parts = training_prompts(config, splits, length_predictor)
     prepare_encoder(network, config)
@@ -68,18 +70,15 @@ def fit_predictor(
         network.round_to_half()
 
 
-def report(module: "LengthModule", measured: dict[str, float]) -> None:
+def report(module: LengthModule, measured: dict[str, float]) -> None:
     """Print what a stage has come to."""
     print(f"{module.stage.name}: validation pinball loss {measured['validation_pinball']:.3f} tokens")
 
 
 def training_prompts(
-    config: "TrainConfig", splits: dict[str, "Records"], length_predictor: "TorchLengthPredictor"
-) -> list["EncodedPrompts"]:
+    config: TrainConfig, splits: dict[str, Records], length_predictor: TorchLengthPredictor
+) -> list[EncodedPrompts]:
     """Return the prompts to train on, with what the teachers say of them, and those to validate on."""
-    from predictor.records.prompt_table import prompt_table
-    from predictor.training.data import encode_table
-
     spec = length_predictor.spec
     tables = [prompt_table(splits[name], spec.models) for name in ("train", "validation")]
     parts = []
@@ -92,17 +91,13 @@ def training_prompts(
 
 
 def with_teachers(
-    config: "TrainConfig", train: "EncodedPrompts", table: "PromptTable", spec: "PredictorSpec"
-) -> "EncodedPrompts":
+    config: TrainConfig, train: EncodedPrompts, table: PromptTable, spec: PredictorSpec
+) -> EncodedPrompts:
     """Return `train` with targets from the teachers as well, asked once.
 
     Raises:
         InputError: one is no predictor, cannot teach one of `spec`, or predicts what is not a number.
     """
-    from pipelines.predict import survivals_with_progress
-    from predictor.resolve import resolve_predictor
-    from predictor.training.distillation import teacher_columns, with_teacher
-
     survivals = []
     for name in str(config.teacher).split(","):
         teacher = resolve_predictor(name)
@@ -118,30 +113,21 @@ def with_teachers(
     return with_teacher(train, np.mean(survivals, axis=0), config.teacher_share)
 
 
-def prepare_encoder(network: "HazardNetwork", config: "TrainConfig") -> None:
+def prepare_encoder(network: HazardNetwork, config: TrainConfig) -> None:
     """Say which layers of the encoder train, and leave out its dropout."""
-    import torch
-
     network.unfreeze_last(config.unfrozen_layers)
     for module in network.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
 
 
-def device_of(config: "TrainConfig") -> str:
+def device_of(config: TrainConfig) -> str:
     """Return the device that computes the states of prompts."""
-    import torch
-
     return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def encode_with_progress(
-    tokenizer: "Tokenizer", table: "PromptTable", spec: "PredictorSpec", *, shown: bool
-) -> "PromptInputs":
+def encode_with_progress(tokenizer: Tokenizer, table: PromptTable, spec: PredictorSpec, *, shown: bool) -> PromptInputs:
     """Return what `predictor.prompts.tokens.encode_prompts` gives, with a progress bar while it takes."""
-    from predictor.progress import progress_bar
-    from predictor.prompts.tokens import PromptInputs, encode_prompts
-
     parts, prompts, contexts = [], table.prompts, table.contexts
     with progress_bar("encode prompts", "prompt", len(prompts), shown=shown) as progress:
         for start in range(0, len(prompts), CHUNK_SIZE):
@@ -157,22 +143,12 @@ def encode_with_progress(
     )
 
 
-def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Records") -> "TorchLengthPredictor":
+def new_predictor(config: TrainConfig, chat_options: ChatOptions, train: Records) -> TorchLengthPredictor:
     """Return the predictor that training starts from, for the served models of `train`, its heads untrained or not.
 
     Raises:
         InputError: no such encoder, predictor to start from, or default served model.
     """
-    import torch
-
-    from predictor.prompts.terms import choose_terms
-    from predictor.records.prompt_table import served_models
-    from predictor.spec import AVERAGE, PredictorSpec
-    from predictor.training.checkpoint import load_encoder, load_for_models, versions
-    from predictor.training.distillation import keep_layers
-    from predictor.training.head_start import MAX_PROMPTS
-    from predictor.training.network import HazardNetwork, NetworkShape, TorchLengthPredictor
-
     torch.manual_seed(config.seed)
     models = served_models(train)
     default = config.default_model or (models[0] if len(models) == 1 else AVERAGE)
@@ -211,37 +187,26 @@ def new_predictor(config: "TrainConfig", chat_options: "ChatOptions", train: "Re
     return TorchLengthPredictor(network, tokenizer, spec)
 
 
-def length_bins(config: "TrainConfig", train: "Records") -> "LengthBins":
+def length_bins(config: TrainConfig, train: Records) -> LengthBins:
     """Return the length bins of a new predictor."""
-    from predictor.bounds.bins import LengthBins
-
     if config.max_length is None:
         return LengthBins.of_lengths(np.concatenate(train.output_lens), config.num_bins)
     return LengthBins.log_spaced(config.max_length, config.num_bins)
 
 
-def _encoder_tokens(config: "TrainConfig", encoder: Any) -> int:
+def _encoder_tokens(config: TrainConfig, encoder: Any) -> int:
     return min(config.max_prompt_tokens, getattr(encoder.config, "max_position_embeddings", 10**9))
 
 
-def calibrate(length_predictor: "TorchLengthPredictor", calibration: "Records", *, shown: bool) -> None:
+def calibrate(length_predictor: TorchLengthPredictor, calibration: Records, *, shown: bool) -> None:
     """Calibrate the predictor in place on the calibration split, for each served model."""
-    from pipelines.predict import survivals_with_progress
-    from predictor.records.prompt_table import prompt_table
-
     table = prompt_table(calibration, length_predictor.spec.models)
     survivals = survivals_with_progress(length_predictor, table.prompts, "calibrate", table.contexts, shown=shown)
     length_predictor.spec = length_predictor.spec.recalibrated(survivals, table)
 
 
-def save(config: "TrainConfig", length_predictor: "TorchLengthPredictor", out: Path) -> None:
+def save(config: TrainConfig, length_predictor: TorchLengthPredictor, out: Path) -> None:
     """Write `predictor/`; levels that `amin tune` has written there stay."""
-    import shutil
-
-    from pipelines.files import atomic_directory
-    from pipelines.scheduling import FILE_NAME
-    from predictor.training.checkpoint import save_predictor
-
     tuned = out / "predictor" / FILE_NAME
     with atomic_directory(out / "predictor") as folder:
         save_predictor(

@@ -1,17 +1,18 @@
 """Figures of a training run on its test split, as PNG."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pipelines.files import atomic_file
-
-if TYPE_CHECKING:
-    from pipelines.train.results import TestResults
-    from predictor.bounds.distribution import FloatArray
-    from predictor.quality import MeasuredBounds
-    from predictor.spec import PredictorSpec
+from pipelines.train.results import TestResults
+from predictor.bounds.calibration import required_prompts
+from predictor.bounds.distribution import FloatArray
+from predictor.bounds.metrics import coverage_by_prompt
+from predictor.quality import MeasuredBounds, bounds_by_model, pool
+from predictor.spec import PredictorSpec
 
 BLUE, GREY, ORANGE = "#4c6ef5", "#868e96", "#e8590c"
 LEVELS = np.linspace(0.04, 0.96, 24)
@@ -21,10 +22,8 @@ MAX_POINTS = 4000
 Bars = list[tuple[str, float, float]]
 
 
-def write_plots(results: "TestResults", spec: "PredictorSpec", tau: float, out: Path) -> None:
+def write_plots(results: TestResults, spec: PredictorSpec, tau: float, out: Path) -> None:
     """Write `calibration.png`, `coverage_by_group.png`, `coverage_by_length.png` and `predicted_against_true.png`."""
-    from predictor.quality import pool
-
     pooled = pool(results.predictor, results.table)
     max_length = spec.bins.max_length
     figures = {
@@ -38,11 +37,8 @@ def write_plots(results: "TestResults", spec: "PredictorSpec", tau: float, out: 
             figure.savefig(aside, format="png", dpi=120)
 
 
-def calibration_curve(results: "TestResults", spec: "PredictorSpec") -> Any:
+def calibration_curve(results: TestResults, spec: PredictorSpec) -> Any:
     """Return the share of answers that reach their bound against the share promised, a line per served model."""
-    from predictor.bounds.calibration import required_prompts
-    from predictor.quality import bounds_by_model
-
     fewest = min(calibration.pit.num_prompts for calibration in spec.calibrations.values())
     levels = [float(level) for level in LEVELS if required_prompts(float(level)) <= fewest]
     figure, axes = _figure(4.6, 4.4)
@@ -57,7 +53,7 @@ def calibration_curve(results: "TestResults", spec: "PredictorSpec") -> Any:
     return figure
 
 
-def by_group(pooled: "MeasuredBounds", max_length: int) -> Bars:
+def by_group(pooled: MeasuredBounds, max_length: int) -> Bars:
     """Return coverage and tightness of each data set and each served model."""
     labels = {"data set": pooled.records.datasets, "model": pooled.records.models}
     bars: Bars = []
@@ -67,7 +63,7 @@ def by_group(pooled: "MeasuredBounds", max_length: int) -> Bars:
     return bars or [("all", *_measures(pooled, np.arange(len(pooled.records)), max_length))]
 
 
-def by_length(pooled: "MeasuredBounds", max_length: int) -> Bars:
+def by_length(pooled: MeasuredBounds, max_length: int) -> Bars:
     """Return coverage and tightness of groups of equal size by predicted median."""
     order = np.argsort(pooled.medians, kind="stable")
     parts = [part for part in np.array_split(order, NUM_LENGTH_GROUPS) if len(part)]
@@ -91,7 +87,7 @@ def grouped_bars(bars: Bars, tau: float, label: str) -> Any:
     return figure
 
 
-def predicted_against_true(pooled: "MeasuredBounds") -> Any:
+def predicted_against_true(pooled: MeasuredBounds) -> Any:
     """Return the predicted median and the lower bound against the first length drawn, of at most 4,000 prompts."""
     figure, axes = _figure(5.2, 4.6)
     step = max(1, len(pooled.records) // MAX_POINTS)
@@ -105,21 +101,17 @@ def predicted_against_true(pooled: "MeasuredBounds") -> Any:
     return figure
 
 
-def covered(measured: "MeasuredBounds") -> "FloatArray":
+def covered(measured: MeasuredBounds) -> FloatArray:
     """Return the share of each prompt's draws that reach its bound, [N]."""
-    from predictor.bounds.metrics import coverage_by_prompt
-
     return coverage_by_prompt(np.asarray(measured.lower_bounds, dtype=np.float64), measured.records.output_lens)
 
 
-def _measures(pooled: "MeasuredBounds", rows: Any, max_length: int) -> tuple[float, float]:
+def _measures(pooled: MeasuredBounds, rows: Any, max_length: int) -> tuple[float, float]:
     lengths = [float(np.minimum(pooled.records.output_lens[row], max_length).mean()) for row in rows]
     return float(covered(pooled)[rows].mean()), float(pooled.lower_bounds[rows].mean() / np.mean(lengths))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

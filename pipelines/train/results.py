@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from predictor.bounds.distribution import FloatArray
-    from predictor.quality import MeasuredBounds
-    from predictor.records.prompt_table import PromptTable
-    from predictor.records.records import Records
-    from predictor.training.config import TrainConfig
-    from predictor.training.network import TorchLengthPredictor
+from pipelines.predict import survivals_with_progress
+from predictor.bounds.distribution import FloatArray
+from predictor.progress import tracked
+from predictor.quality import MeasuredBounds, bounds_by_model, pool
+from predictor.records.prompt_table import PromptTable, prompt_table
+from predictor.records.records import Records
+from predictor.training.baselines import measure_baselines
+from predictor.training.config import TrainConfig
+from predictor.training.network import TorchLengthPredictor
 
 TABLE = (
     ("coverage", "coverage", "{:.3f}"),
@@ -28,10 +30,10 @@ TABLE = (
 class TestResults:
     """The test split with its survivals [P, M, K+1], the bounds of the predictor and of each baseline by model."""
 
-    table: "PromptTable"
-    survivals: "FloatArray"
-    predictor: dict[str, "MeasuredBounds"]
-    baselines: dict[str, dict[str, "MeasuredBounds"]]
+    table: PromptTable
+    survivals: FloatArray
+    predictor: dict[str, MeasuredBounds]
+    baselines: dict[str, dict[str, MeasuredBounds]]
 
     def metrics(self, tau: float, max_length: int) -> dict[str, Any]:
         """Return what `metrics.json` holds: `test` and `baselines`, all served models pooled, and `models`, each."""
@@ -65,20 +67,14 @@ class TestResults:
             for name in sorted(set(labels))
         }
 
-    def _pooled(self, parts: Mapping[str, "MeasuredBounds"]) -> "MeasuredBounds":
-        from predictor.quality import pool
-
+    def _pooled(self, parts: Mapping[str, MeasuredBounds]) -> MeasuredBounds:
         return pool(parts, self.table)
 
 
-def measure(
-    config: "TrainConfig", splits: dict[str, "Records"], length_predictor: "TorchLengthPredictor"
+def results_on_test(
+    config: TrainConfig, splits: dict[str, Records], length_predictor: TorchLengthPredictor
 ) -> TestResults:
     """Return the predictor and the baselines on the test split."""
-    from pipelines.predict import survivals_with_progress
-    from predictor.quality import bounds_by_model
-    from predictor.records.prompt_table import prompt_table
-
     spec = length_predictor.spec
     table = prompt_table(splits["test"], spec.models)
     survivals = survivals_with_progress(
@@ -89,13 +85,9 @@ def measure(
 
 
 def measure_all_baselines(
-    config: "TrainConfig", splits: dict[str, "Records"], models: tuple[str, ...], max_length: int
-) -> dict[str, dict[str, "MeasuredBounds"]]:
+    config: TrainConfig, splits: dict[str, Records], models: tuple[str, ...], max_length: int
+) -> dict[str, dict[str, MeasuredBounds]]:
     """Return the bounds of each baseline, by name and then by served model; each sees the records of its model."""
-    from predictor.progress import tracked
-    from predictor.records.prompt_table import prompt_table
-    from predictor.training.baselines import measure_baselines
-
     tables = {name: prompt_table(records, models) for name, records in splits.items()}
     found: dict[str, dict[str, MeasuredBounds]] = {}
     for model in tracked(models, "baselines", "model", len(models), shown=config.progress):

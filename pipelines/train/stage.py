@@ -15,7 +15,7 @@ from pipelines.settings.train import TrainSettings
 from pipelines.train.data import digest, load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
 from pipelines.train.plots import write_plots
-from pipelines.train.results import measure, print_groups, print_table
+from pipelines.train.results import print_groups, print_table, results_on_test
 from pipelines.train.resume import (
     DATA_FILE,
     METRICS_FILE,
@@ -84,7 +84,7 @@ def conclude(settings: TrainSettings, splits: dict[str, Records], length_predict
     config, out = settings.training, settings.out
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, out)
-    results = measure(config, splits, length_predictor)
+    results = results_on_test(config, splits, length_predictor)
     longest = min(length_predictor.spec.bins.max_length, CLIPPED_AT)
     metrics = results.metrics(config.tau, longest)
     if config.split_by == "time":

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import BoolArray, FloatArray, lower_bound, survival_from_hazard_logits
@@ -92,8 +94,6 @@ class Probe:
 
     def save(self, folder: Path) -> None:
         """Write `probe.json` and `probe.safetensors` into an existing folder."""
-        from safetensors.torch import save_file
-
         shape = self.network.shape
         spec = {
             "format": FORMAT,
@@ -110,9 +110,6 @@ class Probe:
     @classmethod
     def load(cls, folder: Path) -> "Probe":
         """Return the probe that `save` wrote; InputError where the folder has none or one that is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = folder / SPEC_FILE
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))

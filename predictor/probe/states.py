@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
@@ -108,8 +110,6 @@ class States:
 
 def write_shard(path: Path, states: States) -> None:
     """Write one shard; the caller renames it into place."""
-    from safetensors.numpy import save_file
-
     save_file({field.name: np.ascontiguousarray(getattr(states, field.name)) for field in fields(states)}, path)
 
 
@@ -134,9 +134,6 @@ def read_states(folder: Path, source: StateSource) -> Iterator[States]:
     Raises:
         InputError: There is none, one is damaged, or its arrays do not fit `source` or one another.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise InputError(f"{folder}: no shard (*.safetensors); collect the states again")

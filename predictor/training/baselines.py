@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from predictor.bounds.bins import IntArray
 from predictor.bounds.calibration import ConformalTable
@@ -26,8 +33,6 @@ def measure_baselines(
     `class-edge` is the lower edge of the likeliest of ten length classes with equally many training draws (SSJF and
     others schedule by such a class).
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     size = len(test)
     weights = complete_weights(calibration.output_lens, calibration.is_truncated)
     constant = np.full(size, max(1.0, ConformalTable.fit(calibration.output_lens, weights).threshold(tau)))
@@ -64,8 +69,6 @@ def _boosted(
     features: FloatArray, draws: tuple[FloatArray, FloatArray], others: Sequence[FloatArray], tau: float, seed: int
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """Return the predicted quantiles of log length, `tau` and 0.5, for each of `others`."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
     predicted: list[list[FloatArray]] = []
     for level in (tau, 0.5):
         model = HistGradientBoostingRegressor(
@@ -80,10 +83,6 @@ def _classified(
     features: FloatArray, draws: tuple[FloatArray, FloatArray], test: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return the lower edge and the middle of the class that logistic regression finds likeliest, in tokens."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     lengths, weights = draws
     edges = np.unique(np.quantile(lengths, np.linspace(0.0, 1.0, NUM_CLASSES + 1)))
     classes = np.searchsorted(edges[1:-1], lengths, side="right")
@@ -96,9 +95,6 @@ def _classified(
 
 
 def _text_features(train: Records, others: Sequence[Records], seed: int) -> tuple[FloatArray, list[FloatArray]]:
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=50_000)
     sizes = [np.log1p([[len(prompt)] for prompt in records.prompts]) for records in (train, *others)]
     words = vectorizer.build_analyzer()

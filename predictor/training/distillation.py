@@ -1,17 +1,13 @@
 """A smaller predictor from a larger one: fewer layers of its encoder, and its predictions as targets."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
+from predictor.spec import PredictorSpec
 from predictor.training.data import EncodedPrompts
 from predictor.training.network import HazardNetwork, encoder_layers
-
-if TYPE_CHECKING:
-    from predictor.spec import PredictorSpec
 
 
 def keep_layers(network: HazardNetwork, num_layers: int | None) -> None:
@@ -53,7 +49,7 @@ def with_teacher(prompts: EncodedPrompts, survivals: FloatArray, share: float) -
     )
 
 
-def teacher_columns(teacher: "PredictorSpec", models: tuple[str, ...], bins: LengthBins, name: str) -> list[int]:
+def teacher_columns(teacher: PredictorSpec, models: tuple[str, ...], bins: LengthBins, name: str) -> list[int]:
     """Return the places of the served `models` among those of the teacher `name`.
 
     Raises:

@@ -7,15 +7,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from predictor.export_folder import MANIFEST, MODEL, TOKENIZER, sha256
 from predictor.prompts.tokens import INPUT_NAMES
 from predictor.spec import PredictorSpec
 from predictor.training.model_card import model_card
-
-if TYPE_CHECKING:
-    from predictor.training.network import TorchLengthPredictor
+from predictor.training.network import TorchLengthPredictor
 
 # Raised inside torch and onnx whatever the network; matched by message so that anything new still shows.
 HARMLESS_WARNINGS = (
@@ -24,10 +26,8 @@ HARMLESS_WARNINGS = (
 )
 
 
-def write_graph(length_predictor: "TorchLengthPredictor", folder: Path, precision: str) -> None:
+def write_graph(length_predictor: TorchLengthPredictor, folder: Path, precision: str) -> None:
     """Write `model.onnx` (one file, `precision` fp32 or int8) and `tokenizer.json` into `folder`."""
-    import torch
-
     spec, network = length_predictor.spec, length_predictor.network.cpu().eval()
     # Of plain operators: onnxruntime's attention is not faster on a CPU, and older versions lack it.
     network.encoder.set_attn_implementation("eager")
@@ -60,9 +60,6 @@ def _quantize(folder: Path) -> None:
     Weights keep to seven bits, since processors without VNNI instructions overflow with eight. The served models'
     residuals, small and three-dimensional, stay as they are.
     """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     exact, small = folder / MODEL, folder / "int8.onnx"
     graph = onnx.load(exact).graph
     matrices = {weight.name for weight in graph.initializer if len(weight.dims) == 2}

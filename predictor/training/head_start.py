@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, diags
+from sklearn.decomposition import TruncatedSVD
 
 from predictor.bounds.bins import IntArray
 from predictor.progress import tracked
@@ -88,9 +90,6 @@ def fit_projection(inputs: PromptInputs, num_components: int, seed: int) -> tupl
 
     C falls short of `num_components` where there are fewer prompts or terms.
     """
-    from scipy.sparse import csr_matrix, diags
-    from sklearn.decomposition import TruncatedSVD
-
     starts = np.concatenate([[0], np.cumsum([len(places) for places, _ in inputs.terms])])
     places, values = (np.concatenate([term[side] for term in inputs.terms]) for side in (0, 1))
     matrix = csr_matrix((values, places, starts), shape=(len(inputs), inputs.num_terms))

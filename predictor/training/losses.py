@@ -1,17 +1,15 @@
 """The likelihood of lengths under a discrete hazard, with truncated draws as censored."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import FloatArray, quantile, survival_from_hazard_logits
 from predictor.records.records import BoolArray
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Objective = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
 """Hazard logits [B, M, K], events [B, M, K], at risk [B, M, K] and weights [B, M] to a loss."""
@@ -36,9 +34,7 @@ def hazard_counts(
     return events, at_risk
 
 
-def censored_hazard_nll(
-    logits: "Tensor", events: "Tensor", at_risk: "Tensor", weights: "Tensor | None" = None
-) -> "Tensor":
+def censored_hazard_nll(logits: Tensor, events: Tensor, at_risk: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the negative log-likelihood in nats, the (weighted) mean over prompts of the mean over draws.
 
     With hazard h_k = sigmoid(logit_k), a draw in bin k has log h_k + sum_{j<k} log(1 - h_j), a censored one sum log(1
@@ -51,8 +47,6 @@ def censored_hazard_nll(
         at_risk: share of draws that reached each bin, likewise.
         weights: weight of each prompt [...]; equal where None.
     """
-    from torch.nn.functional import softplus
-
     per_prompt = (at_risk * softplus(logits) - events * logits).sum(dim=-1)
     if weights is None:
         return per_prompt.mean()

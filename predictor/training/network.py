@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from predictor.bounds.bins import LengthBins
@@ -15,9 +16,6 @@ from predictor.prompts.request_features import FEATURE_NAMES, HAS_TARGET, LOG_TA
 from predictor.prompts.tokens import INPUT_NAMES, PromptInputs, batches_by_length, encode_prompts
 from predictor.spec import LengthPredictorLike, PredictorSpec
 from predictor.training.heads import JointHead, mean_of_heads
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 MAX_SCALED_FEATURE = 4.0
 
@@ -178,9 +176,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
 class TorchLengthPredictor(LengthPredictorLike):
     """A length predictor that runs its network in torch, as training leaves it."""
 
-    def __init__(
-        self, network: HazardNetwork, tokenizer: "Tokenizer", spec: PredictorSpec, batch_size: int = 32
-    ) -> None:
+    def __init__(self, network: HazardNetwork, tokenizer: Tokenizer, spec: PredictorSpec, batch_size: int = 32) -> None:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.spec = spec

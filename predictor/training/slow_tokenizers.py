@@ -1,14 +1,11 @@
 """Tokenizers that come without a tokenizer.json, as that of vicuna-13b does: converted by transformers."""
 
-from typing import TYPE_CHECKING
+from tokenizers import Tokenizer
 
 from predictor.errors import InputError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
-
-def converted_tokenizer(name: str) -> "Tokenizer":
+def converted_tokenizer(name: str) -> Tokenizer:
     """Return the fast tokenizer that transformers makes of a folder or hub name, from its tokenizer.model for example.
 
     Raises:

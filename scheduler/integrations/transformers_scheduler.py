@@ -57,10 +57,10 @@ def register(
         make_policy: Returns a new policy for the worker that each engine makes.
         make_predictions: Likewise what predicts for the requests of an engine.
     """
-    scheduler: Any = partial(
+    make_scheduler: Any = partial(
         PolicyScheduler, page_size=page_size, make_policy=make_policy, make_predictions=make_predictions
     )
-    SCHEDULER_MAPPING[name] = scheduler
+    SCHEDULER_MAPPING[name] = make_scheduler
     known = SchedulerName(name)
     weakref.finalize(known, SCHEDULER_MAPPING.pop, name, None)
     return known

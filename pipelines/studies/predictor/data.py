@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from pipelines.files import atomic_file
 from pipelines.studies.predictor.instruction_prompts import instructed_rows
@@ -61,8 +62,6 @@ def record_rows(file: Path) -> Rows:
 
 def pair_rows(file: Path, tokenizer: Path) -> Rows:
     """Return a row for each prompt and model of the pairs, its answers as draws; models with few prompts left out."""
-    from tokenizers import Tokenizer
-
     count = Tokenizer.from_file(str(tokenizer))
     pairs = [row for row in pq.read_table(file).to_pylist() if not row["source"].startswith("castillo-")]
     lengths = [

@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 from pipelines.files import write_json
 from pipelines.train.data import load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
-from pipelines.train.results import measure
+from pipelines.train.results import results_on_test
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.metrics import CLIPPED_AT
 from predictor.records.chat_turns import ChatOptions
@@ -46,7 +46,7 @@ def main() -> None:
     fit_predictor(config, splits, length_predictor, args.out, resume=False, objective=loss_of)
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, args.out)
-    results = measure(config, splits, length_predictor)
+    results = results_on_test(config, splits, length_predictor)
     write_json(
         args.out / "metrics.json", results.metrics(config.tau, min(length_predictor.spec.bins.max_length, CLIPPED_AT))
     )

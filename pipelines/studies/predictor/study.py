@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.files import atomic_file
+from pipelines.studies.predictor import tables as tables
 from predictor.errors import InputError
 from predictor.records.records import Records, records_from_rows, write_records
 from predictor.records.rows import read_rows
@@ -59,8 +60,6 @@ class Study:
 
     def run(self, experiment: str) -> None:
         """Train what is missing for `experiment` and print and write its table."""
-        from pipelines.studies.predictor import tables as tables
-
         match experiment:
             case "seeds" | "resplits":
                 runs = [self._train(f"seed{seed}", ["--seed", str(seed)]) for seed in SEEDS]

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.simulate.resampling import resample
 from pipelines.simulate.workloads import DEFAULT_EDGES
-from pipelines.studies.beyond import measure
+from pipelines.studies.beyond import run_cell
 from pipelines.studies.beyond_cells import FORECASTS, MODELS, cells
 from pipelines.studies.beyond_sources import WRONG_MODEL, source, with_upper_bounds
 from pipelines.studies.beyond_tables import tables
@@ -39,7 +39,7 @@ def test_a_cell_of_each_kind_is_measured_and_shown(base: Workload, group: str) -
     for cell in [cell for cell in cells() if cell.group == group][:3]:
         small = replace(cell, kv_budget=min(cell.kv_budget, 6000))
         draw, wrong = (source(name, workloads, Path()) for name in (cell.source, WRONG_MODEL))
-        done[cell.name] = entry = measure(small, draw, wrong, 2, 40)
+        done[cell.name] = entry = run_cell(small, draw, wrong, 2, 40)
         assert set(entry["variants"]) == set(cell.variants)
         if "hindsight" in entry["variants"]:
             assert entry["variants"]["hindsight"]["mean"]["to_hindsight"] == 1
