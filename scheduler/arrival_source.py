@@ -12,9 +12,11 @@ class ArrivalSource(ABC):
 
     Attributes:
         next_time: When there may be something new, in the executor's clock; inf once every request is handed over.
+        num_held: Requests that had arrived at the last `take` and were not handed over yet.
     """
 
     next_time: float
+    num_held: int = 0
 
     @abstractmethod
     def take(self, now: float) -> Sequence[tuple[int, Request]]:

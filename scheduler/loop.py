@@ -24,11 +24,13 @@ Floats = NDArray[np.float64]
 class Timeline:
     """State from event to event: an entry is one iteration or several of one batch; times in the executor's unit.
 
+    Time in which nothing runs has an entry, of no iteration, only where requests wait for something to be found out.
+
     Attributes:
         end: When the last of the iterations ended, shape [entries], as all others.
         duration: How long they took together.
         num_iterations: How many they were.
-        num_waiting: Requests that had arrived and did not run.
+        num_waiting: Requests that had arrived and did not run, those that the policy did not know of yet included.
         num_running: Requests that ran.
         first_kv_blocks: Blocks of the KV cache in use during the first of them, the least.
         kv_blocks: During the last of them, the most.
@@ -85,6 +87,14 @@ class Outcomes:
         self.output_len, self.num_evictions, self.num_recomputed_tokens = ([0] * size for _ in range(3))
         self.entries = array("d")
         """Of the timeline, the attributes of each one after the other."""
+
+    def note_idle(self, now: float, duration: float, num_waiting: int) -> None:
+        """Note time in which nothing ran while requests waited: a new entry where their number has changed."""
+        last, entries = len(self.entries) - len(fields(Timeline)), self.entries
+        if last >= 0 and not entries[last + 2] and entries[last + 3] == num_waiting:
+            entries[last : last + 2] = array("d", (now, entries[last + 1] + duration))
+        else:
+            entries.extend((now, duration, 0, num_waiting, 0, 0, 0))
 
     def result(self) -> RunResult:
         """Return what has happened so far."""
@@ -150,7 +160,7 @@ class Loop:
             if self._next_arrival <= executor.now:
                 self._take_arrivals()
             if not self._num_waiting and not len(running):
-                executor.wait_until(self._next_arrival)
+                self._wait()
                 continue
             for index, renewal in self._renewals.take(running):
                 self._policy.renew(index, renewal)
@@ -166,6 +176,13 @@ class Loop:
     def result(self) -> RunResult:
         """Return what has happened so far; NaN for what has not."""
         return self._outcomes.result()
+
+    def _wait(self) -> None:
+        started = self._executor.now
+        self._executor.wait_until(self._next_arrival)
+        if self._arrivals.num_held:
+            now = self._executor.now
+            self._outcomes.note_idle(now, now - started, self._arrivals.num_held)
 
     def _take_arrivals(self) -> None:
         taken = self._arrivals.take(self._executor.now)
@@ -222,7 +239,8 @@ class Loop:
             self._outcomes.output_len[index] = output_len = running.num_generated(index)
             running.remove(index)
             self._policy.end(index, Status.ANSWERED, output_len)
-        entry = (now, now - started, num_iterations, self._num_waiting, count, first_blocks, last_blocks)
+        num_waiting = self._num_waiting + self._arrivals.num_held
+        entry = (now, now - started, num_iterations, num_waiting, count, first_blocks, last_blocks)
         self._outcomes.entries.extend(entry)
         return finished
 

@@ -57,13 +57,14 @@ def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
         throughput: Output tokens over the makespan.
         num_evictions, num_recomputed_tokens, max_evictions_per_request.
         recomputed_share: Recomputed tokens over output tokens.
-        mean_kv_utilization, mean_queue_depth: Weighted by time; between the first and the last iteration of an entry
-            of the timeline, blocks are taken to grow evenly.
+        mean_kv_utilization: Weighted by the time of iterations; between the first and the last of an entry of the
+            timeline, blocks are taken to grow evenly.
+        mean_queue_depth: Weighted by time in which requests run or wait; those that wait for a prediction included.
     """
     latency = result.finish_time - result.arrival_time
     ttft = result.first_token_time - result.arrival_time
     duration = np.asarray(result.timeline.duration)
-    busy = float(duration.sum())
+    busy = float(duration[np.asarray(result.timeline.num_iterations) > 0].sum())
     makespan = float(result.finish_time.max() - result.arrival_time.min())
     iteration = busy / float(np.sum(result.timeline.num_iterations))
     blocks = (np.asarray(result.timeline.kv_blocks) + np.asarray(result.timeline.first_kv_blocks)) / 2
@@ -88,7 +89,7 @@ def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
         "max_evictions_per_request": int(result.num_evictions.max()),
         "recomputed_share": float(result.num_recomputed_tokens.sum() / result.output_len.sum()),
         "mean_kv_utilization": float(duration @ blocks) / busy / kv_cache.num_blocks,
-        "mean_queue_depth": float(duration @ np.asarray(result.timeline.num_waiting)) / busy,
+        "mean_queue_depth": float(duration @ np.asarray(result.timeline.num_waiting) / duration.sum()),
     }
 
 

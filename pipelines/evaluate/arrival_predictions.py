@@ -2,6 +2,7 @@
 
 import math
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from scheduler.arrival_source import ArrivalSource
@@ -36,6 +37,7 @@ class PredictedArrivals(ArrivalSource):
             timeout: Seconds from its arrival on that a request waits for its prediction; None for as long as it takes.
         """
         self._requests, self._fallback, self._clock = requests, fallback, clock
+        self._arrival_times = sorted(request.arrival_time for request in requests)
         self._index = {request.request_id: index for index, request in enumerate(requests)}
         self._order = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i))
         self._predictions = BackgroundPredictions(
@@ -65,6 +67,7 @@ class PredictedArrivals(ArrivalSource):
         now = max(now, self._clock())  # nothing is done before it has arrived
         for index, request in taken:
             self.handed_over[index], self.times[index] = request, now
+        self.num_held = bisect_right(self._arrival_times, now) - len(self.handed_over)
         is_complete = len(self.handed_over) == len(self._requests)
         self.next_time = math.inf if is_complete else now + POLL_SECONDS
         return taken

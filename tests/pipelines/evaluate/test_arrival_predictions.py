@@ -1,3 +1,4 @@
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pipelines.evaluate.arrival_predictions import PredictedArrivals
 from scheduler.arrival_source import KnownArrivals
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
+from scheduler.metrics import summarize
 from scheduler.policies import make_policy
 from scheduler.request import Request
 from scheduler.simulation.simulator import SimulatedExecutor
@@ -131,3 +133,50 @@ def test_the_clock_of_a_request_starts_at_its_arrival() -> None:
     assert (late.arrival_time == plain.arrival_time).all()
     assert (late.admission_time - plain.admission_time == 3).all()
     assert (late.finish_time - plain.finish_time == 3).all()
+
+
+class Held(KnownArrivals):
+    """Hands a request over 3 iterations after its arrival, and says how many it holds back."""
+
+    def take(self, now: float) -> Sequence[tuple[int, Request]]:
+        """Return those that arrived 3 iterations ago."""
+        taken = super().take(now - 3)
+        arrived = sum(request.arrival_time <= now for request in self._requests)
+        self.num_held = arrived - (len(self._requests) - len(self._left))
+        self.next_time = now + 1 if self._left else np.inf
+        return taken
+
+
+@pytest.mark.parametrize("budget", [12, 60], ids=["with evictions", "room for all"])
+def test_the_queue_counts_requests_that_wait_for_a_prediction(budget: int) -> None:
+    """Little's law: the queue summed over time is the time that all requests wait, whatever they wait for."""
+    requests = [Request(f"r{i}", 2, 8, arrival_time=float(i)) for i in range(4)]
+    worker = Worker(KvCache(budget))
+    policy = make_policy("fcfs", worker, np.random.default_rng(0))
+    result = Loop(policy, SimulatedExecutor(worker, [5, 6, 7, 8]), requests, arrivals=Held(requests)).run()
+    timeline, figures = result.timeline, summarize(result, worker.kv_cache)
+    waited = figures["total_latency"] - float(timeline.duration @ timeline.num_running)
+    assert waited >= 4 * 3
+    assert float(timeline.duration @ timeline.num_waiting) == waited
+    assert figures["mean_queue_depth"] == pytest.approx(waited / figures["makespan"])
+
+
+def test_a_batch_job_has_a_queue_while_it_is_predicted() -> None:
+    """Nothing runs and nobody is known to the policy, but all have arrived."""
+    clock = Clock()
+    requests = [Request(f"r{i}", 5, 20) for i in range(6)]
+    is_free = threading.Event()
+
+    def predict(indices: Sequence[int]) -> list[Request]:
+        is_free.wait()
+        return [requests[i] for i in indices]
+
+    arrivals = PredictedArrivals(requests, predict, fallback, clock, None)
+    arrivals.start()
+    assert not arrivals.take(clock())
+    assert arrivals.num_held == 6
+    is_free.set()
+    while arrivals.next_time < np.inf:
+        arrivals.take(clock())
+    arrivals.close()
+    assert arrivals.num_held == 0
