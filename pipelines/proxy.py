@@ -67,7 +67,7 @@ def create_proxy(length_predictor: LengthPredictorLike, args: ProxySettings) -> 
         sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
         app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
         if args.state is not None:
-            read_state(args.state, sidecar.spec, sidecar.ledger)
+            read_state(args.state, sidecar.spec, sidecar.ledger.restore)
         with metrics.watching(sidecar):
             async with (
                 batcher,

@@ -52,7 +52,7 @@ def run(args: ServeSettings) -> None:
 
 def check_state(file: Path, length_predictor: LengthPredictor) -> None:
     """Raise InputError where a file can be neither read as a state nor made."""
-    read_state(file, length_predictor.spec, FeedbackLedger(length_predictor.spec))
+    read_state(file, length_predictor.spec, FeedbackLedger(length_predictor.spec).restore)
     if not os.access(file.parent, os.W_OK):
         raise InputError(f"--state {file}: {file.parent} is no folder that can be written to")
 

@@ -1,6 +1,5 @@
 """Predictions in vLLM's process that follow the answers: what ended corrects the level, and survives a restart."""
 
-import json
 import logging
 import time
 from collections import deque
@@ -10,8 +9,7 @@ from pathlib import Path
 
 from pipelines.request_bounds import RequestBounds
 from predictor.bounds.online import OnlineCalibration
-from predictor.sidecar.state import fingerprint, write_state
-from scheduler.errors import InputError
+from predictor.sidecar.state import read_state, write_state
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.policy import Status
 from scheduler.request import Request
@@ -48,8 +46,9 @@ class LearningPredictions:
         """
         self._bounds, self._decode, self._state = bounds, decode, state
         self._online = OnlineCalibration(bounds.bins, bounds.calibration)
-        if state is not None and state.exists():
-            self._online.restore(_read(state, bounds))
+        if state is not None:
+            nothing: dict[str, object] = {"answers": []}
+            read_state(state, bounds.spec, lambda learnt: self._online.restore(learnt.get(bounds.model, nothing)))
         self._marginal_bound = self._online.marginal_bound(bounds.tau)
         self._tickets: dict[str, tuple[int, int]] = {}  # by request, with the most tokens that it may generate
         self._ended: deque[tuple[str, Status, int]] = deque()
@@ -105,15 +104,3 @@ class LearningPredictions:
             write_state(self._state, self._bounds.spec, {self._bounds.model: self._online.state()})
         except OSError as error:
             logger.error("%s: what was learnt cannot be written: %s", self._state, error)
-
-
-def _read(state: Path, bounds: RequestBounds) -> dict[str, object]:
-    try:
-        value = json.loads(state.read_bytes())
-        if value["predictor"] != fingerprint(bounds.spec):
-            logger.warning("%s: learnt with another predictor; starting afresh", state)
-            return {"answers": []}
-        learnt: dict[str, object] = value["models"].get(bounds.model, {"answers": []})
-        return learnt
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{state}: not a state that amin wrote ({error}); remove it to start afresh") from None

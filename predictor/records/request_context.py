@@ -7,7 +7,8 @@ from predictor.prompts.context import RequestContext
 from predictor.records.messages import Turn
 from predictor.records.values import flag, real_number, whole_number
 
-_CAPS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
+CAPS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Names that APIs and logs give the most tokens that an answer may have."""
 _TURN_COUNTS = ("num_earlier_turns", "earlier_characters", "last_answer_characters")
 
 
@@ -21,7 +22,7 @@ def request_context(fields: Mapping[str, Any], earlier: Sequence[Turn] | None) -
         fields: of a record, or the body of a request as OpenAI's, Anthropic's or vLLM's API takes it.
         earlier: the turns before the prompt, the system's included; None where the conversation is not known.
     """
-    caps = [cap for name in _CAPS if (cap := _count(fields.get(name))) is not None]
+    caps = [cap for name in CAPS if (cap := _count(fields.get(name))) is not None]
     temperature = real_number(fields.get("temperature"))
     budget = _count(fields.get("thinking_budget"))
     tools = fields.get("tools") if fields.get("num_tools") is None else fields["num_tools"]

@@ -70,9 +70,9 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
         sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
         app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
         if options.state_file is not None:
-            read_state(options.state_file, sidecar.spec, sidecar.ledger)
+            read_state(options.state_file, sidecar.spec, sidecar.ledger.restore)
         with metrics.watching(sidecar):
-            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger)):
+            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger.restore)):
                 yield
 
     app = FastAPI(

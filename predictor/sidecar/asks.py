@@ -7,12 +7,11 @@ from typing import Any, Literal, TypeGuard
 from predictor.prompts.context import UNKNOWN, RequestContext
 from predictor.records.chat_turns import ChatOptions, open_prompt
 from predictor.records.messages import NotMessages, Turn, is_unicode, last_user_text, prompt_end, run_start, turns_of
-from predictor.records.request_context import request_context
+from predictor.records.request_context import CAPS, request_context
 
 Unusable = Literal["no_text", "not_unicode"]
 
 MAX_TOKENS = 2**31 - 1
-_CAPS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def asks_of(body: Mapping[str, Any], chat_options: ChatOptions | None) -> list[A
 
 def max_new_tokens(body: Mapping[str, Any]) -> int | None:
     """Return the body's cap of an answer in tokens, the least where it names several; None where it has none."""
-    return min((body[name] for name in _CAPS if _is_count(body.get(name)) and body[name] > 0), default=None)
+    return min((body[name] for name in CAPS if _is_count(body.get(name)) and body[name] > 0), default=None)
 
 
 def _prompts(body: Mapping[str, Any], chat_options: ChatOptions | None) -> tuple[list[Any], RequestContext]:

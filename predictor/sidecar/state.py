@@ -25,8 +25,8 @@ def fingerprint(spec: PredictorSpec) -> str:
     return hashlib.sha256(json.dumps(spec.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def read_state(file: Path, spec: PredictorSpec, ledger: FeedbackLedger) -> None:
-    """Take over what a file holds, if there is one and it is of this predictor.
+def read_state(file: Path, spec: PredictorSpec, restore: Callable[[dict[str, Any]], None]) -> None:
+    """Give `restore` what a file holds, by served model, if there is one and it is of this predictor.
 
     Raises:
         InputError: the file is not one that `write_state` wrote.
@@ -40,8 +40,8 @@ def read_state(file: Path, spec: PredictorSpec, ledger: FeedbackLedger) -> None:
         if value["predictor"] != fingerprint(spec):
             _log.warning("%s: learnt with another predictor; starting afresh", file)
             return
-        ledger.restore(value["models"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        restore(value["models"])
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{file}: not a state that amin wrote ({error}); remove it to start afresh") from None
 
 

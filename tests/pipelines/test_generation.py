@@ -306,7 +306,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     base = ["--kv-blocks", "40", "--policies", "fcfs,amin", "--seeds", "2"]
     run_evaluation = functools.partial(evaluate, chat_model, exports["fp32"], prompts_file, out, *base)
     with monkeypatch.context() as patch:
-        count_calls(patch, pipelines.evaluate.stage, "measure", interrupt_after=3)  # warm-up, fcfs, amin
+        count_calls(patch, pipelines.evaluate.stage, "run_policy", interrupt_after=3)  # warm-up, fcfs, amin
         assert run_evaluation() == 130
     results = json.loads((out / "results.json").read_text())
     assert results["partial"]
@@ -323,7 +323,7 @@ def test_an_interrupted_evaluation_is_partial_and_continues(
     assert "made with contents of prompts" in capsys.readouterr().err
     prompts_file.write_text(kept)
 
-    calls = count_calls(monkeypatch, pipelines.evaluate.stage, "measure")
+    calls = count_calls(monkeypatch, pipelines.evaluate.stage, "run_policy")
     assert run_evaluation("--resume") == 0
     assert [arguments[:2] for arguments in calls] == [("fcfs", 0), ("amin", 1), ("fcfs", 1)]
     results = json.loads((out / "results.json").read_text())
@@ -395,7 +395,7 @@ def test_out_of_memory_is_one_line(
     def exhaust(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(pipelines.evaluate.stage, "measure", exhaust)
+    monkeypatch.setattr(pipelines.evaluate.stage, "run_policy", exhaust)
     assert evaluate(chat_model, exports["fp32"], prompts_file, tmp_path / "out") == 2
     assert "out of memory on the device: lower --kv-blocks" in capsys.readouterr().err
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.request_bounds import RequestBounds
 from pipelines.vllm_learning import LearningPredictions
+from predictor.errors import InputError
 from predictor.serving import LengthPredictor
-from scheduler.errors import InputError
 from scheduler.policy import Status
 from scheduler.request import Request
 

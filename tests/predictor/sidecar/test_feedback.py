@@ -153,16 +153,16 @@ def test_tracks_are_bounded() -> None:
 def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
     """The same bound before and after; another predictor starts afresh; a file of another kind is one line."""
     ledger, file = make_ledger(), tmp_path / "state.json"
-    read_state(file, SPEC, ledger)
+    read_state(file, SPEC, ledger.restore)
     tell(ledger, [max(1, length // 4) for length in good_lengths(600)])
     ledger.report_unremembered(KEY, 8, 3)
     write_state(file, SPEC, ledger.state())
     again = make_ledger()
-    read_state(file, SPEC, again)
+    read_state(file, SPEC, again.restore)
     assert again.state() == ledger.state()
     assert bound_of(again) == bound_of(ledger) < 0.5 * bound_of(make_ledger())
     other = FeedbackLedger(made_up_spec(50.0))
-    read_state(file, made_up_spec(50.0), other)
+    read_state(file, made_up_spec(50.0), other.restore)
     assert other.state() == {}
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
@@ -185,5 +185,5 @@ def test_a_spoilt_state_is_refused_in_one_line(old: str, new: str, tmp_path: Pat
     write_state(file, SPEC, ledger.state())
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(InputError, match="remove it") as refused:
-        read_state(file, SPEC, make_ledger())
+        read_state(file, SPEC, make_ledger().restore)
     assert "\n" not in str(refused.value)
