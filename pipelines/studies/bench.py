@@ -48,7 +48,9 @@ def lmsys_workload(count: int, load: float | None = None, kv_budget: int = 16_49
     prompts, lens = lmsys_shaped(count, rng)
     times = np.zeros(count)
     if load is not None:
-        times = times_at_load("poisson", load, volume(prompts, lens), kv_budget, rng)
+        times = times_at_load(
+            "poisson", load, volume(prompts.astype(np.float64), lens.astype(np.float64)), kv_budget, rng
+        )
     workload = workload_from_columns([f"r{i}" for i in range(count)], prompts, lens, times, 512)
     edges = np.concatenate([[0], DEFAULT_EDGES[DEFAULT_EDGES <= 512]]) if count <= 200_000 else None
     return Workload(synthesize(workload.requests, workload.output_lens, "noise:0.4", rng, edges), workload.output_lens)

@@ -10,7 +10,7 @@ from predictor.bounds.calibration import required_prompts
 from predictor.errors import InputError
 from predictor.prompts.context import UNKNOWN, RequestContext
 from predictor.records.chat_turns import ChatOptions
-from predictor.records.chats import load_data
+from predictor.records.chats import LoadedData, load_data
 from predictor.records.prompt_table import served_models
 from predictor.records.records import SPLITS, Records
 from predictor.splits.data_report import DataReport, split_and_audit
@@ -21,6 +21,26 @@ from predictor.training.slow_tokenizers import converted_tokenizer
 
 def load_splits(config: TrainConfig, chat_options: ChatOptions) -> tuple[dict[str, Records], DataReport]:
     """Return the records of each split and the report on them, printed; InputError where one is too small for `tau`."""
+    loaded = _loaded(config, chat_options)
+    models = served_models(loaded.records)
+    is_by_time = config.split_by == "time"
+    names, report = split_and_audit(loaded, config.seed, by_time=is_by_time, shown=config.progress)
+    print_data_report(config.data, report)
+    records = without_constant_contexts(loaded.records)
+    if is_by_time and records.arrival_times is not None:
+        records = replace(records, datasets=tuple(days_of(records.arrival_times)))
+    splits = {name: records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
+    for model in models:
+        _require_enough(config, splits, model, "give more data", others=len(models) > 1)
+    if config.max_prompts is not None:
+        splits["train"] = subsample(splits["train"], config.max_prompts, config.seed)
+        for model in models:
+            _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
+    return splits, report
+
+
+def _loaded(config: TrainConfig, chat_options: ChatOptions) -> LoadedData:
+    """Return the data; InputError where some rows name their served model and others do not."""
     loaded = load_data(
         config.data,
         config.model,
@@ -36,20 +56,7 @@ def load_splits(config: TrainConfig, chat_options: ChatOptions) -> tuple[dict[st
         raise InputError(
             f"{config.data}: prompt_id {prompt_id!r}: model: missing, while other rows have it; fill it in"
         )
-    is_by_time = config.split_by == "time"
-    names, report = split_and_audit(loaded, config.seed, by_time=is_by_time, shown=config.progress)
-    print_data_report(config.data, report)
-    records = without_constant_contexts(loaded.records)
-    if is_by_time and records.arrival_times is not None:
-        records = replace(records, datasets=tuple(days_of(records.arrival_times)))
-    splits = {name: records.select(np.flatnonzero(np.asarray(names) == name)) for name in SPLITS}
-    for model in models:
-        _require_enough(config, splits, model, "give more data", others=len(models) > 1)
-    if config.max_prompts is not None:
-        splits["train"] = subsample(splits["train"], config.max_prompts, config.seed)
-        for model in models:
-            _require_enough(config, splits, model, "raise --max-prompts", others=len(models) > 1)
-    return splits, report
+    return loaded
 
 
 def without_constant_contexts(records: Records) -> Records:

@@ -152,26 +152,40 @@ def new_predictor(config: TrainConfig, chat_options: ChatOptions, train: Records
     torch.manual_seed(config.seed)
     models = served_models(train)
     default = config.default_model or (models[0] if len(models) == 1 else AVERAGE)
-    turns, characters = chat_options.context_turns, chat_options.context_characters
     if config.init is not None:
-        started = load_for_models(config.init, models, config.dropout)
-        keep_layers(started.network, config.num_layers)
-        started.spec = replace(
-            started.spec,
-            max_prompt_tokens=_encoder_tokens(config, started.network.encoder),
-            served_model=default,
-            versions=versions(),
-            context_turns=turns,
-            context_characters=characters,
-        )
-        started.spec.choose()
-        return started
+        return _from_another(config, chat_options, models, default)
+    return _from_encoder(config, chat_options, train, default)
+
+
+def _from_another(
+    config: TrainConfig, chat_options: ChatOptions, models: tuple[str, ...], default: str
+) -> TorchLengthPredictor:
+    """Return the predictor of `config.init` with these served models."""
+    assert config.init is not None
+    started = load_for_models(config.init, models, config.dropout)
+    keep_layers(started.network, config.num_layers)
+    started.spec = replace(
+        started.spec,
+        max_prompt_tokens=_encoder_tokens(config, started.network.encoder),
+        served_model=default,
+        versions=versions(),
+        context_turns=chat_options.context_turns,
+        context_characters=chat_options.context_characters,
+    )
+    started.spec.choose()
+    return started
+
+
+def _from_encoder(config: TrainConfig, chat_options: ChatOptions, train: Records, default: str) -> TorchLengthPredictor:
+    """Return a predictor with untrained heads on a text encoder."""
+    models = served_models(train)
     encoder, tokenizer = load_encoder(config.encoder)
     bins, pad_id = length_bins(config, train), encoder.config.pad_token_id or 0
     max_tokens = _encoder_tokens(config, encoder)
     texts = list(dict.fromkeys(train.prompts))
     texts = texts[:: max(1, len(texts) // MAX_PROMPTS)]
     terms = choose_terms([encoding.ids for encoding in tokenizer.encode_batch_fast(texts)], config.num_terms)
+    turns, characters = chat_options.context_turns, chat_options.context_characters
     spec = PredictorSpec(bins, max_tokens, pad_id, models, default, terms, {}, versions(), turns, characters)
     spec.choose()
     shape = NetworkShape(

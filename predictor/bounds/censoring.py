@@ -26,9 +26,9 @@ def probability_uncut(lengths: FloatArray, is_truncated: BoolArray, weights: Flo
     cuts, place = np.unique(lengths[is_truncated], return_inverse=True)
     num_cut = np.bincount(place, weights=weights[is_truncated], minlength=len(cuts))
     order = np.argsort(lengths, kind="stable")
-    beyond = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
+    weight_from = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
     # At risk of a cut at c: what is longer than c, and what was cut there.
-    at_risk = beyond[np.searchsorted(lengths[order], cuts, side="right")] + num_cut
+    at_risk = weight_from[np.searchsorted(lengths[order], cuts, side="right")] + num_cut
     remaining = np.concatenate([[1.0], np.cumprod(1.0 - num_cut / at_risk)])
     return np.asarray(remaining[np.searchsorted(cuts, lengths, side="left")])
 

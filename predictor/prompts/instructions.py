@@ -179,8 +179,8 @@ def _amount(found: Sequence[str], place: int) -> Amount | None:
         if (unit := _UNIT_OF.get(following)) is not None and not (
             distance and unit in ("words", "characters") and distance > 1
         ):
-            beyond = after[distance + 1 : distance + 3]
-            return Amount(unit, count, _direction(before) or _direction(beyond), is_asked)
+            later = after[distance + 1 : distance + 3]
+            return Amount(unit, count, _direction(before) or _direction(later), is_asked)
         if following[0].isdecimal():
             return None
     is_listed = count > 1 and bool(after) and any(word in _ACTS for word in before)

@@ -72,7 +72,7 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
         if options.state_file is not None:
             read_state(options.state_file, sidecar.spec, sidecar.ledger.restore)
         with metrics.watching(sidecar):
-            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger.restore)):
+            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger)):
                 yield
 
     app = FastAPI(
