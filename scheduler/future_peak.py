@@ -58,11 +58,21 @@ class FuturePeak:
         It also brings in `common` blocks that are not charged to it.
         """
         self._num_blocks -= common
-        end = clock + remaining
-        self._reserve(clock, end, held + remaining)
+        self._put(index, clock, held, clock + remaining)
+
+    def move(self, index: int, clock: int, held: int, end: int) -> None:
+        """Let a request that holds `held` tokens after `clock` iterations end with iteration `end` > `clock`."""
+        if self._entries[index][1] > clock:
+            self.remove(index, clock)
+        self._put(index, clock, held, end)
+
+    def _put(self, index: int, clock: int, held: int, end: int) -> None:
+        last = held + end - clock
+        if end - self._origin >= len(self._used) or last >= len(self._blocks):
+            self._reserve(clock, end, last)
         self._entries[index] = (held - clock, end)
         used = self._used[clock + 1 - self._origin : end + 1 - self._origin]
-        used += self._blocks[held + 1 : held + remaining + 1]
+        used += self._blocks[held + 1 : last + 1]
 
     def remove(self, index: int, clock: int) -> None:
         """Take out a request, after `clock` iterations."""

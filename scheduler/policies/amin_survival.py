@@ -1,7 +1,6 @@
 """Amin on the whole survival curve: renewed bounds, order by boosted expected work, least progress evicted."""
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from math import ceil, sqrt
 
 import numpy as np
@@ -10,6 +9,7 @@ from scheduler.admission import admit_while_peak_fits, evict_while_full
 from scheduler.batch import RunningBatch
 from scheduler.future_peak import FuturePeak
 from scheduler.policies.boost import BindingResource, Boost, Demand
+from scheduler.policies.due import DueRequests
 from scheduler.policies.survival_parts import (
     DEFAULT,
     Entry,
@@ -76,7 +76,7 @@ class AminSurvival(Policy):
         self._renewed: list[int] = []
         self._variance = 0  # of the sum of the running lengths
         self._admitted_variance = 0  # of those admitted in the decision being made
-        self._ends: list[tuple[int, int, int]] = []  # heap of (start + bound, index, start); outdated entries stay
+        self._due = DueRequests()  # the running, when they reach their bounds
         self._peak = FuturePeak(worker.kv_cache)
 
     def add(self, index: int, request: Request) -> None:
@@ -128,30 +128,29 @@ class AminSurvival(Policy):
     def _follow(self, running: RunningBatch) -> None:
         """Take note of stalls, and renew the bounds that have been outlived."""
         self._peak.follow(running)
+        entries, due, clock = self._entries, self._due, running.clock
         for index in running.stalled:
-            entry = self._entries[index]
+            entry = entries[index]
             assert entry.start is not None
             entry.start += 1
-            heappush(self._ends, (entry.start + entry.bound, index, entry.start))
-        clock = running.clock
-        while self._ends and self._ends[0][0] <= clock:
-            _, index, start = heappop(self._ends)
-            if index in self._entries and (entry := self._entries[index]).start == start:
-                self._repack(index, self._bound(entry, clock - start), running)
+            due.put(index, entry.start + entry.bound)
+        for index in due.pop(clock):
+            entry = entries[index]
+            assert entry.start is not None
+            self._repack(index, entry, self._bound(entry, clock - entry.start), running)
         for index in self._renewed:
             if index in running:
-                entry, generated = self._entries[index], running.num_generated(index)
+                entry, generated = entries[index], running.num_generated(index)
                 bound = max(generated + 1, int(entry.work.quantile(self._levels.pack_level, generated)))
-                self._repack(index, min(bound, entry.limit), running)
+                self._repack(index, entry, min(bound, entry.limit), running)
         self._renewed.clear()
 
-    def _repack(self, index: int, bound: int, running: RunningBatch) -> None:
-        entry, clock = self._entries[index], running.clock
+    def _repack(self, index: int, entry: Entry, bound: int, running: RunningBatch) -> None:
         assert entry.start is not None
         entry.bound = bound
-        self._peak.remove(index, clock)
-        self._peak.add(index, clock, running.num_tokens(index), max(1, entry.start + bound - clock))
-        heappush(self._ends, (max(entry.start + bound, clock + 1), index, entry.start))
+        end = max(entry.start + bound, running.clock + 1)
+        self._peak.move(index, running.clock, running.num_tokens(index), end)
+        self._due.put(index, end)
 
     def _victims(self, running: RunningBatch) -> list[int]:
         """Return the running requests, the first to evict first; of equal ones the last admitted."""
@@ -165,14 +164,15 @@ class AminSurvival(Policy):
         entry = self._entries[index]
         self._boost.leave(index)
         self._variance += entry.variance
-        entry.bound = self._estimate(index)
+        entry.bound = entry.bound or entry.estimate
         entry.first_bound = entry.first_bound or entry.bound
         entry.start, entry.kept = clock - entry.kept, 0
-        heappush(self._ends, (entry.start + entry.bound, index, entry.start))
+        self._due.put(index, entry.start + entry.bound)
 
     def _evict(self, index: int, running: RunningBatch) -> None:
         entry, generated = self._entries[index], running.num_generated(index)
         self._peak.remove(index, running.clock)
+        self._due.drop(index)
         self._variance -= entry.variance
         entry.start, entry.bound = None, self._bound(entry, generated)
         entry.kept = generated if self.worker.resume else 0
@@ -184,7 +184,9 @@ class AminSurvival(Policy):
     def _estimate(self, index: int) -> int:
         """Return the output length that a waiting request is packed by."""
         entry = self._entries[index]
-        return entry.bound or min(entry.limit, max(1, int(entry.work.quantile(self._level))))
+        if not entry.bound:
+            entry.estimate = min(entry.limit, max(1, int(entry.work.quantile(self._level))))
+        return entry.bound or entry.estimate
 
     def _bound(self, entry: Entry, generated: int) -> int:
         """Return the bound renewed until it exceeds what was generated; one that does so already stays."""
@@ -213,6 +215,7 @@ class AminSurvival(Policy):
         self.waiting.remove(index, is_queued=is_queued)
         if is_running:
             self._peak.finish(index)
+            self._due.drop(index)
             self._variance -= entry.variance
         else:
             self._boost.leave(index)

@@ -1,11 +1,11 @@
 """What a request is expected to take over the rest of its life: tokens, and memory over time."""
 
+from array import array
 from bisect import bisect_right
-from operator import neg
 
 import numpy as np
 
-from scheduler.forecast import Forecast
+from scheduler.forecast import Floats, Forecast
 from scheduler.latency_bounds import volume
 
 
@@ -18,10 +18,11 @@ class ExpectedWork:
     With s prompt tokens and S the survival of the length, what is to come after g generated tokens is
     E[sum of s + k over g < k <= length | length > g] = (integral of (s + x + 1/2) S(x) from g to the cap) / S(g), and
     the tokens are (integral of S(x)) / S(g). The integrals from each edge on are kept, so that a look-up costs no
-    vector operation.
+    vector operation. All is in flat arrays: with thousands of requests, lists of numbers do not stay in a processor's
+    cache.
     """
 
-    __slots__ = ("_area_beyond", "_edges", "_moment_beyond", "_num_prompt_tokens", "_survival")
+    __slots__ = ("_area_beyond", "_edges", "_fall", "_moment_beyond", "_num_prompt_tokens")
 
     def __init__(self, forecast: Forecast, num_prompt_tokens: int, cap: float) -> None:
         """Prepare the look-up of a request that generates at most `cap` tokens."""
@@ -32,35 +33,31 @@ class ExpectedWork:
         left, right, before, after = edges[:-1], edges[1:], survival[:-1], survival[1:]
         area = (right - left) * (before + after) / 2
         moment = (right - left) * ((2 * left + right) * before + (left + 2 * right) * after) / 6
-        self._area_beyond: list[float] = [*area[::-1].cumsum()[::-1].tolist(), 0.0]
-        self._moment_beyond: list[float] = [*moment[::-1].cumsum()[::-1].tolist(), 0.0]
-        self._edges: list[float] = edges.tolist()
-        self._survival: list[float] = survival.tolist()
+        self._area_beyond = _integrals_from_each(area)
+        self._moment_beyond = _integrals_from_each(moment)
+        self._edges = array("d", edges.tobytes())
+        self._fall = array("d", (-survival).tobytes())  # negated: bisection wants what rises
         self._num_prompt_tokens = num_prompt_tokens
 
     def quantile(self, level: float, generated: int = 0) -> float:
         """Return the quantile at `level` of the length, cut at the cap, given that it exceeds `generated` tokens.
 
-        As `Forecast.conditional_quantile`, on lists: an array is slow to ask for one number.
+        As `Forecast.conditional_quantile`, on arrays that are quick to ask for one number.
         """
-        edges, survival = self._edges, self._survival
+        edges, fall = self._edges, self._fall
         place = bisect_right(edges, generated)
-        alive = self._alive(place, generated)
-        if alive <= 0:
+        if place == len(edges):
+            return generated / (1.0 - level)
+        left, before = edges[place - 1], fall[place - 1]
+        alive = before + (generated - left) / (edges[place] - left) * (fall[place] - before)
+        if alive >= 0:
             return generated / (1.0 - level)
         target = (1.0 - level) * alive
-        right = bisect_right(survival, -target, lo=place, key=neg)
+        right = bisect_right(fall, target, place)
         if right == len(edges):
             return edges[-1]
-        left, before, after = edges[right - 1], survival[right - 1], survival[right]
-        return left + (before - target) / (before - after) * (edges[right] - left)
-
-    def _alive(self, place: int, generated: int) -> float:
-        """Return the survival at `generated`, which is before the edge at `place`; 0 beyond the last edge."""
-        if place == len(self._edges):
-            return 0.0
-        left, before, after = self._edges[place - 1], self._survival[place - 1], self._survival[place]
-        return before + (generated - left) / (self._edges[place] - left) * (after - before)
+        left, before = edges[right - 1], fall[right - 1]
+        return left + (target - before) / (fall[right] - before) * (edges[right] - left)
 
     def spent(self, generated: int) -> float:
         """Return the token-iterations of the first `generated` tokens."""
@@ -71,14 +68,21 @@ class ExpectedWork:
 
         A request that has outlived every length of its forecast is taken to generate as many tokens again.
         """
-        place = bisect_right(self._edges, generated)
-        alive = self._alive(place, generated)
+        place, alive = bisect_right(self._edges, generated), 0.0
+        if place < len(self._edges):
+            left, before = self._edges[place - 1], -self._fall[place - 1]
+            right, after = self._edges[place], -self._fall[place]
+            alive = before + (generated - left) / (right - left) * (after - before)
         if alive <= 0:
             again = max(1, generated)
             return again, volume(self._num_prompt_tokens + generated, again)
-        right, after = self._edges[place], self._survival[place]
         width = right - generated
         area = width * (alive + after) / 2 + self._area_beyond[place]
         moment = width * ((2 * generated + right) * alive + (generated + 2 * right) * after) / 6
         moment += self._moment_beyond[place]
         return area / alive, ((self._num_prompt_tokens + 0.5) * area + moment) / alive
+
+
+def _integrals_from_each(parts: Floats) -> "array[float]":
+    """Return what the parts from each edge on add up to, 0 from the last."""
+    return array("d", np.append(parts[::-1].cumsum()[::-1], 0.0).tobytes())

@@ -58,6 +58,7 @@ class Entry:
         variance: Of the length.
         arrival: Iteration in which it was first seen, or None.
         bound: Length that it is packed by, 0 before its first admission.
+        estimate: Length that it was last looked at with before its first admission.
         first_bound: The bound at its first admission.
         start: Clock minus generated tokens, while it runs.
         known: Tokens that it had before an eviction, the most of several.
@@ -70,6 +71,7 @@ class Entry:
     variance: int
     arrival: int | None = None
     bound: int = 0
+    estimate: int = 0
     first_bound: int = 0
     start: int | None = None
     known: int = 0

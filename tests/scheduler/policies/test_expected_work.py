@@ -48,7 +48,7 @@ def test_who_has_outlived_the_forecast_generates_as_much_again() -> None:
 def test_its_quantiles_are_those_of_the_forecast_up_to_the_cap(
     forecast: Forecast, cap: int, generated: int, level: float
 ) -> None:
-    """Asked of lists instead of arrays."""
+    """Asked number by number instead of as vectors."""
     work = ExpectedWork(forecast, 5, cap)
     if generated < cap:
         expected = min(cap, forecast.conditional_quantile(generated, level))

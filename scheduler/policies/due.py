@@ -1,0 +1,43 @@
+"""Which running requests are due in an iteration: those whose bound is reached then."""
+
+from heapq import heappop, heappush
+
+
+class DueRequests:
+    """Requests in groups by the iteration in which they are due, and a heap of those iterations.
+
+    Many requests are due in one iteration, in any order. So a heap of requests would compare them for nothing, and over
+    memory that no cache holds. A request that is due at another time, or no more, stays in its old group until that
+    comes up.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing due."""
+        self._due: dict[int, int] = {}
+        self._groups: dict[int, list[int]] = {}
+        self._clocks: list[int] = []
+
+    def put(self, index: int, clock: int) -> None:
+        """Let a request be due at `clock`, whatever it was before."""
+        self._due[index] = clock
+        group = self._groups.get(clock)
+        if group is None:
+            self._groups[clock] = [index]
+            heappush(self._clocks, clock)
+        else:
+            group.append(index)
+
+    def drop(self, index: int) -> None:
+        """Let a request be due no more."""
+        del self._due[index]
+
+    def pop(self, clock: int) -> list[int]:
+        """Take out and return, each once, the requests that are due by `clock`."""
+        taken, due = [], self._due
+        while self._clocks and self._clocks[0] <= clock:
+            then = heappop(self._clocks)
+            for index in self._groups.pop(then):
+                if due.get(index) == then:
+                    del due[index]
+                    taken.append(index)
+        return taken
