@@ -1,11 +1,9 @@
 """An OpenAI-compatible proxy in front of an engine: predicts at arrival, adds hints, learns from the answers."""
 
-import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from operator import attrgetter
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -14,15 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from pipelines.serve import SWITCH_INTERVAL, check_state, listen, read_again_at_hangup
 from pipelines.settings.proxy import ProxySettings
-from predictor.bounds.distribution import FloatArray
 from predictor.serving import LengthPredictor
-from predictor.sidecar.answers import Sidecar, SidecarSettings, Task, survivals_of
-from predictor.sidecar.batching import Batcher
+from predictor.sidecar.answers import SidecarSettings
 from predictor.sidecar.connections import make_server
 from predictor.sidecar.feedback import LedgerSettings
+from predictor.sidecar.lifespan import predicting
 from predictor.sidecar.metrics import ServerMetrics
 from predictor.sidecar.relay import Relay, create_relay_app, make_client
-from predictor.sidecar.state import kept, read_state
 from predictor.spec import LengthPredictorLike
 
 
@@ -55,27 +51,12 @@ def create_proxy(length_predictor: LengthPredictorLike, args: ProxySettings) -> 
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        batcher = Batcher[Task, FloatArray](
-            survivals_of,
-            size=attrgetter("size"),
-            max_work=length_predictor.spec.max_prompt_tokens,
-            max_wait=options.max_wait,
-            max_queue=options.max_queue,
-            num_workers=options.num_workers,
-            on_batch=metrics.add_batch,
-        )
-        sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
-        app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
-        if args.state is not None:
-            read_state(args.state, sidecar.spec, sidecar.ledger.restore)
-        with metrics.watching(sidecar):
-            async with (
-                batcher,
-                kept(args.state, lambda: (sidecar.spec, sidecar.ledger)),
-                make_client(args.connect_timeout) as client,
-            ):
-                app.state.relay = Relay(client, args.upstream, sidecar, args.engine, metrics.add_wait)
-                yield
+        async with (
+            predicting(app, length_predictor, options, metrics) as sidecar,
+            make_client(args.connect_timeout) as client,
+        ):
+            app.state.relay = Relay(client, args.upstream, sidecar, args.engine, metrics.add_wait)
+            yield
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -97,4 +78,5 @@ def sidecar_settings(args: ProxySettings) -> SidecarSettings:
         max_queue=args.max_queue,
         num_workers=args.workers,
         feedback=LedgerSettings(adapt=args.adapt),
+        state_file=args.state,
     )

@@ -41,7 +41,7 @@ def _header_line(lines: Iterable[str]) -> tuple[int, str]:
 
 
 def _row_of(file: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    """Return the cells by column; of a column that stands twice only the same value is taken."""
+    """Return the cells by column; a column may appear twice if its values agree."""
     values = [cell.strip() or None for cell in cells]
     while len(values) > len(header) and not values[-1]:  # a comma at the end of the line
         values.pop()
@@ -50,5 +50,5 @@ def _row_of(file: Path, number: int, header: Sequence[str], cells: Sequence[str]
     row = dict(zip(header, values, strict=True))
     for name, value in zip(header, values, strict=True):
         if row[name] != value:
-            raise InputError(f"{file}: line {number}: column {name!r} stands twice with different values; remove one")
+            raise InputError(f"{file}: line {number}: column {name!r} appears twice with different values; remove one")
     return row

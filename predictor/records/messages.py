@@ -105,11 +105,6 @@ def speaker_of(message: Mapping[str, Any]) -> str:
     return "" if value is None else str(value).strip()
 
 
-def text_of(content: Any) -> str:
-    """Return the text in the content of a message: text itself, or the parts that are text; "" where there is none."""
-    return _read_content(content)[0]
-
-
 def last_user_text(turns: Sequence[Turn]) -> str:
     """Return what the user said last: messages in a row are one prompt. "" where the user said nothing in words."""
     end = prompt_end(turns)

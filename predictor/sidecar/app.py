@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from operator import attrgetter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,14 +10,13 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
 from predictor.sidecar.access import Access
-from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings, Task, survivals_of
-from predictor.sidecar.batching import Batcher
+from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings
 from predictor.sidecar.bodies import describe, described, read_body
 from predictor.sidecar.feedback import TrackKey, Verdict
 from predictor.sidecar.guard import Guard
+from predictor.sidecar.lifespan import predicting
 from predictor.sidecar.metrics import ServerMetrics
 from predictor.sidecar.problem import on_crash, on_http_error, on_input_error, problem
 from predictor.sidecar.schema import (
@@ -32,7 +30,6 @@ from predictor.sidecar.schema import (
     Problem,
     Status,
 )
-from predictor.sidecar.state import kept, read_state
 from predictor.spec import LengthPredictorLike
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -57,23 +54,8 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batcher = Batcher[Task, FloatArray](
-            survivals_of,
-            size=attrgetter("size"),
-            max_work=length_predictor.spec.max_prompt_tokens,
-            max_wait=options.max_wait,
-            max_batch=options.max_batch,
-            max_queue=options.max_queue,
-            num_workers=options.num_workers,
-            on_batch=metrics.add_batch,
-        )
-        sidecar = Sidecar(length_predictor, batcher, options, metrics.add_answers)
-        app.state.sidecar, app.state.loop = sidecar, asyncio.get_running_loop()
-        if options.state_file is not None:
-            read_state(options.state_file, sidecar.spec, sidecar.ledger.restore)
-        with metrics.watching(sidecar):
-            async with batcher, kept(options.state_file, lambda: (sidecar.spec, sidecar.ledger)):
-                yield
+        async with predicting(app, length_predictor, options, metrics):
+            yield
 
     app = FastAPI(
         title="Amin length predictor",

@@ -143,7 +143,9 @@ def _pretrained(name: str) -> tuple[Any, "Tokenizer"]:
                 f"encoder: {name!r} brings Python code of its own, which never runs; choose another"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"encoder: {name!r} is neither an encoder folder nor had from the hub ({reason})") from None
+        raise InputError(
+            f"encoder: {name!r} is neither an encoder folder nor available from the hub ({reason})"
+        ) from None
     tokenizer = getattr(fast, "backend_tokenizer", None)
     if tokenizer is None:
         raise InputError(f"encoder: {name!r} has no fast tokenizer (tokenizer.json); choose another encoder")

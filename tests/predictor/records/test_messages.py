@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from predictor.records.chat_turns import ChatOptions, open_prompt
-from predictor.records.messages import NotMessages, Turn, joined_text, last_user_text, text_of, turns_of
+from predictor.records.messages import NotMessages, Turn, joined_text, last_user_text, turn_of, turns_of
 
 
 def said(messages: Any) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def test_a_developer_speaks_as_the_system() -> None:
 )
 def test_the_text_of_a_message_is_that_of_its_parts(content: Any, text: str) -> None:
     """An image alone has none."""
-    assert text_of(content) == text
+    assert turn_of({"role": "assistant", "content": content}).text == text
 
 
 def test_what_a_model_thought_is_kept_apart() -> None:

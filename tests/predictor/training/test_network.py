@@ -159,5 +159,5 @@ def test_each_prompt_is_in_one_batch_an_epoch() -> None:
 
 def test_an_encoder_that_is_nowhere_is_named() -> None:
     """Also where none is given and none is bundled."""
-    with pytest.raises(InputError, match="neither an encoder folder nor had from the hub"):
+    with pytest.raises(InputError, match="neither an encoder folder nor available from the hub"):
         load_encoder("./no/such/encoder")
