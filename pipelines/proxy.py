@@ -37,11 +37,11 @@ def run(args: ProxySettings) -> None:
     app = create_proxy(length_predictor, args)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
     host, port = listener.getsockname()[:2]
-    print(f"amin proxy: http://{f'[{host}]' if ':' in host else host}:{port} -> {args.upstream}", flush=True)
     sys.setswitchinterval(SWITCH_INTERVAL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     read_again_at_hangup(app, args.predictor, args.threads, args.tau)
+    print(f"amin proxy: http://{f'[{host}]' if ':' in host else host}:{port} -> {args.upstream}", flush=True)
     server.run(sockets=[listener])
 
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -40,13 +41,14 @@ def run(args: ServeSettings) -> None:
     app = create_app(length_predictor, settings)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
     host, port = listener.getsockname()[:2]
-    print(f"amin serve: http://{f'[{host}]' if ':' in host else host}:{port} (API: /openapi.json)", flush=True)
-    warn_of_strangers("amin serve", host, settings.api_key)
     sys.setswitchinterval(SWITCH_INTERVAL)
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     read_again_at_hangup(app, args.export, args.threads, args.tau)
+    # Last: who reads the address may send a signal.
+    print(f"amin serve: http://{f'[{host}]' if ':' in host else host}:{port} (API: /openapi.json)", flush=True)
+    warn_of_strangers("amin serve", host, settings.api_key)
     server.run(sockets=[listener])
 
 
@@ -67,6 +69,8 @@ def read_again_at_hangup(app: Starlette, folder: Path, num_threads: int, tau: fl
         except InputError as error:
             print(f"amin: the predictor stays as it is: {error}", file=sys.stderr, flush=True)
             return
+        while not hasattr(app.state, "loop"):  # it has only begun to start
+            time.sleep(0.01)
         app.state.loop.call_soon_threadsafe(app.state.sidecar.take_over, length_predictor)
         print(f"amin: {folder} has been read again", flush=True)
 
