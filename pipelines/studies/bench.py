@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,18 @@ from pipelines.files import atomic_file, write_json
 from pipelines.plots import cost_per_request
 from pipelines.results import print_table
 from pipelines.simulate.workloads import DEFAULT_EDGES
-from scheduler.batch import RunningBatch
-from scheduler.executor import Progress
+from pipelines.studies.decision_times import decision_times
 from scheduler.kv_cache import KvCache
 from scheduler.latency_bounds import volume
-from scheduler.loop import Loop, RunResult
-from scheduler.policies import POLICIES, make_policy
-from scheduler.policy import Decision, Policy, Status
-from scheduler.request import Request
+from scheduler.loop import RunResult
+from scheduler.policies import POLICIES
 from scheduler.simulation.arrivals import times_at_load
 from scheduler.simulation.simulate import simulate
-from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_columns
 
 MOCKER = Path(__file__).with_name("mocker.py")
-NUM_DECISIONS = 1000
-RESERVING = frozenset({"fcfs-reserve", "sglang"})
-"""Policies that hold memory back for max_new_tokens, so that fewer requests run."""
 
 
 def lmsys_workload(count: int, load: float | None = None, kv_budget: int = 16_492, seed: int = 0) -> Workload:
@@ -71,84 +63,6 @@ def mocker_workload() -> Workload:
     return Workload(synthesize(workload.requests, workload.output_lens, "noise:0.4", rng, edges), workload.output_lens)
 
 
-class OneByOne(SimulatedExecutor):
-    """Runs one iteration at a time, as an engine does, once `policy` is timed."""
-
-    def __init__(self, policy: "Timed", worker: Worker, output_lens: Sequence[int]) -> None:
-        super().__init__(worker, output_lens)
-        self._policy = policy
-
-    def iterate(self, running: RunningBatch, most: float, next_arrival: float) -> Progress:
-        """Run one iteration, or up to the next event."""
-        return super().iterate(running, 1 if self._policy.is_timed else most, next_arrival)
-
-
-class EnoughError(Exception):
-    """The decisions asked for have been timed."""
-
-
-class Timed(Policy):
-    """Times the decisions of a policy from when no more than `num_waiting` requests wait."""
-
-    def __init__(self, policy: Policy, num_waiting: int) -> None:
-        super().__init__(policy.worker, policy.rng)
-        self._policy, self._num_waiting = policy, num_waiting
-        self.is_timed = False
-        self.num_running: list[int] = []
-        self.seconds: list[float] = []
-        self.acted: list[bool] = []
-
-    def add(self, index: int, request: Request) -> None:
-        """Pass it on."""
-        self._policy.add(index, request)
-
-    def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
-        """Pass it on."""
-        self._policy.end(index, status, num_generated, is_running=is_running)
-
-    def schedule(self, running: RunningBatch) -> Decision:
-        """Pass it on and take the time."""
-        self.is_timed = self.is_timed or 0 < len(self._policy.waiting) <= self._num_waiting
-        started = time.perf_counter()
-        decision = self._policy.schedule(running)
-        if self.is_timed:
-            self.num_running.append(len(running))
-            self.seconds.append(time.perf_counter() - started)
-            self.acted.append(bool(decision.preempt or decision.admit))
-            if len(self.seconds) == NUM_DECISIONS:
-                raise EnoughError
-        return decision
-
-
-def decision_times(names: Iterable[str], num_running: int, num_waiting: int) -> list[dict[str, Any]]:
-    """Return the time of a decision per policy, in microseconds: over all, and over those that change something.
-
-    Half as many requests again have been served before, the shortest first where a policy likes those: what is left is
-    the queue of a server that has been overloaded for a while.
-    """
-    workload = lmsys_workload(num_waiting * 3 // 2)
-    rows = []
-    for name in names:
-        tokens_each = 600 if name in RESERVING else 250  # about what each of that many takes
-        worker = Worker(KvCache(num_running * tokens_each // 16, 16), resume=True)
-        policy = make_policy(name, worker, np.random.default_rng(0), output_lens=workload.output_lens)
-        timed = Timed(policy, num_waiting)
-        executor = OneByOne(timed, worker, workload.output_lens)
-        with suppress(EnoughError):
-            Loop(timed, executor, workload.requests).run()
-        micros = np.array(timed.seconds) * 1e6
-        acted = micros[np.array(timed.acted)]
-        rows.append({
-            "policy": name,
-            "decisions": len(micros),
-            "mean_running": float(np.mean(timed.num_running)),
-            "median_us": float(np.median(micros)),
-            "p99_us": float(np.quantile(micros, 0.99)),
-            "median_us_when_it_acts": float(np.median(acted)) if len(acted) else None,
-        })  # fmt: skip
-    return rows
-
-
 def throughput(names: Iterable[str], workload: Workload, worker: Worker, repeats: int) -> list[dict[str, Any]]:
     """Return simulated output tokens a CPU second, the median over repeats, and what the run says."""
     rows = []
@@ -172,7 +86,7 @@ def outcome(result: RunResult) -> dict[str, float]:
     }
 
 
-def beside_mocker(python: Path, workload: Workload, worker: Worker, repeats: int) -> list[dict[str, Any]]:
+def against_mocker(python: Path, workload: Workload, worker: Worker, repeats: int) -> list[dict[str, Any]]:
     """Return per engine the mocker's figures and ours, iterations of 10 ms on both sides.
 
     The mocker's engines know each output length and take it for max_new_tokens; so do our policies here.
@@ -243,53 +157,76 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.million:
         print(json.dumps(million(args.million, count)))
         return
-    results = _measure(args, count)
+    results = _measure(args.scale, args.mocker, count)
     write_json(args.out / "bench.json", results)
     with atomic_file(args.out / "cost_per_request.png") as aside:
         aside.write_bytes(cost_per_request(results["cost_by_waiting"]))
     print(f"\nall figures: {args.out / 'bench.json'}")
 
 
-def _measure(args: argparse.Namespace, count: int) -> dict[str, Any]:
-    results: dict[str, Any] = {"decisions": {}}
-    for most_running, most_waiting in ((256, 10_000), (4096, 100_000)):
-        num_running, waiting = max(4, int(most_running * args.scale)), int(most_waiting * args.scale)
-        print(f"\na decision with about {num_running} running and {waiting} waiting, microseconds")
-        rows = decision_times(POLICIES, num_running, waiting)
-        results["decisions"][f"{num_running}/{waiting}"] = rows
-        _show(rows, ("policy", "mean_running", "median_us", "p99_us", "median_us_when_it_acts"))
+def _measure(scale: float, mocker: Path | None, count: int) -> dict[str, Any]:
     workload, worker = mocker_workload(), Worker(KvCache(600, 16), resume=True)
-    results["throughput"] = {}
-    repeats = 7 if args.scale >= 1 else 1
+    repeats = 7 if scale >= 1 else 1
+    return {
+        "decisions": _decisions(scale),
+        "throughput": _throughputs(workload, worker, repeats),
+        "mocker": _against_mocker(mocker, workload, worker, repeats),
+        "million": _millions(scale, count),
+        "cost_by_waiting": _costs(scale),
+    }
+
+
+def _decisions(scale: float) -> dict[str, Any]:
+    found = {}
+    for most_running, most_waiting in ((256, 10_000), (4096, 100_000)):
+        num_running, num_waiting = max(4, int(most_running * scale)), int(most_waiting * scale)
+        print(f"\na decision with about {num_running} running and {num_waiting} waiting, microseconds")
+        rows = decision_times(POLICIES, lmsys_workload(num_waiting * 3 // 2), num_running, num_waiting)
+        found[f"{num_running}/{num_waiting}"] = rows
+        _show(rows, ("policy", "mean_running", "median_us", "p99_us", "median_us_when_it_acts"))
+    return found
+
+
+def _throughputs(workload: Workload, worker: Worker, repeats: int) -> dict[str, Any]:
+    found = {}
+    title = "2,000 requests at once, 369,000 tokens, 600 blocks of 16"
     for eviction in ("resume", "restart"):
-        print(
-            f"\nsimulated output tokens a second, {eviction}: 2,000 requests at once, 369,000 tokens, 600 blocks of 16"
-        )
+        print(f"\nsimulated output tokens a second, {eviction}: {title}")
         rows = throughput(POLICIES, workload, replace(worker, resume=eviction == "resume"), repeats)
-        results["throughput"][eviction] = rows
+        found[eviction] = rows
         _show(rows, ("policy", "tokens_per_second", "makespan", "mean_latency", "num_evictions"))
-    results["mocker"] = None
-    if args.mocker and args.mocker.exists():
-        results["mocker"] = beside_mocker(args.mocker, workload, worker, repeats)
-        print(
-            "\nbeside Dynamo's mocker, the same trace, iterations of 10 ms; it is told every output length, so are we"
-        )
-        _show([_mocker_row(row) for row in results["mocker"]])
-    else:
+    return found
+
+
+def _against_mocker(
+    python: Path | None, workload: Workload, worker: Worker, repeats: int
+) -> list[dict[str, Any]] | None:
+    if python is None or not python.exists():
         print("\nDynamo's mocker is not installed; `make bench` installs it")
-    results["million"] = []
+        return None
+    rows = against_mocker(python, workload, worker, repeats)
+    print("\nDynamo's mocker on the same trace, iterations of 10 ms; it is told every output length, and so are we")
+    _show([_mocker_row(row) for row in rows])
+    return rows
+
+
+def _millions(scale: float, count: int) -> list[dict[str, Any]]:
+    """Return the figures of long runs, each in a process of its own, whose peak memory is then its own too."""
+    rows = []
     for name in ("fcfs", "amin"):
-        command = [sys.executable, "-m", "pipelines.studies.bench", "--million", name, "--scale", str(args.scale)]
-        results["million"].append(
-            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        )
+        command = [sys.executable, "-m", "pipelines.studies.bench", "--million", name, "--scale", str(scale)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     print(f"\n{count} LMSYS-shaped requests, Poisson arrivals at load 0.9, M = 16,492")
-    _show(results["million"], ("policy", "seconds_to_simulate", "peak_gib", "mean_latency", "num_evictions"))
-    sizes = [int(n * args.scale) for n in (1_000, 3_000, 10_000, 30_000, 100_000)]
-    results["cost_by_waiting"] = cost_by_waiting(("fcfs", "amin", "amax", "svf"), [n for n in sizes if n >= 100])
+    _show(rows, ("policy", "seconds_to_simulate", "peak_gib", "mean_latency", "num_evictions"))
+    return rows
+
+
+def _costs(scale: float) -> list[dict[str, Any]]:
+    sizes = [int(n * scale) for n in (1_000, 3_000, 10_000, 30_000, 100_000)]
+    rows = cost_by_waiting(("fcfs", "amin", "amax", "svf"), [n for n in sizes if n >= 100])
     print("\nmicroseconds per request of a whole run, by the number that wait from the start")
-    _show(results["cost_by_waiting"])
-    return results
+    _show(rows)
+    return rows
 
 
 def _mocker_row(row: Mapping[str, Any]) -> dict[str, Any]:
