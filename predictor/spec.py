@@ -251,11 +251,11 @@ def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:
 
 
 def _limits(max_new_tokens: MaxNewTokens, num_prompts: int) -> IntArray:
-    if max_new_tokens is None or isinstance(max_new_tokens, int | Integral):
-        max_new_tokens = [max_new_tokens] * num_prompts
-    limits = list(max_new_tokens)
+    is_one = max_new_tokens is None or isinstance(max_new_tokens, int | float | Integral)
+    limits: list[Any] = [max_new_tokens] * num_prompts if is_one else list(max_new_tokens)  # type: ignore[arg-type]
     if len(limits) != num_prompts:
-        raise ValueError(f"max_new_tokens: {len(limits)} limits for {num_prompts} prompts")
-    if low := [limit for limit in limits if limit is not None and limit < 1]:
-        raise ValueError(f"max_new_tokens: must be at least 1, not {low[0]}")
+        raise InputError(f"max_new_tokens: {len(limits)} limits for {num_prompts} prompts; give one, or one a prompt")
+    for limit in limits:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
+            raise InputError(f"max_new_tokens: must be a whole number of at least 1, not {limit!r}")
     return np.asarray([NO_LIMIT if limit is None else limit for limit in limits], dtype=np.int64)

@@ -62,7 +62,8 @@ def test_a_limit_on_the_answer_is_a_whole_number_of_at_least_one(length_predicto
     """One of numpy's as well."""
     limits: Any = np.int64(5)
     assert length_predictor.predict(PROMPTS, max_new_tokens=limits).lower_bounds.max() <= 5
-    for wrong in (-3, 0, [4] * (len(PROMPTS) - 1) + [0]):
+    wrong: Any
+    for wrong in (-3, 0, 2.5, [4] * (len(PROMPTS) - 1) + [0]):
         with pytest.raises(ValueError, match="at least 1"):
             length_predictor.predict(PROMPTS, max_new_tokens=wrong)
 
