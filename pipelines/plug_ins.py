@@ -30,7 +30,7 @@ def background_predictions(bounds: RequestBounds, decode: Decode, timeout: float
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
         return bounds.predicted(requests, [decode(ids) for ids in prompts])
 
-    return BackgroundPredictions(complete, bounds.marginal, timeout)
+    return BackgroundPredictions(complete, bounds.marginal, timeout, bounds.max_batch)
 
 
 def continuous_batching_config(

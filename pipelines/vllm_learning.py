@@ -53,7 +53,7 @@ class LearningPredictions:
         self._tickets: dict[str, tuple[int, int]] = {}  # by request, with the most tokens that it may generate
         self._ended: deque[tuple[str, Status, int]] = deque()
         self._next_save = time.monotonic() + SAVE_SECONDS
-        self.background = BackgroundPredictions(self._predict, self.marginal, timeout)
+        self.background = BackgroundPredictions(self._predict, self.marginal, timeout, bounds.max_batch)
 
     def marginal(self, request: Request) -> Request:
         """Return a request with what holds for any prompt."""

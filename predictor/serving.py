@@ -1,12 +1,15 @@
 """The exported predictor: needs numpy, onnxruntime and tokenizers, nothing else."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from predictor.bounds.bins import IntArray
 from predictor.bounds.distribution import BoolArray, FloatArray, survival_from_hazard_logits
 from predictor.export_folder import MODEL, TOKENIZER, not_whole, read_export
 from predictor.prompts.request_features import Contexts
@@ -24,8 +27,17 @@ _TIMED_BATCH_SIZE = 8
 class LengthPredictor(LengthPredictorLike):
     """A length predictor read from a folder that `amin export` wrote; safe to share between threads."""
 
-    def __init__(self, path: str | Path, *, batch_size: int = 32, num_threads: int = 0) -> None:
-        """Read the folder `path` and try it; `num_threads` 0 leaves the choice to onnxruntime.
+    def __init__(
+        self, path: str | Path, *, batch_size: int = 32, num_threads: int = 0, num_batches_at_once: int = 1
+    ) -> None:
+        """Read the folder `path` and try it.
+
+        Args:
+            path: Written by `amin export`.
+            batch_size: Prompts that go through the network together.
+            num_threads: That share the work of a batch; 0 leaves the choice to onnxruntime.
+            num_batches_at_once: Batches of one call that run next to each other. With one thread a batch, threads never
+                wait for one another, so that a busy machine slows them in proportion.
 
         Raises:
             InputError: the folder is not an export, not whole, or of another format version.
@@ -33,6 +45,7 @@ class LengthPredictor(LengthPredictorLike):
         folder = Path(path)
         self.spec = read_export(folder)
         self._batch_size = batch_size
+        self._pool = ThreadPoolExecutor(num_batches_at_once, "amin-batches")  # its threads start when they are needed
         self._terms = np.asarray(self.spec.terms, dtype=np.int64)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
@@ -89,9 +102,15 @@ class LengthPredictor(LengthPredictorLike):
             self._tokenizer, prompts, spec.max_prompt_tokens, self._terms, contexts, spec.num_features
         )
         logits = np.zeros((len(prompts), len(spec.models), spec.bins.num_bins), dtype=np.float32)
-        for indices in batches_by_length(inputs.token_ids, self._batch_size):
+
+        def run(indices: IntArray) -> Any:
             arrays = inputs.batch(indices, spec.pad_token_id)
-            output = self._session.run(None, dict(zip(INPUT_NAMES, arrays, strict=True)), run_options)[0]
+            return self._session.run(None, dict(zip(INPUT_NAMES, arrays, strict=True)), run_options)[0]
+
+        batches = list(batches_by_length(inputs.token_ids, self._batch_size))
+        # A single batch needs no other thread, and going to one costs time.
+        outputs: Iterable[Any] = self._pool.map(run, batches) if len(batches) > 1 else map(run, batches)
+        for indices, output in zip(batches, outputs, strict=True):
             if output.shape != (len(indices), *logits.shape[1:]):
                 raise ValueError(f"predicts an array of {output.shape}, not {(len(indices), *logits.shape[1:])}")
             logits[indices] = output

@@ -26,6 +26,7 @@ class PredictedArrivals(ArrivalSource):
         fallback: Callable[[Request], Request],
         clock: Callable[[], float],
         timeout: float | None,
+        max_batch: int = 16,
     ) -> None:
         """Prepare; `start` starts the thread.
 
@@ -35,13 +36,17 @@ class PredictedArrivals(ArrivalSource):
             fallback: Returns a request with what stands in for a prediction.
             clock: The executor's clock, in seconds.
             timeout: Seconds from its arrival on that a request waits for its prediction; None for as long as it takes.
+            max_batch: Indices to a call of `predict`.
         """
         self._requests, self._fallback, self._clock = requests, fallback, clock
         self._arrival_times = sorted(request.arrival_time for request in requests)
         self._index = {request.request_id: index for index, request in enumerate(requests)}
         self._order = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i))
         self._predictions = BackgroundPredictions(
-            lambda _, indices: predict(indices), self._without_prediction, math.inf if timeout is None else timeout
+            lambda _, indices: predict(indices),
+            self._without_prediction,
+            math.inf if timeout is None else timeout,
+            max_batch,
         )
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._arrive, name="arrivals", daemon=True)

@@ -177,7 +177,8 @@ def _predicted(
         return case.bounds.predicted([requests[i] for i in indices], [case.texts[order[i]] for i in indices])
 
     timeout = None if settings.arrivals == "all-at-once" else settings.predict_timeout / 1e3
-    return PredictedArrivals(requests, predict, case.bounds.marginal, lambda: float(executor.now), timeout)
+    bounds, clock = case.bounds, lambda: float(executor.now)
+    return PredictedArrivals(requests, predict, bounds.marginal, clock, timeout, bounds.max_batch)
 
 
 def _num_warm_up(settings: EvaluateSettings, requests: Sequence[Request]) -> int:

@@ -10,9 +10,6 @@ from typing import Any
 
 from scheduler.request import Request
 
-MAX_BATCH = 8
-"""On a CPU more only makes the first ones wait for the last."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -35,18 +32,21 @@ class BackgroundPredictions:
         predict: Callable[[Sequence[Request], Sequence[Any]], Sequence[Request]],
         fallback: Callable[[Request], Request],
         timeout: float = 0.05,
+        max_batch: int = 16,
     ) -> None:
         """Start idle; the thread starts with the first request.
 
         Args:
             predict: From requests and their prompts, as they were added, to the requests with bounds or forecast.
-                Called on the thread, with what has come in meanwhile, the oldest first.
+                Called on the thread, with what has come in meanwhile, in batches of similar prompt length.
             fallback: Returns a request as it is handed over without a prediction.
             timeout: Seconds that a request waits at most; inf for as long as it takes.
+            max_batch: Requests to a call; more make the first ones wait for the last.
         """
-        self._predict, self._fallback, self._timeout = predict, fallback, timeout
+        self._predict, self._fallback, self._timeout, self._max_batch = predict, fallback, timeout, max_batch
         self._held: dict[str, _Held] = {}
         self._unsent: dict[_Held, None] = {}  # in order; a set would not keep it
+        self._planned: list[_Held] = []
         self._done: list[Request] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -118,16 +118,23 @@ class BackgroundPredictions:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._unsent and not self._is_closed:
+                while not self._unsent and not self._planned and not self._is_closed:
                     self._changed.wait()
                 if self._is_closed:
                     return
-                batch = list(self._unsent)[:MAX_BATCH]
-                for held in batch:
-                    del self._unsent[held]
-            started = time.perf_counter()
-            self._complete(batch)
-            self.busy_seconds += time.perf_counter() - started
+                batch = self._next_batch()
+            if batch:
+                started = time.perf_counter()
+                self._complete(batch)
+                self.busy_seconds += time.perf_counter() - started
+
+    def _next_batch(self) -> list[_Held]:
+        """Return what is predicted next; what comes in waits until all that came before is done, so nobody starves."""
+        if not self._planned:
+            self._planned = sorted(self._unsent, key=lambda held: held.request.num_prompt_tokens)
+            self._unsent.clear()
+        batch, self._planned = self._planned[: self._max_batch], self._planned[self._max_batch :]
+        return [held for held in batch if self._is_held(held)]
 
     def _complete(self, batch: Sequence[_Held]) -> None:
         """Predict for requests and hand over those that still wait."""

@@ -58,6 +58,12 @@ def test_with_time_to_spare_nothing_changes(length_predictor: LengthPredictor) -
     assert length_predictor.predict([], timeout=1.0).lower_bounds.shape == (0,)
 
 
+def test_batches_at_once_give_what_one_after_the_other_gives(export: Path, length_predictor: LengthPredictor) -> None:
+    """Each prompt has the row that it has alone, whichever thread computed its batch."""
+    both = LengthPredictor(export, batch_size=3, num_threads=1, num_batches_at_once=2)
+    np.testing.assert_allclose(both.survivals(PROMPTS), length_predictor.survivals(PROMPTS), atol=1e-6)
+
+
 def test_a_limit_on_the_answer_is_a_whole_number_of_at_least_one(length_predictor: LengthPredictor) -> None:
     """One of numpy's as well."""
     limits: Any = np.int64(5)

@@ -80,16 +80,17 @@ def test_a_slow_predictor_is_not_waited_for() -> None:
 
 
 def test_all_at_once_is_predicted_in_batches() -> None:
-    """What has come in meanwhile makes one batch, of at most 8."""
+    """What has come in meanwhile makes batches of at most 16, the shortest prompts first."""
     clock, sizes = Clock(), []
-    requests = [Request(f"r{i}", 5, 20) for i in range(20)]
+    requests = [Request(f"r{i}", 50 - i, 20) for i in range(20)]
 
     def predict(indices: Sequence[int]) -> list[Request]:
         sizes.append(len(indices))
+        assert list(indices) == sorted(indices, reverse=True)
         return [requests[i] for i in indices]
 
     assert len(drain(PredictedArrivals(requests, predict, fallback, clock, None), clock)) == 20
-    assert sizes == [8, 8, 4]
+    assert sizes == [16, 4]
 
 
 def test_what_cannot_be_predicted_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:

@@ -62,6 +62,29 @@ def test_what_arrives_during_a_prediction_is_the_next_batch() -> None:
     assert desk.num_fallbacks == 0
 
 
+def test_a_burst_is_predicted_by_length_and_before_what_comes_later() -> None:
+    """Like lengths share a batch, so that little is padded; short ones that keep coming do not starve a long one."""
+    batches, begun, gate = [], threading.Event(), threading.Event()
+
+    def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        batches.append([request.num_prompt_tokens for request in requests])
+        begun.set()
+        gate.wait(10)
+        return requests
+
+    desk = BackgroundPredictions(complete, unchanged, timeout=30.0, max_batch=2)
+    desk.add_all((Request(f"r{size}", size, CAP), [0]) for size in (90, 10, 80, 20))
+    assert begun.wait(10)
+    desk.add_all((Request(f"r{size}", size, CAP), [0]) for size in (5, 4))
+    desk.discard("r90")
+    gate.set()
+    taken: list[Request] = []
+    while len(taken) < 5:
+        taken += desk.take(wait=True)
+    desk.close()
+    assert batches == [[10, 20], [80], [4, 5]]
+
+
 def test_a_late_prediction_is_replaced_and_never_handed_over() -> None:
     """By the fallback, when its time is up; a discarded request not at all."""
     gate = threading.Event()
