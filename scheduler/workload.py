@@ -183,11 +183,7 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
         for field in ("output_len_upper_bound", "output_len_prediction")
         if row.get(field) is not None
     }
-    arrival = row.get("arrival_time", 0)
-    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not abs(arrival) <= MAX_TIME:
-        raise InputError(
-            f"{where}: arrival_time is {arrival!r}, must be a number of seconds or iterations, {MAX_TIME:g} at most"
-        )
+    arrival = _arrival(row, where)
     lower = _integer(row, "output_len_lower_bound", where) if row.get("output_len_lower_bound") is not None else 1
     if optional.get("output_len_prediction", 1) < 1:
         raise InputError(f"{where}: output_len_prediction is {optional['output_len_prediction']}, must be >= 1")
@@ -203,13 +199,22 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
             request_id=where if row.get("request_id") is None else str(row["request_id"]),
             num_prompt_tokens=num_prompt_tokens,
             max_new_tokens=cap,
-            arrival_time=float(arrival),
+            arrival_time=arrival,
             output_len_lower_bound=min(lower, cap),
             forecast=forecast,
             **optional,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _arrival(row: dict[str, Any], where: str) -> float:
+    arrival = row.get("arrival_time", 0)
+    if isinstance(arrival, bool) or not isinstance(arrival, int | float) or not abs(arrival) <= MAX_TIME:
+        raise InputError(
+            f"{where}: arrival_time is {arrival!r}, must be a number of seconds or iterations, {MAX_TIME:g} at most"
+        )
+    return float(arrival)
 
 
 def _renewals(row: dict[str, Any], where: str, edges: Ints | None) -> list[Renewal]:
