@@ -101,7 +101,7 @@ def run_stage(name: str, *arguments: object) -> None:
 
 
 def _conclude(evaluation: Path, seconds: float) -> None:
-    from pipelines.evaluate.report_text import summary
+    from pipelines.evaluate.report import summary
 
     policies = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))["policies"]
     print(f"\n{summary(policies)} ({seconds / 60:.1f} minutes in all)\nreport: {evaluation / 'report.html'}")

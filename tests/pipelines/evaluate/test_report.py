@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.evaluate.report_text import notes, summary
+from pipelines.evaluate.report import notes, summary
 from pipelines.results import table
 
 
