@@ -98,8 +98,9 @@ def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[st
 
 def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
     """Return what jsonargparse says of a wrong value, in the words of the command line."""
-    if missing := re.fullmatch(r"the following arguments are required: (\w+)", message):
-        return f"{options[missing[1]].spelled} is missing"
+    if missing := re.fullmatch(r"the following arguments are required: (\w+(?:, \w+)*)", message):
+        names = [options[name].spelled for name in missing[1].split(", ")]
+        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
     if unknown := re.fullmatch(r"Option '(.*)' is not accepted", message):
         return f"--config: {unknown[1]}: unknown; the settings are {', '.join(options)}"
     key, value = re.match(r'Parser key "(\w+)"', message), re.search(r"(?:Got|Given) value: (.*)", message)

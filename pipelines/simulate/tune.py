@@ -1,5 +1,6 @@
 """Choose tau of amin and the levels of amin-survival by simulated latency on the user's own records."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.simulate.workers import described, make_worker, setting, unit
 from pipelines.simulate.workloads import served_tokens
 from predictor.bounds.distribution import lower_bound
 from predictor.records.records import prompt_of, records_from_rows, select_rows
+from predictor.records.rows import Row
 from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike
 from predictor.training.checkpoint import predictor_folder
@@ -29,6 +31,8 @@ from scheduler.request import Request
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _workloads(settings: TuneSettings, length_predictor: LengthPredictorLike) ->
         calibration_rows = [row for row in rows if row.text("split") == "calibration"]
         rows = calibration_rows or select_rows(settings.data, None, "calibration")  # which says what splits there are
     rows = [row for row in rows if row.text("model") == model] or rows
-    records = records_from_rows(rows)
+    records, prompt_tokens = records_from_rows(rows), _prompt_tokens(settings.data, rows)
     prompts = [prompt_of(row, spec.chat_options).prompt for row in rows]
     survivals = survivals_with_progress(length_predictor, prompts, "predict", shown=settings.progress)
     survival = spec.survival_of(survivals, model)
@@ -140,16 +144,26 @@ def _workloads(settings: TuneSettings, length_predictor: LengthPredictorLike) ->
     for tau in taus:
         bounds = lower_bound(spec.bins, survival, calibration.level(tau)).tolist()
         requests, lens = [], []
-        for row, bound, curve, draws in zip(rows, bounds, survival, records.output_lens, strict=True):
-            tokens, forecast = row.fields.get("num_prompt_tokens"), Forecast(edges, np.asarray(curve, dtype=np.float64))
-            if not isinstance(tokens, int):
-                row.fail("num_prompt_tokens", "must be a whole number to simulate with")
+        for tokens, bound, curve, draws in zip(prompt_tokens, bounds, survival, records.output_lens, strict=True):
+            forecast = Forecast(edges, np.asarray(curve, dtype=np.float64))
             for length in draws.tolist():
                 facts = Request("r", tokens, longest, output_len_lower_bound=min(bound, longest), forecast=forecast)
                 requests.append(facts)
                 lens.append(min(length, longest))
         workloads[tau] = Workload(requests, lens)
     return workloads
+
+
+def _prompt_tokens(data: Path, rows: Sequence[Row]) -> list[int]:
+    """Return the rows' `num_prompt_tokens`; where none has them 0 for each, as `amin simulate` reads such a log."""
+    values = [row.fields.get("num_prompt_tokens") for row in rows]
+    if all(value is None for value in values):
+        logger.warning("%s: no num_prompt_tokens; prompts count as 0 tokens", data)
+        return [0] * len(rows)
+    for row, value in zip(rows, values, strict=True):
+        if not isinstance(value, int):
+            row.fail("num_prompt_tokens", "must be a whole number to simulate with")
+    return [value for value in values if isinstance(value, int)]
 
 
 def _figures(

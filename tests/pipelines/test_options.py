@@ -98,6 +98,7 @@ def test_a_file_of_settings_is_read_and_options_win(tmp_path: Path, capsys: pyte
     [
         (["in"], "--kv-budget is missing"),
         (["--kv-budget", "5"], "IN is missing"),
+        ([], "IN, --kv-budget are missing"),
         (["in", "--kv-budget", "many"], "--kv-budget: must be a whole number, not 'many'"),
         (["in", "--kv-budget", "2.5"], "--kv-budget: must be a whole number, not '2.5'"),
         (["in", "--kv-budget", "0"], "--kv-budget: must be at least 1, not 0"),

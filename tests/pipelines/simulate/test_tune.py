@@ -82,6 +82,19 @@ def test_tuning_writes_what_simulation_reads(
     assert latencies[0] != latencies[1]
 
 
+def test_a_log_without_prompt_tokens_is_tuned_on(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `amin train` writes of a log of prompts and lengths counts prompts as 0 tokens, and says so."""
+    monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "manifest.json").write_text("{}")
+    rows = [{**json.loads(line), "num_prompt_tokens": None} for line in records.read_text().splitlines()]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tune(tmp_path / "serving", records) == 0
+    assert "prompts count as 0 tokens" in caplog.text
+
+
 def test_nothing_is_chosen_within_noise() -> None:
     """The default stays unless another is better beyond the interval of their difference; then the best counts."""
     candidates = CANDIDATES["amin-survival"][:3]
