@@ -112,7 +112,8 @@ class Collector:
                         await read_reply(response, reply, endpoint)
                         del self._open[key]
                         return reply
-                    problem = f"HTTP {response.status}: {_one_line(await response.text())}"
+                    said = (await response.read()).decode("utf-8", "replace")
+                    problem = f"HTTP {response.status}: {_one_line(said)}"
                     if response.status != 429 and response.status < 500:
                         raise InputError(f"--endpoint {endpoint}: {_refusal(response.status, problem, self._settings)}")
                     wait = _seconds(response.headers.get("Retry-After"))

@@ -7,6 +7,8 @@ from typing import Any
 import aiohttp
 
 from predictor.errors import InputError
+from predictor.records.log_rows import CUT
+from predictor.records.values import whole_number
 
 
 @dataclass(slots=True)
@@ -39,29 +41,39 @@ async def read_reply(response: aiohttp.ClientResponse, reply: Reply, endpoint: s
             continue
         event = _event(text.removeprefix("data:"), endpoint)
         usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
+        for choice in event["choices"]:
             reason = choice.get("finish_reason") or reason
             delta = choice.get("delta") or {}
             reply.num_tokens += any(delta.get(name) for name in ("content", "reasoning_content", "reasoning"))
     if reason is None:
         raise aiohttp.ClientPayloadError("the answer ended without a finish_reason")
-    if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
+    usage = usage if isinstance(usage, dict) else {}
+    if usage.get("completion_tokens") is None:
         raise InputError(
             f"--endpoint {endpoint}: it answers without usage.completion_tokens, so that lengths are not known; turn "
             "usage in streams on"
         )
-    reply.num_tokens = max(1, usage["completion_tokens"])
-    reply.num_prompt_tokens = int(usage.get("prompt_tokens") or 0)
-    reply.is_cut = reason in ("length", "content_filter")
+    num_tokens = whole_number(usage["completion_tokens"])
+    if num_tokens is None or num_tokens < 0:
+        said = repr(usage["completion_tokens"])[:40]
+        raise InputError(f"--endpoint {endpoint}: usage.completion_tokens is {said}, no number of tokens")
+    reply.num_tokens = max(1, num_tokens)
+    reply.num_prompt_tokens = max(0, whole_number(usage.get("prompt_tokens")) or 0)
+    reply.is_cut = str(reason).lower() in CUT
 
 
 def _event(text: str, endpoint: str) -> dict[str, Any]:
+    """Return the object of an event; its `choices` are a list of objects, whose `delta` is an object or absent."""
     try:
         event = json.loads(text)
-    except ValueError:
+    except (RecursionError, ValueError):
         event = None
-    if not isinstance(event, dict):
+    event = {**event, "choices": event.get("choices") or []} if isinstance(event, dict) else {"choices": None}
+    choices = event["choices"]
+    if not isinstance(choices, list) or not all(
+        isinstance(choice, dict) and isinstance(choice.get("delta") or {}, dict) for choice in choices
+    ):
         raise InputError(f"--endpoint {endpoint}: it does not stream as OpenAI's servers do ({text.strip()[:80]!r})")
-    if "error" in event:
+    if event.get("error"):
         raise aiohttp.ClientPayloadError(str(event["error"])[:200])
     return event

@@ -36,7 +36,8 @@ TURN_KEYS = frozenset(
     )
 )
 """The keys of a message that are read."""
-_REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "summary_text"})
+# A tuple: a part may give its type as a list or an object, which no set can be asked for.
+_REASONING_PARTS = ("thinking", "reasoning", "reasoning_text", "summary_text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from predictor.records.log_rows import CUT
+from predictor.records.values import whole_number
+
 _MAX_KEPT = 1 << 22
 # An event that says how the answer ended or how many tokens it has; others are counted without being parsed.
 _TELLING = re.compile(rb'"(?:finish_reason|usage|status)"\s*:\s*[^n\s]')
@@ -52,7 +55,7 @@ class AnswerReader:
             self._take(_parsed(bytes(self._rest)))
         if self._reason is None or self._is_several:
             return None
-        is_cut = self._reason in ("length", "abort", "incomplete")
+        is_cut = self._reason.lower() in CUT or self._reason == "incomplete"
         # The end token is no event of a stream.
         num_tokens = self._usage if self._usage is not None else self.num_tokens + (not is_cut)
         return Length(num_tokens, is_cut) if num_tokens > 0 and (self._usage is not None or self._is_stream) else None
@@ -69,8 +72,8 @@ class AnswerReader:
             value = value["response"]
         usage = value.get("usage")
         if isinstance(usage, Mapping):
-            count = usage.get("completion_tokens", usage.get("output_tokens"))
-            self._usage = count if type(count) is int and count >= 0 else self._usage
+            count = whole_number(usage.get("completion_tokens", usage.get("output_tokens")))
+            self._usage = count if count is not None and count >= 0 else self._usage
         choices = value.get("choices")
         if isinstance(choices, list):
             self._is_several = self._is_several or len(choices) > 1

@@ -340,6 +340,8 @@ def test_what_was_learnt_corrects_the_next_hint_and_survives(
         ({"choices": [{"finish_reason": "stop"}] * 2, "usage": {"completion_tokens": 5}}, None),
         ([], None),
         ({"choices": 5, "usage": 5}, None),
+        ({"choices": [{"finish_reason": "content_filter"}], "usage": {"completion_tokens": 5}}, Length(5, is_cut=True)),
+        ({"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": 10**30}}, None),
     ],
 )
 def test_lengths_are_read_off_answers_of_every_api(answer: Any, length: Length | None) -> None:

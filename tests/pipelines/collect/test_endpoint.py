@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -238,3 +239,73 @@ def test_finished_records_are_left_alone(
     assert not server.requests
     assert collect(server.url, prompts, out, "--seed", "1", "--force") == 0
     assert len(server.requests) == 6
+
+
+STOP = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+
+def say(*events: Any) -> Callable[[web.Request], Any]:
+    """A handler that streams these events."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await stream(request, 0)
+        for value in events:
+            await event(response, value)
+        return response
+
+    return handler
+
+
+async def speak_latin(request: web.Request) -> web.Response:
+    """A refusal in bytes that are no UTF-8, under a name that is no encoding."""
+    return web.Response(status=400, body=b"\xe9t\xe9", headers={"Content-Type": "text/plain; charset=nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        (say({"choices": [[1]]}), r"OpenAI's servers do \('{\"choices\": \[\[1"),
+        (say({"choices": 5}), r"OpenAI's servers do \('{\"choices\": 5"),
+        (say({"choices": {"a": 1}}), r"OpenAI's servers do \('{\"choices\": {"),
+        (say({"choices": [{"delta": ["x"]}]}), r"OpenAI's servers do \('{\"choices\": \[{"),
+        (say(STOP, {"usage": {"completion_tokens": 10**30}}), r"completion_tokens is 10+, no number"),
+        (say(STOP, {"usage": {"completion_tokens": -5}}), "completion_tokens is -5, no number"),
+        (say(STOP, {"usage": {"completion_tokens": True}}), "completion_tokens is True, no number"),
+        (say(STOP, {"usage": {"completion_tokens": 2.5}}), r"completion_tokens is 2\.5, no number"),
+        (speak_latin, "HTTP 400"),
+    ],
+)
+def test_a_server_that_answers_nonsense_is_named_in_a_line(
+    server: Server, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], handler: Any, problem: str
+) -> None:
+    """Neither a traceback nor a length that nobody said."""
+    server.num_answered, server.refusal = 0, handler
+    assert collect(server.url, prompts, tmp_path / "out.parquet") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amin collect")]
+    assert re.search(problem, line)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"prompt_tokens": "x"}, 0),
+        ({"prompt_tokens": -4}, 0),
+        ({"prompt_tokens": 10**30}, 0),
+        ({"prompt_tokens": 3.0}, 3),
+    ],
+)
+def test_a_prompt_length_that_is_no_count_is_unknown(
+    server: Server, prompts: Path, tmp_path: Path, counts: dict[str, Any], expected: int
+) -> None:
+    """The answer's length stands; an engine's "error": null is no error, and an aborted answer is cut."""
+    ended = {"choices": [{"delta": {}, "finish_reason": "abort"}], "error": None}
+    server.num_answered, server.refusal = (
+        0,
+        say(ended, {"usage": {"completion_tokens": 5.0, **counts}, "choices": None}),
+    )
+    assert collect(server.url, prompts, tmp_path / "out.parquet") == 0
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert {tuple(row["output_lens"]) for row in rows} == {(5, 5)}
+    assert {tuple(row["is_truncated"]) for row in rows} == {(True, True)}
+    assert {row["num_prompt_tokens"] for row in rows} == {expected}

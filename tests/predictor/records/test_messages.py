@@ -98,3 +98,12 @@ def test_what_is_no_conversation_is_refused(value: Any) -> None:
 def test_other_keys_of_a_message_are_no_roles() -> None:
     """A message may name its model or its user next to what it says."""
     assert said([{"content": "a", "model": "gpt-4", "user": "u7"}]) == [("", "a")]
+
+
+@pytest.mark.parametrize("kind", [[], ["text"], {"a": 1}, 5])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_part_of_a_strange_type_is_no_text(kind: Any, role: str) -> None:
+    """The rest of the message is read."""
+    parts = [{"type": kind, "text": "unread"}, {"type": "text", "text": "So."}]
+    (turn,) = turns_of([{"role": role, "content": parts}])
+    assert (turn.text, turn.reasoning, turn.has_other) == ("So.", "", True)
