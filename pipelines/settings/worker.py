@@ -36,7 +36,7 @@ class WorkerSettings:
     (docs/architecture.md)."""
     eviction: Literal["restart", "resume"] = "restart"
     """Whether evicted requests keep their tokens."""
-    replicas: Count = 1
+    replicas: Annotated[int, Range(1, 4096)] = 1
     """Workers side by side."""
 
     def defaults(self) -> Mapping[str, Any]:

@@ -125,6 +125,8 @@ def test_a_trace_is_replayed_at_a_load(tmp_path: Path) -> None:
 BAD = {
     "no such file": (["nowhere.jsonl"], "nowhere.jsonl"),
     "made-up count": (["lmsys-shaped:0"], "lmsys-shaped:N with a whole number"),
+    "too many made up": (["lmsys-shaped:99999999999999"], "a whole number N from 1 to 10000000"),
+    "too many replicas": (["lmsys-shaped:5", "--replicas", "100000000"], "at most 4096, not 100000000"),
     "unknown policy": (["lmsys-shaped:9", "--policies", "amin,fifo"], "'fifo'"),
     "no seed": (["lmsys-shaped:9", "--seeds", "0"], "--seeds: must be at least 1, not 0"),
     "no budget": (["lmsys-shaped:9", "--kv-budget", "0"], "--kv-budget: must be at least 1, not 0"),
