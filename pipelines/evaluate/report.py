@@ -103,10 +103,10 @@ def _gain(ours: str, policies: Mapping[str, Any]) -> str:
             width = _width(policies[ours]) if name == "fcfs" else None
             parts.append(f"{_factor(_ratio(name, ours, policies), width)} {name}")
     title = ours.capitalize()
-    text = f"{title} with this predictor had a mean latency {', '.join(parts)}" if parts else f"{title} was run"
+    text = f"{title} with this predictor was {', '.join(parts)} in mean latency" if parts else f"{title} was run"
     if "hindsight" in mean:
         gap = 1 - mean["hindsight"] / mean[ours]
-        text += f"; hindsight, which knows every length, was {abs(gap):.0%} {'below' if gap > 0 else 'above'} it"
+        text += f"; hindsight, which knows every length, took {abs(gap):.0%} {'less' if gap > 0 else 'more'}"
     return text + "."
 
 
@@ -127,10 +127,10 @@ def _factor(ratio: float, width: float | None = None) -> str:
     """Return how ours compares: `ratio` is the other mean latency over ours, `width` half its interval."""
     span = "" if width is None else f" (95 % interval {ratio - width:.2f} to {ratio + width:.2f})"
     if abs(ratio - 1) < 0.005:
-        return f"no different{span} from"
+        return f"as fast{span} as"
     if width is not None and abs(ratio - 1) <= width:
-        return f"not measurably different{span} from"
-    return f"{ratio:.2f}x lower{span} than" if ratio > 1 else f"{1 / ratio:.2f}x HIGHER{span} than"
+        return f"not measurably {'faster' if ratio > 1 else 'slower'}{span} than"
+    return f"{ratio:.2f}x faster{span} than" if ratio > 1 else f"{1 / ratio:.2f}x SLOWER{span} than"
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
