@@ -234,7 +234,7 @@ def test_evaluate_writes_results_and_a_report(
         "output_len", "num_evictions", "num_recomputed_tokens",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
-    assert "http" not in page.split("<h2>Environment")[0]
+    assert "://" not in page.split("<h2>Environment")[0]
     assert page.count("data:image/png") == 6
 
 

@@ -22,7 +22,7 @@ def test_a_cell_is_measured_and_kept(
     done = json.loads((tmp_path / "deployed.json").read_text())
     assert [done[cell.name]["fcfs"]["ratio"]["gain"] for cell in cells] == [1, 1]
     assert "reasoning:40 on llama-3.1-8b-h100, load 0.9, 2 replicas, least-requests" in capsys.readouterr().out
-    monkeypatch.setattr(deployed, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(deployed, "run_cell", lambda *_: pytest.fail("measured again"))
     deployed.main()
 
 

@@ -420,7 +420,7 @@ def test_large_bodies_do_not_hold_up_the_loop(length_predictor: MadeUpPredictor,
         headers = {"content-type": "application/json"}
         assert client.post("/v1/predict", content=content, headers=headers).status_code in (200, 422)
         watcher.cancel()
-    assert worst < 0.5
+    assert worst < 0.9  # of processor time, other threads included; it was 1.1 to 2 s
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
