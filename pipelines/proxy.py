@@ -1,7 +1,5 @@
 """An OpenAI-compatible proxy in front of an engine: predicts at arrival, adds hints, learns from the answers."""
 
-import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.serve import SWITCH_INTERVAL, check_state, listen, read_again_at_hangup
+from pipelines.serve import address_of, check_state, handle_signals, listen
 from pipelines.settings.proxy import ProxySettings
 from predictor.serving import LengthPredictor
 from predictor.sidecar.answers import SidecarSettings
@@ -36,12 +34,8 @@ def run(args: ProxySettings) -> None:
     listener = listen(args.host, args.port)
     app = create_proxy(length_predictor, args)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
-    host, port = listener.getsockname()[:2]
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    read_again_at_hangup(app, args.predictor, args.threads, args.tau)
-    print(f"amin proxy: http://{f'[{host}]' if ':' in host else host}:{port} -> {args.upstream}", flush=True)
+    handle_signals(app, args.predictor, args.threads, args.tau)
+    print(f"amin proxy: {address_of(listener)} -> {args.upstream}", flush=True)
     server.run(sockets=[listener])
 
 

@@ -40,16 +40,26 @@ def run(args: ServeSettings) -> None:
     listener = listen(args.host, args.port)
     app = create_app(length_predictor, settings)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
-    host, port = listener.getsockname()[:2]
+    handle_signals(app, args.export, args.threads, args.tau)
+    # Last: who reads the address may send a signal.
+    print(f"amin serve: {address_of(listener)} (API: /openapi.json)", flush=True)
+    warn_of_strangers("amin serve", listener.getsockname()[0], settings.api_key)
+    server.run(sockets=[listener])
+
+
+def handle_signals(app: Starlette, folder: Path, num_threads: int, tau: float) -> None:
+    """End with code 0 at SIGTERM and Ctrl-C, read the predictor's folder again at SIGHUP; threads take short turns."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    read_again_at_hangup(app, args.export, args.threads, args.tau)
-    # Last: who reads the address may send a signal.
-    print(f"amin serve: http://{f'[{host}]' if ':' in host else host}:{port} (API: /openapi.json)", flush=True)
-    warn_of_strangers("amin serve", host, settings.api_key)
-    server.run(sockets=[listener])
+    read_again_at_hangup(app, folder, num_threads, tau)
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL that a socket listens on."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def check_state(file: Path, length_predictor: LengthPredictor) -> None:
