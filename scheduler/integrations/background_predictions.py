@@ -47,7 +47,7 @@ class BackgroundPredictions:
         self._held: dict[str, _Held] = {}
         self._unsent: dict[_Held, None] = {}  # in order; a set would not keep it
         self._planned: list[_Held] = []
-        self._done: list[Request] = []
+        self._done: dict[str, Request] = {}  # predicted, and not taken yet
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -56,11 +56,13 @@ class BackgroundPredictions:
         """Time that the thread spent predicting."""
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._held
+        with self._changed:
+            return request_id in self._held or request_id in self._done
 
     def request_ids(self) -> Iterator[str]:
-        """Yield what is held back."""
-        return iter(list(self._held))
+        """Yield what has not been taken yet, predicted or not."""
+        with self._changed:
+            return iter([*self._held, *self._done])
 
     def add(self, request: Request, prompt: Any) -> None:
         """Take a request that arrived just now."""
@@ -71,6 +73,7 @@ class BackgroundPredictions:
         deadline = time.monotonic() + self._timeout
         with self._changed:
             for request, prompt in arrived:
+                self._done.pop(request.request_id, None)  # an earlier one of this name, let go without a word
                 self._held[request.request_id] = held = _Held(request, prompt, deadline)
                 self._unsent[held] = None
             self._changed.notify_all()
@@ -79,9 +82,12 @@ class BackgroundPredictions:
                 self._thread.start()
 
     def discard(self, request_id: str) -> None:
-        """Let go of a request that will not run."""
+        """Let go of a request that will not run, predicted or not; one that was taken stays with whoever took it."""
         with self._changed:
-            self._unsent.pop(self._held.pop(request_id), None)
+            self._done.pop(request_id, None)
+            held = self._held.pop(request_id, None)
+            if held is not None:
+                self._unsent.pop(held, None)
 
     def take(self, *, wait: bool = False) -> list[Request]:
         """Return the requests that are ready, each once; with `wait` at least one, where any is held back."""
@@ -102,11 +108,10 @@ class BackgroundPredictions:
             self._thread.join()
 
     def _ready(self) -> list[Request]:
-        taken, self._done = self._done, []
         now = time.monotonic()
         late = [held for held in self._held.values() if held.deadline <= now]
-        for held in late:
-            taken.append(self._give_up(held))
+        taken = [*self._done.values(), *(self._give_up(held) for held in late)]
+        self._done.clear()
         return taken
 
     def _give_up(self, held: _Held) -> Request:
@@ -153,7 +158,7 @@ class BackgroundPredictions:
             for held, request in pairs:
                 if self._is_held(held):
                     del self._held[request.request_id]
-                    self._done.append(request)
+                    self._done[request.request_id] = request
             if not pairs and self._is_held(batch[0]):
                 self._held[batch[0].request.request_id] = replace(batch[0], deadline=-math.inf)
             self._changed.notify_all()

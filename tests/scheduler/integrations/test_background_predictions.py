@@ -127,6 +127,26 @@ def test_a_name_used_again_gets_its_own_prediction() -> None:
     assert desk.take(wait=True) == []
 
 
+def test_a_request_is_still_held_until_it_is_taken() -> None:
+    """One that is predicted and cancelled before the engine looks is not handed over, and nothing fails over it."""
+    desk = BackgroundPredictions(made_up, unchanged, timeout=30.0)
+    desk.add_all([(request("gone"), [3]), (request("again"), [4]), (request("stays"), [5])])
+    while desk._held:
+        time.sleep(0.001)
+    assert "gone" in desk
+    assert sorted(desk.request_ids()) == ["again", "gone", "stays"]
+    desk.discard("gone")
+    desk.add(Request("again", 40, CAP), [7])
+    taken = dict[str, Request]()
+    while len(taken) < 2:
+        taken |= {one.request_id: one for one in desk.take(wait=True)}
+    assert "gone" not in desk
+    assert sorted(taken) == ["again", "stays"]
+    assert (taken["again"].num_prompt_tokens, taken["again"].output_len_lower_bound) == (40, 8)
+    desk.discard("stays")
+    desk.close()
+
+
 def test_a_predictor_that_fails_does_not_stop_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     """The requests go on with the fallback, and the log says why."""
 
