@@ -1,15 +1,15 @@
 """Answers of OpenAI-compatible servers (vLLM, SGLang, TGI, llama.cpp, Dynamo): many at a time, over several servers."""
 
 import asyncio
-import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
 import aiohttp
 from tqdm import tqdm
 
+from pipelines.collect.asking import Chat, chat_request, one_line, open_session, problem_of, refusal
 from pipelines.collect.draws import Answer, Collected, Key, PartialFile
 from pipelines.collect.stream import Reply, read_reply
 from pipelines.settings.collect import CollectSettings
@@ -18,7 +18,6 @@ from predictor.errors import InputError
 SECONDS_BETWEEN_SNAPSHOTS = 2.0
 LONGEST_WAIT = 60.0
 """Seconds between two tries of a request at most."""
-Chat = Sequence[Mapping[str, str]]
 
 
 def collect_from(
@@ -54,32 +53,23 @@ class Collector:
 
     async def run(self) -> None:
         """Collect; whatever happens, what there is then is on disk."""
-        total = len(self._chats) * self._settings.draws
-        todo = [(i, d) for d in range(self._settings.draws) for i in range(len(self._chats))]
+        asked = self._settings
+        total = len(self._chats) * asked.draws
+        todo = [(i, d) for d in range(asked.draws) for i in range(len(self._chats))]
         missing = iter([key for key in todo if key not in self._ended])
         if self._ended:
             print(f"continuing: {len(self._ended)} of {total} answers are there")
         with tqdm(total=total, initial=len(self._ended), desc="collect", unit="answer") as bar:
             try:
-                async with self._session() as session, asyncio.TaskGroup() as tasks:
+                async with open_session(asked.api_key_env, asked.timeout) as session, asyncio.TaskGroup() as tasks:
                     snapshots = tasks.create_task(self._snapshots())
-                    workers = [
-                        tasks.create_task(self._work(session, missing, bar)) for _ in range(self._settings.max_running)
-                    ]
+                    workers = [tasks.create_task(self._work(session, missing, bar)) for _ in range(asked.max_running)]
                     await asyncio.gather(*workers)
                     snapshots.cancel()
             except* InputError as errors:
                 raise errors.exceptions[0] from None
             finally:
                 self._keep()
-
-    def _session(self) -> aiohttp.ClientSession:
-        key = os.environ.get(self._settings.api_key_env)
-        return aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._settings.timeout),
-            connector=aiohttp.TCPConnector(limit=0),
-        )
 
     async def _snapshots(self) -> None:
         while True:
@@ -112,13 +102,13 @@ class Collector:
                         await read_reply(response, reply, endpoint)
                         del self._open[key]
                         return reply
-                    said = (await response.read()).decode("utf-8", "replace")
-                    problem = f"HTTP {response.status}: {_one_line(said)}"
+                    problem = await problem_of(response)
                     if response.status != 429 and response.status < 500:
-                        raise InputError(f"--endpoint {endpoint}: {_refusal(response.status, problem, self._settings)}")
+                        meant = refusal(response.status, problem, self._settings.api_key_env)
+                        raise InputError(f"--endpoint {endpoint}: {meant}")
                     wait = _seconds(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError) as error:
-                problem = _one_line(str(error)) or type(error).__name__
+                problem = one_line(str(error)) or type(error).__name__
             if reply.num_tokens:  # half an answer: it has at least so many tokens, and is not drawn again
                 self._cut.append((key[0], reply.num_tokens))
             self._open.pop(key, None)
@@ -130,27 +120,8 @@ class Collector:
         )
 
     def _request(self, prompt: int) -> dict[str, Any]:
-        return {
-            "model": self._settings.served_model,
-            "messages": [dict(message) for message in self._chats[prompt]],
-            "max_tokens": self._settings.max_new_tokens,
-            "seed": self._rng.randrange(2**31),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **self._settings.sampling.given,
-        }
-
-
-def _refusal(status: int, problem: str, settings: CollectSettings) -> str:
-    if status in (401, 403):
-        return f"the key in ${settings.api_key_env} is missing or refused ({problem})"
-    if status == 404:
-        return f"no such model or path ({problem}); give the name in --served-model and an address that ends in /v1"
-    return f"the request is refused ({problem})"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]
+        asked, seed = self._settings, self._rng.randrange(2**31)
+        return chat_request(asked.served_model, self._chats[prompt], asked.max_new_tokens, seed, asked.sampling.given)
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -88,7 +88,9 @@ def _write(
         "num_prompt_tokens": num_prompt_tokens,
         "output_lens": [[length for length, _ in draws] for draws in kept],
         "is_truncated": [[is_truncated for _, is_truncated in draws] for draws in kept],
-        "max_new_tokens": [settings.max_new_tokens] * len(rows),
+        "max_new_tokens": pa.array(
+            [None if _longer(settings, kept) else settings.max_new_tokens] * len(rows), pa.int64()
+        ),
     }
     if all(row.split for row in rows):
         columns["split"] = [row.split for row in rows]
@@ -98,12 +100,19 @@ def _write(
     print(f"{settings.out}: {_summary(settings, kept)}")
 
 
+def _longer(settings: CollectSettings, kept: Sequence[Sequence[tuple[int, bool]]]) -> int:
+    """Return how many answers are longer than the cap: of a server that ignores it, whose rows then state none."""
+    return sum(length > settings.max_new_tokens for draws in kept for length, _ in draws)
+
+
 def _summary(settings: CollectSettings, kept: Sequence[Sequence[tuple[int, bool]]]) -> str:
     lengths = [np.array([length for length, _ in draws]) for draws in kept]
     cut = [is_truncated for draws in kept for _, is_truncated in draws]
     share = between_prompt_share(lengths)
+    longer = _longer(settings, kept)
     return (
         f"{len(kept)} prompts x {settings.draws} draws, mean length {np.concatenate(lengths).mean():.0f} tokens, "
         f"{np.mean(cut):.1%} cut at {settings.max_new_tokens}"
         + ("" if share is None else f", {share:.0%} of the variance of log length is between prompts")
+        + (f"; {longer} answers are longer: the server ignores the cap, and their lengths stand" if longer else "")
     )

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from pipelines.cli import main
+from predictor.records.records import read_records
 
 LENGTHS = {"a": 3, "b": 7, "c": 20}
 
@@ -28,6 +29,7 @@ class Server:
         self.num_answered = 1 << 30
         self.refusal: Callable[[web.Request], Any] | None = None  # how many answers come before it
         self.usage = True
+        self.ignores_cap = False
         self.num_open = self.most_open = 0
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -68,11 +70,12 @@ class Server:
         self.most_open = max(self.most_open, self.num_open)
         await asyncio.sleep(0.01)
         length = LENGTHS[body["messages"][-1]["content"]]
-        response = await stream(request, min(length, body["max_tokens"]))
-        reason = "length" if length > body["max_tokens"] else "stop"
+        cap = length if self.ignores_cap else body["max_tokens"]
+        response = await stream(request, min(length, cap))
+        reason = "length" if length > cap else "stop"
         await event(response, {"choices": [{"delta": {}, "finish_reason": reason}]})
         if self.usage:
-            counts = {"completion_tokens": min(length, body["max_tokens"]), "prompt_tokens": 5}
+            counts = {"completion_tokens": min(length, cap), "prompt_tokens": 5}
             await event(response, {"choices": [], "usage": counts})
         await response.write(b"data: [DONE]\n\n")
         self.num_open -= 1
@@ -159,6 +162,21 @@ def test_lengths_are_those_that_the_server_counts(server: Server, prompts: Path,
     assert len({body["seed"] for body in server.requests}) == 6
     assert server.most_open <= 2
     assert {path.name for path in tmp_path.iterdir()} == {"records.parquet", "prompts.jsonl"}
+
+
+def test_a_server_that_ignores_the_cap_is_recorded_as_it_is(
+    server: Server, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole answers beyond the cap are whole, the records state no cap, and the last line says why."""
+    server.ignores_cap = True
+    out = tmp_path / "records.parquet"
+    assert collect(server.url, prompts, out) == 0
+    assert "2 answers are longer: the server ignores the cap" in capsys.readouterr().out
+    rows = pq.read_table(out).to_pylist()
+    assert [row["output_lens"] for row in rows] == [[3, 3], [20, 20], [7, 7]]
+    assert not any(any(row["is_truncated"]) for row in rows)
+    assert [row["max_new_tokens"] for row in rows] == [None] * 3
+    assert read_records(out).max_new_tokens is None
 
 
 def test_overloads_and_lost_answers_are_tried_again(server: Server, prompts: Path, tmp_path: Path) -> None:
