@@ -30,9 +30,9 @@ class StateSource:
 
     Attributes:
         served_model: Its name.
-        revision: Hash of its configuration and weights.
+        revision: Hash of its weights.
         template: Hash of its chat template.
-        layers: Which hidden states, counted as transformers does: 0 is the embedding, k the output of layer k.
+        layers: Which hidden states: 0 is the embedding, k what layer k gives out, before any norm that follows.
         hidden_size: Width of a state.
         window: How many of the last states the mean is over.
     """
@@ -79,12 +79,15 @@ class StateSource:
 class States:
     """States of answers, a row each; half precision.
 
+    The state after t generated tokens is the one at the t-th of them, when the model reads it to write the next; for
+    t = 0 it is the one at the prompt's last token. It exists where the answer has more than t tokens.
+
     Attributes:
         prompt: Row of the prompt in the records, [S].
         draw: Which of its answers, [S].
         generated: Tokens that were out, [S]; 0 is the prompt's last token.
         last: The state at the last token, [S, L, H].
-        recent: Mean of the last `window` states, [S, L, H].
+        recent: Mean of the last `window` states from the prompt's last token on (fewer at the start), [S, L, H].
         prompt_mean: Mean of the prompt's states, [S, L, H].
     """
 

@@ -1,0 +1,95 @@
+"""States of whole answers: the model reads prompt and answer once more, many answers in a forward pass."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.served_model.hidden_states import captured
+from pipelines.served_model.loading import ServedModel
+from predictor.probe.states import POSITIONS, HalfArray, States, StateSource
+
+TOKENS_IN_PASS = 4096
+"""Tokens of a forward pass, padding included: enough to keep a device busy, and a few hundred MiB in a large model."""
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer whose states are wanted.
+
+    Attributes:
+        prompt: Row of its prompt in the records.
+        draw: Which of the prompt's answers.
+        prompt_tokens: Token ids of the prompt in its chat template.
+        tokens: Token ids of the answer, the end token included.
+    """
+
+    prompt: int
+    draw: int
+    prompt_tokens: Sequence[int]
+    tokens: Sequence[int]
+
+    @property
+    def read(self) -> list[int]:
+        """What the model read to write the answer: its last token was never read."""
+        return [*self.prompt_tokens, *self.tokens[:-1]]
+
+
+def answer_states(served: ServedModel, source: StateSource, answers: Sequence[Answer]) -> States:
+    """Return the states of `answers` at every kept position that they reach, in their order.
+
+    Generating and reading compute the same states up to rounding: what a causal model sees at a token is what came
+    before. Only one forward pass is held in memory.
+    """
+    parts: dict[int, States] = {}
+    with captured(served, source.layers) as found, torch.inference_mode():
+        for batch in _passes(answers):
+            longest = max(len(answers[k].read) for k in batch)
+            rows = [answers[k].read + [0] * (longest - len(answers[k].read)) for k in batch]
+            # Padding follows what counts, where a causal model does not look: no mask is needed.
+            decoder = served.model.get_decoder()
+            decoder(input_ids=torch.tensor(rows, device=served.model.device), use_cache=False)
+            for row, k in enumerate(batch):
+                states = torch.stack([found[layer][row] for layer in source.layers]).float()
+                parts[k] = _kept(answers[k], states, source.window)
+    return States.concatenate([parts[k] for k in range(len(answers))])
+
+
+def _passes(answers: Sequence[Answer]) -> Iterator[list[int]]:
+    """Yield the answers of each forward pass: of like length, so that little is padding."""
+    order = sorted(range(len(answers)), key=lambda k: len(answers[k].read))
+    batch: list[int] = []
+    for k in order:
+        if batch and (len(batch) + 1) * len(answers[k].read) > TOKENS_IN_PASS:
+            yield batch
+            batch = []
+        batch.append(k)
+    if batch:
+        yield batch
+
+
+def _kept(answer: Answer, states: Tensor, window: int) -> States:
+    """Return the rows of one answer from its states [L, T, H]."""
+    size = len(answer.prompt_tokens)
+    generated = [t for t in POSITIONS if t < len(answer.tokens)]
+    places = [size - 1 + t for t in generated]
+    recent = [states[:, max(size - 1, place + 1 - window) : place + 1].mean(dim=1) for place in places]
+    mean = states[:, :size].mean(dim=1)
+    count = len(generated)
+    return States(
+        np.full(count, answer.prompt),
+        np.full(count, answer.draw),
+        np.array(generated),
+        _half(states[:, places].transpose(0, 1)),
+        _half(torch.stack(recent)),
+        _half(mean.expand(count, *mean.shape)),
+    )
+
+
+def _half(values: Tensor) -> HalfArray:
+    """Return values in half precision; the few states that are larger than it holds become its largest."""
+    half: HalfArray = values.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16).cpu().numpy()
+    return half
