@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.files import atomic_files, write_json
+from scheduler.by_class import by_class, classes_over_seeds
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
 from scheduler.metrics import (
+    Figures,
     Targets,
+    after_first,
     after_warm_up,
     interval_over_seeds,
     mean_over_seeds,
@@ -27,6 +30,8 @@ MEASURED = (
     "num_recomputed_tokens",
 )  # fmt: skip
 """Columns of `requests.parquet` after policy, seed and request_id: latencies follow from them."""
+OPTIONAL = ("class", "group")
+"""Columns between them, where any request has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +58,25 @@ def policy_figures(
 
     With targets each also has `attainment` and `goodput` (`scheduler.metrics.service`). With a lower bound each has
     `ratio_to_lower_bound`, of its total latency. Where fcfs ran with the same seeds each also has `versus_fcfs`, the
-    paired comparison of `scheduler.metrics.paired_with`.
+    paired comparison of `scheduler.metrics.paired_with`. Where requests have classes each also has `classes`, the
+    figures of each class (`scheduler.by_class`), means over the seeds.
     """
     policies: dict[str, Any] = {}
+    targets = targets or Targets()
+    classes: dict[str, list[dict[str, Figures]]] = {}
     for run in runs:
-        figures: dict[str, Any] = {"seed": run.seed, **summarize(after_warm_up(run.result, run.num_warm_up), kv_cache)}
-        figures |= run.extra
-        if targets is not None and targets != Targets():
-            figures |= service(after_warm_up(run.result, run.num_warm_up), targets)
+        result = after_warm_up(run.result, run.num_warm_up)
+        figures: dict[str, Any] = {"seed": run.seed, **summarize(result, kv_cache), **run.extra}
+        if targets != Targets():
+            figures |= service(result, targets)
+        if any(request.service_class for request in run.requests):
+            names = [run.requests[i].service_class for i in after_first(run.result, run.num_warm_up)]
+            classes.setdefault(run.policy, []).append(by_class(result, names, targets))
         if total_latency_lower_bound is not None:
             figures["ratio_to_lower_bound"] = figures["total_latency"] / total_latency_lower_bound
         policies.setdefault(run.policy, {"seeds": []})["seeds"].append(figures)
+    for name, seeds in classes.items():
+        policies[name]["classes"] = classes_over_seeds(seeds)
     for entry in policies.values():
         entry["mean"] = mean_over_seeds(entry["seeds"])
         entry["interval_95"] = interval_over_seeds(entry["seeds"])
@@ -75,18 +88,21 @@ def policy_figures(
 
 def write_results(out: Path, results: Mapping[str, Any], runs: Sequence[PolicyRun]) -> None:
     """Write `out/results.json` and `out/requests.parquet`, both or neither."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("policy", "seed", "request_id", *MEASURED)}
+    columns: dict[str, list[Any]] = {name: [] for name in ("policy", "seed", "request_id", "class", "group", *MEASURED)}
     for run in runs:
         count = len(run.requests)
         columns["policy"] += [run.policy] * count
         columns["seed"] += [run.seed] * count
         columns["request_id"] += [request.request_id for request in run.requests]
+        for name, value in {"class": "service_class", "group": "group"}.items():
+            columns[name] += [getattr(request, value) or None for request in run.requests]
         for name in MEASURED:
             columns[name] += getattr(run.result, name).tolist()
     with atomic_files(out, last="results.json") as new:
+        kept = {name: values for name, values in columns.items() if name not in OPTIONAL or any(values)}
         # Arrow takes no path that is not text, and an open file of any name.
         with (new / "requests.parquet").open("wb") as stream:
-            pq.write_table(pa.table(columns), stream)
+            pq.write_table(pa.table(kept), stream)
         write_json(new / "results.json", results)
 
 
@@ -126,6 +142,35 @@ def table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             cells[0] += f" ±{interval['mean_latency']:.1f}"
         rows.append([name, _ratio(entry, base / mean["mean_latency"]), *cells])
     return header, rows
+
+
+CLASS_COLUMNS = (
+    ("num_requests", "requests", "{:.0f}"),
+    ("mean_latency", "mean latency", "{:.1f}"),
+    ("p99_latency", "p99", "{:.1f}"),
+    ("mean_ttft", "mean TTFT", "{:.1f}"),
+    ("p99_ttft", "p99 TTFT", "{:.1f}"),
+    ("num_evictions", "evictions", "{:.0f}"),
+    ("recomputed_share", "recomputed", "{:.1%}"),
+    ("mean_overtaken", "overtaken", "{:.1f}"),
+    ("max_overtaken", "at most", "{:.0f}"),
+    ("attainment", "in time", "{:.0%}"),
+)
+
+
+def class_table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Return header and rows of the table by class, a row for each class and policy; None where there are none."""
+    entries = {name: entry["classes"] for name, entry in policies.items() if "classes" in entry}
+    if not entries:
+        return None
+    first = next(iter(next(iter(entries.values())).values()))
+    columns = [column for column in CLASS_COLUMNS if column[0] in first]
+    rows = [
+        [each or "(none)", name, *(form.format(figures[each][key]) for key, _, form in columns)]
+        for each in next(iter(entries.values()))
+        for name, figures in entries.items()
+    ]
+    return ["class", "policy", *(title for _, title, _ in columns)], rows
 
 
 def _ratio(entry: Mapping[str, Any], unpaired: float) -> str:

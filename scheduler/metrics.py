@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scheduler.kv_cache import KvCache
+from scheduler.kv_cache import Ints, KvCache
 from scheduler.loop import RunResult, Timeline
 
 Figures = dict[str, float | list[float]]
@@ -30,16 +31,22 @@ class Targets:
 def service(result: RunResult, targets: Targets) -> Figures:
     """Return `attainment`, the share of requests that keep all targets, and `goodput`, those per unit of time.
 
-    Goodput as in DistServe (OSDI'24). An answer of one token keeps every target for the time per token.
+    Goodput as in DistServe (OSDI'24).
     """
+    kept = kept_targets(result, targets)
+    span = float(result.finish_time.max() - result.arrival_time.min())
+    return {"attainment": float(kept.mean()), "goodput": float(kept.sum()) / span}
+
+
+def kept_targets(result: RunResult, targets: Targets) -> NDArray[np.bool_]:
+    """Return which requests keep all targets, shape [n]; an answer of one token keeps any for the time per token."""
     kept = np.ones(len(result.output_len), dtype=np.bool_)
     if targets.ttft is not None:
         kept &= result.first_token_time - result.arrival_time <= targets.ttft
     if targets.tpot is not None:
         further = result.finish_time - result.first_token_time
         kept &= further <= targets.tpot * (result.output_len - 1)
-    span = float(result.finish_time.max() - result.arrival_time.min())
-    return {"attainment": float(kept.mean()), "goodput": float(kept.sum()) / span}
+    return kept
 
 
 def summarize(result: RunResult, kv_cache: KvCache) -> Figures:
@@ -97,11 +104,16 @@ def after_warm_up(result: RunResult, num_requests: int) -> RunResult:
     """Return the result without the first `num_requests` to arrive, and without the time before the next one."""
     if not num_requests:
         return result
-    kept = np.sort(np.argsort(result.arrival_time, kind="stable")[num_requests:])
+    kept = after_first(result, num_requests)
     later = result.timeline.end > result.arrival_time[kept].min()
     timeline = Timeline(**{field.name: getattr(result.timeline, field.name)[later] for field in fields(Timeline)})
     columns = {field.name: getattr(result, field.name) for field in fields(RunResult) if field.name != "timeline"}
     return RunResult(**{name: column[kept] for name, column in columns.items()}, timeline=timeline)
+
+
+def after_first(result: RunResult, num_requests: int) -> Ints:
+    """Return the indices of all but the first `num_requests` to arrive."""
+    return np.sort(np.argsort(result.arrival_time, kind="stable")[num_requests:])
 
 
 def paired_with(reference: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

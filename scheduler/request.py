@@ -22,6 +22,8 @@ class Request:
         forecast: Predicted distribution of the output length, if there is one.
         priority: Lower goes first and is evicted last, whatever the lengths.
         prefix: Names of the full blocks that the prompt begins with, where the engine stores equal ones once.
+        group: Names what it belongs to with others of like lengths, such as answers to one prompt; "" for none.
+        service_class: Tenant or kind, for figures and limits of its own; "" where none is said.
     """
 
     request_id: str
@@ -34,6 +36,8 @@ class Request:
     forecast: Forecast | None = None
     priority: int = 0
     prefix: Sequence[Hashable] = ()
+    group: str = ""
+    service_class: str = ""
 
     def forecast_or_bounds(self) -> Forecast:
         """Return the forecast; where there is none, one drawn through the bounds and the prediction.

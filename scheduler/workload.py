@@ -17,6 +17,8 @@ from scheduler.request import Request
 
 Ints = NDArray[np.int64]
 MAX_TOKENS = 1 << 53
+NO_CAP = MAX_TOKENS
+"""`max_new_tokens` where nobody states one. A cap made from true lengths would tell policies how long answers get."""
 MAX_TIME = 1e10
 """A clock beyond it would not move by the time of an iteration."""
 
@@ -40,8 +42,7 @@ def read_workload(path: Path, max_new_tokens: int | None = None, edges: Ints | N
 
     Args:
         path: A line per request.
-        max_new_tokens: For lines without their own; by default the largest output length of the file, rounded up
-            to a power of two, as a server with one limit for all would have.
+        max_new_tokens: For lines without their own; by default none (`NO_CAP`).
         edges: Length bins of the field survival, shape [num_bins + 1]; without them it is checked and left out.
 
     Raises:
@@ -63,7 +64,7 @@ def workload_from_rows(
     places = [place for place, _ in rows]
     output_lens = [_integer(row, "output_len", place) for place, row in rows]
     lens = np.asarray(output_lens)
-    cap = _limit_for_all(lens, max_new_tokens, places)
+    cap = _checked_cap(lens, max_new_tokens, places)
     requests = [_request(row, place, cap, edges) for place, row in rows]
     _refuse_above_limit(lens, np.array([request.max_new_tokens for request in requests]), places)
     renewals = {i: _renewals(row, place, edges) for i, (place, row) in enumerate(rows) if row.get("renewals")}
@@ -86,6 +87,9 @@ def workload_lines(workload: Workload) -> Iterator[str]:
             "output_len_lower_bound": request.output_len_lower_bound,
             "output_len_upper_bound": request.output_len_upper_bound,
             "output_len_prediction": request.output_len_prediction,
+            "priority": request.priority or None,
+            "group": request.group or None,
+            "class": request.service_class or None,
         }
         if request.forecast is not None:
             line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
@@ -112,10 +116,10 @@ def workload_from_columns(
         InputError: A value is out of its range: names the place and the field.
     """
     if isinstance(max_new_tokens, np.ndarray):
-        _limit_for_all(output_lens, None, places)
+        _checked_cap(output_lens, None, places)
         limits = max_new_tokens
     else:
-        limits = np.full(len(output_lens), _limit_for_all(output_lens, max_new_tokens, places))
+        limits = np.full(len(output_lens), _checked_cap(output_lens, max_new_tokens, places))
     _refuse_above_limit(output_lens, limits, places)
     facts = zip(places, num_prompt_tokens.tolist(), limits.tolist(), arrival_times.tolist(), strict=True)
     return Workload([Request(*values) for values in facts], output_lens.tolist())
@@ -128,11 +132,11 @@ def refuse_first(bad: NDArray[np.bool_], places: Sequence[str], problem: Callabl
         raise InputError(f"{places[i]}: {problem(i)}")
 
 
-def _limit_for_all(lens: Ints, max_new_tokens: int | None, places: Sequence[str]) -> int:
+def _checked_cap(lens: Ints, max_new_tokens: int | None, places: Sequence[str]) -> int:
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, must be >= 1")
     refuse_first(lens < 1, places, lambda i: f"output_len is {lens[i]}, must be >= 1")
-    return max_new_tokens or 1 << (int(lens.max()) - 1).bit_length()
+    return max_new_tokens or NO_CAP
 
 
 def _refuse_above_limit(lens: Ints, limits: Ints, places: Sequence[str]) -> None:
@@ -187,8 +191,6 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
     lower = _integer(row, "output_len_lower_bound", where) if row.get("output_len_lower_bound") is not None else 1
     if optional.get("output_len_prediction", 1) < 1:
         raise InputError(f"{where}: output_len_prediction is {optional['output_len_prediction']}, must be >= 1")
-    if not isinstance(row.get("request_id", ""), str | int | None):
-        raise InputError(f"{where}: request_id is {row['request_id']!r}, must be a text")
     upper = optional.get("output_len_upper_bound", lower)
     if upper < lower:
         raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
@@ -196,16 +198,26 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
     num_prompt_tokens = _integer(row, "num_prompt_tokens", where)
     try:
         return Request(
-            request_id=where if row.get("request_id") is None else str(row["request_id"]),
+            request_id=_name(row, "request_id", where) if row.get("request_id") is not None else where,
             num_prompt_tokens=num_prompt_tokens,
             max_new_tokens=cap,
             arrival_time=arrival,
             output_len_lower_bound=min(lower, cap),
             forecast=forecast,
+            priority=_integer(row, "priority", where) if row.get("priority") is not None else 0,
+            group=_name(row, "group", where),
+            service_class=_name(row, "class", where),
             **optional,
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _name(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InputError(f"{where}: {field} is {value!r}, must be a text")
+    return "" if value is None else str(value)
 
 
 def _arrival(row: dict[str, Any], where: str) -> float:

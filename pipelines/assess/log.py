@@ -16,7 +16,7 @@ from predictor.records.rows import read_rows
 from scheduler.errors import InputError
 from scheduler.simulation.arrivals import poisson_arrivals
 from scheduler.worker import Worker
-from scheduler.workload import MAX_TOKENS, Workload
+from scheduler.workload import Workload
 
 Floats = NDArray[np.float64]
 FULL = 0.95
@@ -51,7 +51,7 @@ def read_log(path: Path, worker: Worker, most: int, time_unit: str | None) -> tu
     Raises:
         InputError: The log cannot be read, or a replica can hold none of its requests.
     """
-    workload, report = read_trace(path, MAX_TOKENS, None, time_unit)
+    workload, report = read_trace(path, None, None, time_unit)
     budget, order = worker.kv_cache.kv_budget, sorted(range(len(workload.requests)), key=lambda i: _time(workload, i))
     sizes = [workload.requests[i].num_prompt_tokens + workload.output_lens[i] for i in order]
     fitting = [i for i, size in zip(order, sizes, strict=True) if size < budget]

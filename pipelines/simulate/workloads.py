@@ -19,7 +19,7 @@ from scheduler.request import Request
 from scheduler.simulation.arrivals import arrival_times, scale_to_load, times_at_load
 from scheduler.simulation.synthesis import synthesize
 from scheduler.worker import Worker
-from scheduler.workload import MAX_TOKENS, Workload, workload_from_columns
+from scheduler.workload import NO_CAP, Workload, workload_from_columns
 
 logger = logging.getLogger(__name__)
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,7 +38,7 @@ def read_base(settings: SourceSettings, kv_cache: KvCache) -> Workload:
     Raises:
         InputError: The file cannot be read, or the cache can never hold a request (without `skip_too_large`).
     """
-    lengths, cap = made_up(settings.workload), settings.max_new_tokens or MAX_TOKENS
+    lengths, cap = made_up(settings.workload), settings.max_new_tokens
     if lengths is None:
         default = Path(f"{settings.workload}.bins.json")  # as amin predict and amin evaluate write it
         bins = default if settings.bins is None and default.is_file() else settings.bins
@@ -73,7 +73,7 @@ def _fitting(workload: Workload, kv_cache: KvCache, *, skip: bool) -> Workload:
 def _capped(workload: Workload, kv_cache: KvCache) -> Workload:
     requests = [
         replace(request, max_new_tokens=max(1, kv_cache.kv_budget - request.num_prompt_tokens))
-        if request.max_new_tokens == MAX_TOKENS
+        if request.max_new_tokens == NO_CAP
         else request
         for request in workload.requests
     ]

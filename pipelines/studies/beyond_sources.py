@@ -23,6 +23,8 @@ Draw = Callable[[int, float | None, int, np.random.Generator], Workload]
 """Number of requests, load (None: all at once), tokens of the KV cache and chance to a workload."""
 
 WRONG_MODEL = "wrong model"
+CAPS = {"lmsys": 512, "azure_conv": 1024, "azure_code": 2048, "mooncake_conversation": 2048}
+"""Tokens of an answer at most, as a server with one limit for all would say; the files state none."""
 NOISE = "noise:0.4"
 """Error of the made-up forecasts where a source has no prompts."""
 
@@ -32,19 +34,20 @@ def source(name: str, workloads: Mapping[str, Workload], shared: Path) -> Draw:
     if name in workloads:
         return lambda count, load, kv, rng: resample(workloads[name], count, load, kv, rng)
     if name == "lmsys":
-        lens = np.array(read_requests(shared / "lmsys_vicuna13b_lengths.parquet", None).output_lens, dtype=np.int64)
+        path = shared / "lmsys_vicuna13b_lengths.parquet"
+        lens = np.array(read_requests(path, CAPS[name]).output_lens, dtype=np.int64)
         return lambda count, load, kv, rng: _lmsys(lens, count, load, kv, rng)
     if ":" in name:
         family, inverse, value = name.split(":")
         return lambda count, load, kv, rng: _stylised(family, int(inverse), float(value), count, rng)
-    base = read_requests(shared / f"{name}.parquet", None)
+    base = read_requests(shared / f"{name}.parquet", CAPS[name])
     return lambda count, load, kv, rng: _window(base, count, load or 1.0, kv, rng)
 
 
 def _lmsys(lens: Ints, count: int, load: float | None, kv_budget: int, rng: np.random.Generator) -> Workload:
     """Return requests with lengths of LMSYS-Chat-1M, made-up prompts and forecasts of error 0.4."""
     prompts, _ = lmsys_shaped(count, rng)
-    plain = workload_from_columns(["r"] * count, prompts, rng.choice(lens, count), np.zeros(count))
+    plain = workload_from_columns(["r"] * count, prompts, rng.choice(lens, count), np.zeros(count), CAPS["lmsys"])
     drawn = predicted(plain, NOISE, rng)
     return arriving(drawn, poisson(drawn, load, kv_budget, rng))
 

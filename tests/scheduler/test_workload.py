@@ -7,7 +7,7 @@ import pytest
 
 from scheduler.errors import InputError
 from scheduler.request import Request
-from scheduler.workload import read_workload, workload_from_columns
+from scheduler.workload import NO_CAP, read_workload, workload_from_columns, workload_lines
 
 GOOD = {"request_id": "a", "num_prompt_tokens": 3, "output_len": 5}
 
@@ -54,12 +54,23 @@ def test_what_a_line_leaves_out_has_a_default(tmp_path: Path) -> None:
     assert workload.requests[1].request_id == "a"
 
 
-@pytest.mark.parametrize(("longest", "limit"), [(1, 1), (2, 2), (5, 8), (8, 8), (9, 16)])
-def test_one_limit_for_all_is_the_longest_output_rounded_up(tmp_path: Path, longest: int, limit: int) -> None:
-    """To a power of two, for the lines that have no limit of their own."""
-    rows = [GOOD | {"output_len": longest}, GOOD | {"output_len": 1, "max_new_tokens": 77}, GOOD | {"output_len": 1}]
-    requests = read_workload(write(tmp_path, *rows)).requests
-    assert [request.max_new_tokens for request in requests] == [limit, 77, limit]
+def test_no_limit_is_made_from_true_lengths(tmp_path: Path) -> None:
+    """What a policy sees of a workload is the same whatever its longest answer, in lines as in columns."""
+    rows = [GOOD | {"max_new_tokens": 77}, GOOD]
+    seen = [read_workload(write(tmp_path, *rows, GOOD | {"output_len": n})).requests for n in (3, 300)]
+    assert seen[0] == seen[1]
+    assert [request.max_new_tokens for request in seen[0]] == [77, NO_CAP, NO_CAP]
+    short, long = (workload_from_columns(**COLUMNS | {"output_lens": np.array([2, n])}).requests for n in (3, 300))
+    assert short == long
+
+
+def test_what_a_request_belongs_to_is_read_and_written(tmp_path: Path) -> None:
+    """Group, class and priority reach the request; a line without them has none."""
+    told = read_workload(write(tmp_path, GOOD | {"group": 7, "class": "batch", "priority": 2}, GOOD))
+    first, second = told.requests
+    assert (first.group, first.service_class, first.priority) == ("7", "batch", 2)
+    assert (second.group, second.service_class, second.priority) == ("", "", 0)
+    assert read_workload(write(tmp_path, *workload_lines(told))).requests[0] == first
 
 
 def test_the_limit_can_be_given_and_clips_lower_bounds(tmp_path: Path) -> None:
@@ -169,9 +180,9 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize(("given", "limits"), [(None, [16, 16]), (12, [12, 12]), (np.array([5, 20]), [5, 20])])
+@pytest.mark.parametrize(("given", "limits"), [(None, [NO_CAP, NO_CAP]), (12, [12, 12]), (np.array([5, 20]), [5, 20])])
 def test_columns_make_the_workload_that_lines_make(given: Any, limits: list[int]) -> None:
-    """A row a request, named by its place; the limit is the longest output rounded up, one for all, or one each."""
+    """A row a request, named by its place; there is no limit, one for all, or one each."""
     workload = workload_from_columns(**COLUMNS, max_new_tokens=given)
     expected = [("x: row 1", 3, limits[0], 0.5), ("x: row 2", 0, limits[1], 0.0)]
     assert workload.requests == [Request(*facts) for facts in expected]

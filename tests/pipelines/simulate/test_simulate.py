@@ -67,6 +67,26 @@ def test_the_files_of_the_contract(workload_file: Path, tmp_path: Path) -> None:
     assert table.column("request_id").to_pylist()[:2] == ["q0", "q1"]
 
 
+def test_classes_have_a_table_of_their_own(
+    workload_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where requests have classes: figures of each on the terminal and in the results, and a column of requests."""
+    rows = [json.loads(line) for line in workload_file.read_text().splitlines()]
+    told = tmp_path / "classes.jsonl"
+    told.write_text("".join(json.dumps(row | {"class": ["chat", "batch"][i % 2]}) + "\n" for i, row in enumerate(rows)))
+    results = simulate(told, tmp_path / "out", "--policies", "fcfs,svf", "--ttft-target", "9")
+    for entry in results["policies"].values():
+        assert list(entry["classes"]) == ["batch", "chat"]
+        assert sum(each["num_evictions"] for each in entry["classes"].values()) == entry["mean"]["num_evictions"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines if line[:1] in (["batch"], ["chat"])] == [
+        [each, name] for each in ("batch", "chat") for name in ("fcfs", "svf")
+    ]
+    table = pq.read_table(tmp_path / "out" / "requests.parquet")
+    assert set(table.column("class").to_pylist()) == {"batch", "chat"}
+    assert "group" not in table.column_names
+
+
 def test_bins_bring_the_forecasts(workload_file: Path, tmp_path: Path) -> None:
     """With the edges of the field survival the policies that use a distribution decide otherwise than by bounds."""
     bins = tmp_path / "bins.json"

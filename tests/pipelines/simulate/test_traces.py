@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.simulate.traces import read_requests, read_trace
 from scheduler.errors import InputError
-from scheduler.workload import Workload, read_workload
+from scheduler.workload import NO_CAP, Workload, read_workload
 
 Columns = dict[str, list[Any]]
 
@@ -69,10 +69,10 @@ def facts(workload: Workload) -> tuple[list[int], list[int], list[float]]:
 
 @WRITERS
 def test_azure_as_published(tmp_path: Path, write: Write) -> None:
-    """Seconds since the first, to the microsecond; one limit, the longest output rounded up."""
+    """Seconds since the first, to the microsecond; no limit."""
     workload = read(write(tmp_path, AZURE))
     assert facts(workload) == ([374, 396, 879], [44, 109, 55], [0, 4.314579, 60])
-    assert {request.max_new_tokens for request in workload.requests} == {128}
+    assert {request.max_new_tokens for request in workload.requests} == {NO_CAP}
     assert len({request.request_id for request in workload.requests}) == 3
 
 

@@ -20,7 +20,7 @@ def base() -> Workload:
     """Sixty requests with noisy forecasts."""
     rng = np.random.default_rng(0)
     prompts, lens = lmsys_shaped(60, rng)
-    plain = workload_from_columns(["r"] * 60, prompts, lens, np.zeros(60))
+    plain = workload_from_columns(["r"] * 60, prompts, lens, np.zeros(60), 512)
     requests = synthesize(plain.requests, lens.tolist(), "noise:0.4", rng, np.concatenate([[0], DEFAULT_EDGES]))
     return with_upper_bounds(Workload(requests, lens.tolist()))
 
