@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.files import write_json
 from predictor.errors import InputError
+from predictor.probe.states import StateSource
 
 Key = tuple[int, int]
 """Prompt and draw, from 0."""
@@ -43,6 +44,21 @@ class Collected:
         return kept + sum(map(len, self.begun.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """What is known of the model that answered.
+
+    Attributes:
+        name: As the records call it.
+        num_prompt_tokens: By prompt; None where a server did not count.
+        states: What its states are of, where they were kept.
+    """
+
+    name: str
+    num_prompt_tokens: Sequence[int | None]
+    states: StateSource | None = None
+
+
 class PartialFile:
     """What an interrupted call left next to its records."""
 
@@ -64,7 +80,8 @@ class PartialFile:
             made = dict(there["settings"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.path}: damaged ({' '.join(str(error).split())}); {remedy}") from None
-        for name, value in self._settings.items():
+        for name in {**self._settings, **made}:
+            value = self._settings.get(name)
             if made.get(name) != value:
                 raise InputError(
                     f"{self.path}: holds answers made with {name} {made.get(name)}, now it is {value}; {remedy}"

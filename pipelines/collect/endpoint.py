@@ -10,7 +10,7 @@ import aiohttp
 from tqdm import tqdm
 
 from pipelines.collect.asking import Chat, chat_request, one_line, open_session, problem_of, refusal
-from pipelines.collect.draws import Answer, Collected, Key, PartialFile
+from pipelines.collect.draws import Answer, Answerer, Collected, Key, PartialFile
 from pipelines.collect.stream import Reply, read_reply
 from pipelines.settings.collect import CollectSettings
 from predictor.errors import InputError
@@ -20,20 +20,15 @@ LONGEST_WAIT = 60.0
 """Seconds between two tries of a request at most."""
 
 
-def collect_from(
-    settings: CollectSettings, chats: Sequence[Chat], partial: PartialFile
-) -> tuple[str, list[int | None]]:
-    """Ask the servers for the draws that are missing, up to the file.
-
-    Returns:
-        The model's name, and the prompts' lengths in tokens as the servers count them.
+def collect_from(settings: CollectSettings, chats: Sequence[Chat], partial: PartialFile) -> Answerer:
+    """Ask the servers for the draws that are missing, up to the file; they count the tokens of the prompts.
 
     Raises:
         InputError: No server can be reached, or one refuses; what was collected stays.
     """
     collector = Collector(settings, chats, partial)
     asyncio.run(collector.run())
-    return settings.served_model, [collector.num_prompt_tokens.get(i) for i in range(len(chats))]
+    return Answerer(settings.served_model, [collector.num_prompt_tokens.get(i) for i in range(len(chats))])
 
 
 class Collector:

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.collect.draws import Collected, PartialFile, digest
-from pipelines.files import atomic_file
+from pipelines.collect.answer_tokens import AnswerTokens
+from pipelines.collect.draws import Answerer, Collected, PartialFile, digest
+from pipelines.collect.folder import prepare_folder, states_folder
+from pipelines.files import atomic_file, content_sha256
 from pipelines.served_model.chats import chat_of
 from pipelines.settings.collect import CollectSettings
 from predictor.bounds.metrics import between_prompt_share
 from predictor.errors import InputError
+from predictor.probe.states import SOURCE_FILE, write_source
 from predictor.records.records import PromptRow, prompt_of, select_rows
 
 MADE_WITH = b"amin_collect"
@@ -29,19 +32,23 @@ def run(settings: CollectSettings) -> None:
         _require_same(settings, made_with)
         print(f"{settings.out}: finished already and left alone; --force collects anew")
         return
-    partial = PartialFile(settings.out, made_with)
-    if settings.force or not settings.resume:
+    partial, tokens = PartialFile(settings.out, made_with), AnswerTokens(settings.out)
+    is_anew = settings.force or not settings.resume
+    if is_anew:
         partial.remove()
+        tokens.remove()
+    if settings.layers or is_anew:
+        prepare_folder(settings.out, is_begun=partial.path.exists(), force=is_anew)
     if settings.endpoints:
         from pipelines.collect.endpoint import collect_from  # aiohttp
 
-        name, counted = collect_from(settings, chats, partial)
-        sizes: Sequence[int | None] = counted
+        answerer = collect_from(settings, chats, partial)
     else:
         from pipelines.collect.local import collect_here  # torch
 
-        name, sizes = collect_here(settings, chats, partial)
-    _write(settings, [prompt_of(row) for row in rows], sizes, name, partial.read(), made_with)
+        answerer = collect_here(settings, chats, partial)
+    _write(settings, [prompt_of(row) for row in rows], answerer, partial.read(), made_with)
+    tokens.remove()
     partial.remove()
 
 
@@ -55,6 +62,7 @@ def _made_with(settings: CollectSettings, chats: Sequence[Any]) -> dict[str, Any
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         **settings.sampling.given,
+        **({"states": list(settings.layers)} if settings.layers else {}),
     }
 
 
@@ -72,8 +80,7 @@ def _require_same(settings: CollectSettings, made_with: dict[str, Any]) -> None:
 def _write(
     settings: CollectSettings,
     rows: Sequence[PromptRow],
-    num_prompt_tokens: Sequence[int | None],
-    model: str,
+    answerer: Answerer,
     collected: Collected,
     made_with: dict[str, Any],
 ) -> None:
@@ -83,9 +90,9 @@ def _write(
     columns: dict[str, Any] = {
         "prompt_id": [row.prompt_id for row in rows],
         "dataset": [row.dataset for row in rows],
-        "model": [model] * len(rows),
+        "model": [answerer.name] * len(rows),
         "prompt": [row.prompt for row in rows],
-        "num_prompt_tokens": num_prompt_tokens,
+        "num_prompt_tokens": answerer.num_prompt_tokens,
         "output_lens": [[length for length, _ in draws] for draws in kept],
         "is_truncated": [[is_truncated for _, is_truncated in draws] for draws in kept],
         "max_new_tokens": pa.array(
@@ -97,6 +104,9 @@ def _write(
     table = pa.table(columns).replace_schema_metadata({MADE_WITH: json.dumps(made_with)})
     with atomic_file(settings.out) as aside:
         pq.write_table(table, aside)
+        if answerer.states is not None:  # the records come last: while they are missing, the same call goes on
+            with atomic_file(states_folder(settings.out) / SOURCE_FILE) as named:
+                write_source(named.parent, answerer.states, content_sha256(aside))
     print(f"{settings.out}: {_summary(settings, kept)}")
 
 

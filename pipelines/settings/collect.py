@@ -15,10 +15,11 @@ class CollectSettings:
     """Settings of `amin collect`; lengths in tokens.
 
     Examples:
-      amin collect --prompts prompts.jsonl --out records.parquet          # the bundled SmolLM2, here
-      amin collect --served-model model.gguf --prompts prompts.jsonl --temperature 0.8 --out records.parquet
-      amin collect --endpoint http://gpu1:8000/v1,http://gpu2:8000/v1 --served-model NAME ...   # any OpenAI server
-    An interrupted call continues where it stopped.
+        amin collect --prompts prompts.jsonl --out records.parquet          # the bundled SmolLM2, here
+        amin collect --served-model model.gguf --prompts prompts.jsonl --temperature 0.8 --out records.parquet
+        amin collect --states 16,20 --prompts prompts.jsonl --out records.parquet   # and records.parquet.states
+    amin collect --endpoint http://gpu1:8000/v1,http://gpu2:8000/v1 --served-model NAME ...   # any OpenAI server
+      An interrupted call continues where it stopped.
     """
 
     prompts: Path
@@ -40,6 +41,9 @@ class CollectSettings:
     """Sampled answers per prompt."""
     max_new_tokens: Count = 512
     """Cap of an answer; a cut one is censored."""
+    states: Annotated[str | None, Metavar("LAYER[,LAYER]")] = None
+    """Also keep what these layers of the served model say while it answers (0: the embedding, k: layer k), in a folder
+    named as --out with .states behind it; amin train --states learns from it. Not from a server."""
     sampling: Sampling = field(default_factory=Sampling)
     model: str | None = None
     """Served model whose rows of --prompts are read, where they name several."""
@@ -68,6 +72,17 @@ class CollectSettings:
         for url in self.endpoints:
             if not url.startswith(("http://", "https://")):
                 raise InputError(f"--endpoint: {url!r} is not an address; write http://HOST:PORT/v1")
+
+        if self.layers and self.endpoints:
+            raise InputError("--states: a server hands out no states; leave --endpoint out and generate here")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose states are kept."""
+        named = [] if self.states is None else [layer.strip() for layer in self.states.split(",")]
+        if not all(layer.isdecimal() for layer in named) or len(set(named)) < len(named):
+            raise InputError(f"--states: must name layers, each once, as in 12,16, not {self.states!r}")
+        return tuple(int(layer) for layer in named)
 
     @property
     def endpoints(self) -> list[str]:
