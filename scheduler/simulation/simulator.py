@@ -21,7 +21,7 @@ class SimulatedExecutor(Executor):
     """
 
     now = 0.0
-    """Iterations since the start, or seconds with a cost model."""
+    """Iterations since the start, or seconds with a cost model: the largest float that the exact clock has reached."""
 
     def __init__(self, worker: Worker, output_lens: Sequence[int]) -> None:
         """Start at time 0.
@@ -50,7 +50,7 @@ class SimulatedExecutor(Executor):
     def wait_until(self, time: float) -> None:
         """Jump to the first tick at or after `time`."""
         self._ticks = max(self._ticks, self._ticks_at(time))
-        self.now = self._ticks / self._clock.ticks_per_unit
+        self.now = self._read_clock()
 
     def evict(self, index: int) -> int:
         """Forget when the request would have ended; return how many tokens were still to be prefilled."""
@@ -76,7 +76,7 @@ class SimulatedExecutor(Executor):
             self._prefill.clear()
         held = 0 if self._clock.is_constant else running.total_tokens + count - len(stalled)
         self._ticks += self._clock.first(prefill_tokens, num_decoding, held)
-        self.now = first_end = self._ticks / self._clock.ticks_per_unit
+        self.now = first_end = self._read_clock()
         num_iterations = 1
         next_end = self._next_end()
         if most > 1 and not stalled and count <= (self._max_batch_tokens or count):
@@ -85,7 +85,7 @@ class SimulatedExecutor(Executor):
                 more = self._before(next_arrival, more, count, held)
             if more:
                 self._ticks += self._clock.decode(more, count, held)
-                self.now = self._ticks / self._clock.ticks_per_unit
+                self.now = self._read_clock()
                 num_iterations += more
         finished = self._pop_ended(next_end) if clock + num_iterations == next_end else ()
         return Progress(first_end, finished, stalled, num_iterations)
@@ -146,6 +146,13 @@ class SimulatedExecutor(Executor):
         if decode(most, count, held) < left:
             return most
         return bisect_left(range(most), left, key=lambda n: decode(n, count, held))
+
+    def _read_clock(self) -> float:
+        """Return the largest float at or before the clock: the nearest may be an arrival that is yet to come."""
+        unit = self._clock.ticks_per_unit
+        now = self._ticks / unit
+        numerator, denominator = now.as_integer_ratio()
+        return math.nextafter(now, 0.0) if numerator * unit > self._ticks * denominator else now
 
     def _ticks_at(self, time: float) -> int:
         """Return the first tick at or after `time`, exactly."""

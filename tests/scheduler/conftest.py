@@ -65,6 +65,10 @@ class Recorder(Policy):
         assert len(self.steps) <= self.max_steps, "the policy makes no progress"
         return decision
 
+    def renew(self, index: int, renewal: Renewal) -> None:
+        """Pass it on."""
+        self.policy.renew(index, renewal)
+
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Pass it on."""
         self.policy.end(index, status, num_generated, is_running=is_running)

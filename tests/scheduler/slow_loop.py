@@ -42,9 +42,9 @@ class SlowLoop:
         self.estimate = {i: self.first_estimate(i) for i in everyone}
         self.num_evictions = dict.fromkeys(everyone, 0)
         self.num_recomputed = dict.fromkeys(everyone, 0)
-        self.admission_time: dict[int, Fraction] = {}
-        self.first_token_time: dict[int, Fraction] = {}
-        self.finish_time: dict[int, Fraction] = {}
+        self.admission_time: dict[int, Fraction | float] = {}
+        self.first_token_time: dict[int, Fraction | float] = {}
+        self.finish_time: dict[int, Fraction | float] = {}
         self.blocks_used: list[int] = []
         self.durations: list[Fraction] = []
         self.running: list[int] = []  # in order of admission
@@ -686,4 +686,12 @@ def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> Slo
     loop = kind(name, case, slow_peak, **options)
     loop.tail = tail
     loop.run()
+    for times in (loop.admission_time, loop.first_token_time, loop.finish_time):
+        times.update({i: reached(Fraction(time)) for i, time in times.items()})
     return loop
+
+
+def reached(time: Fraction) -> float:
+    """Return the largest float at or before a time: the clock as it is shown."""
+    nearest = float(time)
+    return math.nextafter(nearest, 0) if Fraction(nearest) > time else nearest
