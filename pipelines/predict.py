@@ -60,7 +60,7 @@ def run(settings: PredictSettings) -> None:
                 lines.write(json.dumps(line) + "\n")
         if settings.workload is not None and records is not None and num_prompt_tokens is not None:
             survival = [spec.survival_of(survivals[i : i + 1], choice)[0] for i, choice in enumerate(choices)]
-            predicted = (bounds, medians, np.asarray(survival))
+            predicted = (bounds, medians, np.asarray(survival), [spec.calibration(choice).tail for choice in choices])
             write_workload(settings.workload, as_workload(records, num_prompt_tokens, predicted, spec.bins))
     print(f"{len(rows)} bounds at tau {settings.tau}: {settings.out}")
     if records is not None:
@@ -96,7 +96,7 @@ def _num_prompt_tokens(data: Path, rows: Sequence[Row], records: Records | None)
 def as_workload(
     records: Records,
     num_prompt_tokens: Sequence[int],
-    predicted: tuple[IntArray, IntArray, FloatArray],
+    predicted: tuple[IntArray, IntArray, FloatArray, Sequence[float]],
     bins: LengthBins,
 ) -> Workload:
     """Return a request for each draw of each row, arriving at 0.
@@ -106,18 +106,18 @@ def as_workload(
     Args:
         records: N rows with their draws.
         num_prompt_tokens: Of each row.
-        predicted: Lower bounds [N], medians [N] and survival [N, K+1].
+        predicted: Lower bounds [N], medians [N], survival [N, K+1] and the indices of the tails [N].
         bins: Those of the survival.
     """
     edges, uppers = bins.as_array(), quantile(bins, predicted[2], UPPER_LEVEL)
     requests, lengths = [], []
-    for i, (lower, median, survival) in enumerate(zip(*predicted, strict=True)):
+    for i, (lower, median, survival, tail) in enumerate(zip(*predicted, strict=True)):
         stated = records.max_new_tokens[i] if records.max_new_tokens else None
         limit = min(stated or bins.max_length, bins.max_length)
         bounds = (int(lower), int(median), int(uppers[i]))
         for k, length in enumerate(records.output_lens[i].tolist()):
             request = Request(f"{records.prompt_ids[i]}.{k}", num_prompt_tokens[i], limit)
-            requests.append(with_bounds(request, bounds, Forecast(edges, survival)))
+            requests.append(with_bounds(request, bounds, Forecast(edges, survival, tail)))
             lengths.append(min(length, limit))
     return Workload(requests, lengths)
 

@@ -75,14 +75,14 @@ class RequestBounds:
             with_bounds(
                 request,
                 (int(lowers[row]), int(medians[row]), int(uppers[row])),
-                Forecast(self._edges, predictions.survival[row]),
+                Forecast(self._edges, predictions.survival[row], self.calibration.tail),
             )
             for request, row in zip(requests, rows, strict=True)
         ]
 
     def marginal(self, request: Request) -> Request:
         """Return a request with what holds for any prompt: the fallback where there is no prediction."""
-        forecast = Forecast(self._edges, self._marginal)
+        forecast = Forecast(self._edges, self._marginal, self.calibration.tail)
         median, upper = int(forecast.quantile(0.5)), int(forecast.quantile(UPPER_LEVEL))
         return with_bounds(request, (self._marginal_bound, median, upper), forecast)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from predictor.bounds.calibration import ConformalTable
+from predictor.bounds.tail import MAX_TAIL, MIN_TAIL
 from predictor.errors import InputError
 from predictor.json_file import read_object
 from predictor.spec import PredictorSpec
@@ -71,6 +72,7 @@ def check_spec(spec: PredictorSpec) -> None:
         calibration = spec.calibrations[name]
         _check_table(calibration.pit, f"calibrations: {name}: pit", highest=1.0)
         _check_table(calibration.lengths, f"calibrations: {name}: lengths", highest=2.0**53)
+        _require(MIN_TAIL <= calibration.tail <= MAX_TAIL, f"calibrations: {name}: tail", calibration.tail)
 
 
 def _check_table(table: ConformalTable, field: str, highest: float) -> None:

@@ -242,7 +242,8 @@ def _of_a_new_model(bins: LengthBins, parts: Sequence[tuple[FloatArray, Records]
         for draws in complete_weights(records.output_lens, records.is_truncated)
     ]
     lengths = [draws for _, records in parts for draws in records.output_lens]
-    return PitCalibration.fit(bins, np.concatenate([survival for survival, _ in parts]), lengths, weights=weights)
+    flags = [draws for _, records in parts for draws in records.is_truncated]
+    return PitCalibration.fit(bins, np.concatenate([survival for survival, _ in parts]), lengths, flags, weights)
 
 
 def _marginal_bounds(calibration: PitCalibration) -> dict[str, int]:

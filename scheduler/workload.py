@@ -20,6 +20,7 @@ MAX_TOKENS = 1 << 53
 NO_CAP = MAX_TOKENS
 """`max_new_tokens` where nobody states one. A cap made from true lengths would tell policies how long answers get."""
 MAX_TIME = 1e10
+MIN_TAIL, MAX_TAIL = 0.1, 100.0
 """A clock beyond it would not move by the time of an iteration."""
 
 
@@ -93,6 +94,7 @@ def workload_lines(workload: Workload) -> Iterator[str]:
         }
         if request.forecast is not None:
             line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
+            line["tail"] = request.forecast.tail
         yield json.dumps({name: value for name, value in line.items() if value is not None}) + "\n"
 
 
@@ -260,4 +262,14 @@ def _forecast(row: dict[str, Any], where: str, edges: Ints | None) -> Forecast |
         return None
     if len(values) != len(edges) or values[0] != 1:
         raise InputError(f"{where}: survival must have {len(edges)} values from 1 on, one for each edge of the bins")
-    return Forecast(edges, np.asarray(values, dtype=np.float64))
+    return Forecast(edges, np.asarray(values, dtype=np.float64), _tail(row, where))
+
+
+def _tail(row: dict[str, Any], where: str) -> float | None:
+    """Return the field tail, the index of what lies beyond the last edge; None where it is absent."""
+    value = row.get("tail")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_TAIL <= value <= MAX_TAIL:
+        raise InputError(f"{where}: tail is {value!r}, must be a number from {MIN_TAIL} to {MAX_TAIL}")
+    return float(value)

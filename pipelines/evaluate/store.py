@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -119,7 +120,15 @@ def _columns(measured: MeasuredRun) -> dict[str, Any]:
     forecasts = [request.forecast for request in requests if request.forecast is not None]
     if forecasts:
         columns |= {"edges": forecasts[0].edges, "survival": np.array([forecast.survival for forecast in forecasts])}
+        columns["tail"] = np.array([np.nan if forecast.tail is None else forecast.tail for forecast in forecasts])
     return columns
+
+
+def _forecast(columns: dict[str, Any], k: int) -> Forecast | None:
+    if "edges" not in columns:
+        return None
+    tail = float(columns["tail"][k]) if "tail" in columns else nan  # a run of an earlier version has none
+    return Forecast(columns["edges"], columns["survival"][k], None if isnan(tail) else tail)
 
 
 def _optional(values: Sequence[int | None]) -> NDArray[np.int64]:
@@ -141,7 +150,7 @@ def _measured(policy: str, seed: int, facts: Sequence[Request], columns: dict[st
                 output_len_lower_bound=int(columns["lower"][k]),
                 output_len_upper_bound=None if upper == NO_VALUE else upper,
                 output_len_prediction=None if middle == NO_VALUE else middle,
-                forecast=Forecast(columns["edges"], columns["survival"][k]) if "edges" in columns else None,
+                forecast=_forecast(columns, k),
             )
         )
     run = PolicyRun(policy, seed, requests, result, json.loads(str(columns["extra"])), int(columns["num_warm_up"]))

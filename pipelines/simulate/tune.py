@@ -145,7 +145,7 @@ def _workloads(settings: TuneSettings, length_predictor: LengthPredictorLike) ->
         bounds = lower_bound(spec.bins, survival, calibration.level(tau)).tolist()
         requests, lens = [], []
         for tokens, bound, curve, draws in zip(prompt_tokens, bounds, survival, records.output_lens, strict=True):
-            forecast = Forecast(edges, np.asarray(curve, dtype=np.float64))
+            forecast = Forecast(edges, np.asarray(curve, dtype=np.float64), calibration.tail)
             for length in draws.tolist():
                 facts = Request("r", tokens, longest, output_len_lower_bound=min(bound, longest), forecast=forecast)
                 requests.append(facts)

@@ -11,6 +11,7 @@ import numpy as np
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.censoring import complete_weights
 from predictor.bounds.distribution import BoolArray, FloatArray, cdf
+from predictor.bounds.tail import UNKNOWN_TAIL, tail_index
 from predictor.errors import InputError
 
 # A level this far below a score covers that score in spite of rounding in `quantile`.
@@ -92,11 +93,13 @@ def required_prompts(tau: float) -> int:
 class PitCalibration:
     """What turns a wanted `tau` into the level at which to read the predicted CDF, for any `tau`.
 
-    `lengths` holds the calibration lengths themselves: the marginal bound, for when no prediction is at hand.
+    `lengths` holds the calibration lengths themselves: the marginal bound, for when no prediction is at hand. `tail` is
+    the index of their tail (`predictor.bounds.tail`), for what is longer than the last edge.
     """
 
     pit: ConformalTable
     lengths: ConformalTable
+    tail: float = UNKNOWN_TAIL
 
     @classmethod
     def fit(
@@ -111,14 +114,15 @@ class PitCalibration:
 
         The score of a draw L is cdf(L + 1): the bound at level t covers it exactly when t is below. Complete draws
         stand in for those that were cut, by inverse probability of censoring weights; without `is_truncated` none was.
-        `weights` of the draws take the place of these.
+        `weights` of the draws take the place of these, but not in the tail.
         """
         scores = [
             cdf(bins, survival[i : i + 1], np.asarray(draws)[None, :] + 1)[0] for i, draws in enumerate(output_lens)
         ]
         if weights is None and is_truncated is not None:
             weights = complete_weights(output_lens, is_truncated)
-        return cls(ConformalTable.fit(scores, weights), ConformalTable.fit(output_lens, weights))
+        tail = tail_index(output_lens, is_truncated)
+        return cls(ConformalTable.fit(scores, weights), ConformalTable.fit(output_lens, weights), tail)
 
     @classmethod
     def marginal(cls, output_lens: Sequence[IntArray]) -> "PitCalibration":
@@ -147,9 +151,10 @@ class PitCalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration for JSON."""
-        return {"pit": self.pit.to_dict(), "lengths": self.lengths.to_dict()}
+        return {"pit": self.pit.to_dict(), "lengths": self.lengths.to_dict(), "tail": self.tail}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "PitCalibration":
         """Return the calibration that `to_dict` wrote."""
-        return cls(ConformalTable.from_dict(value["pit"]), ConformalTable.from_dict(value["lengths"]))
+        tail = float(value.get("tail", UNKNOWN_TAIL))
+        return cls(ConformalTable.from_dict(value["pit"]), ConformalTable.from_dict(value["lengths"]), tail)

@@ -1,11 +1,12 @@
 """What a request is expected to take over the rest of its life: tokens, and memory over time."""
 
+import math
 from array import array
 from bisect import bisect_right
 
 import numpy as np
 
-from scheduler.forecast import Floats, Forecast
+from scheduler.forecast import Floats, Forecast, knots
 from scheduler.latency_bounds import volume
 
 
@@ -22,14 +23,11 @@ class ExpectedWork:
     cache.
     """
 
-    __slots__ = ("_area_beyond", "_edges", "_fall", "_moment_beyond", "_num_prompt_tokens")
+    __slots__ = ("_area_beyond", "_edges", "_fall", "_moment_beyond", "_num_prompt_tokens", "_spread")
 
     def __init__(self, forecast: Forecast, num_prompt_tokens: int, cap: float) -> None:
         """Prepare the look-up of a request that generates at most `cap` tokens."""
-        last = min(cap, forecast.edges.item(-1))
-        inner = int(forecast.edges.searchsorted(last))
-        edges = np.append(forecast.edges[:inner], last).astype(np.float64)
-        survival = np.append(forecast.survival[:inner], np.interp(last, forecast.edges, forecast.survival))
+        edges, survival = knots(forecast, cap)
         left, right, before, after = edges[:-1], edges[1:], survival[:-1], survival[1:]
         area = (right - left) * (before + after) / 2
         moment = (right - left) * ((2 * left + right) * before + (left + 2 * right) * after) / 6
@@ -38,6 +36,7 @@ class ExpectedWork:
         self._edges = array("d", edges.tobytes())
         self._fall = array("d", (-survival).tobytes())  # negated: bisection wants what rises
         self._num_prompt_tokens = num_prompt_tokens
+        self._spread = forecast.spread
 
     def quantile(self, level: float, generated: int = 0) -> float:
         """Return the quantile at `level` of the length, cut at the cap, given that it exceeds `generated` tokens.
@@ -47,11 +46,11 @@ class ExpectedWork:
         edges, fall = self._edges, self._fall
         place = bisect_right(edges, generated)
         if place == len(edges):
-            return generated / (1.0 - level)
+            return generated / math.pow(1.0 - level, self._spread)
         left, before = edges[place - 1], fall[place - 1]
         alive = before + (generated - left) / (edges[place] - left) * (fall[place] - before)
         if alive >= 0:
-            return generated / (1.0 - level)
+            return generated / math.pow(1.0 - level, self._spread)
         target = (1.0 - level) * alive
         right = bisect_right(fall, target, place)
         if right == len(edges):
@@ -66,7 +65,8 @@ class ExpectedWork:
     def remaining(self, generated: int) -> tuple[float, float]:
         """Return the expected tokens and token-iterations after `generated` tokens, given that it has not ended.
 
-        A request that has outlived every length of its forecast is taken to generate as many tokens again.
+        A request that has outlived every length of its forecast is taken to generate what the median of its tail says:
+        as many tokens again where the tail is not known.
         """
         place, alive = bisect_right(self._edges, generated), 0.0
         if place < len(self._edges):
@@ -74,7 +74,7 @@ class ExpectedWork:
             right, after = self._edges[place], -self._fall[place]
             alive = before + (generated - left) / (right - left) * (after - before)
         if alive <= 0:
-            again = max(1, generated)
+            again = max(1, round(generated * (math.pow(2.0, self._spread) - 1.0)))
             return again, volume(self._num_prompt_tokens + generated, again)
         width = right - generated
         area = width * (alive + after) / 2 + self._area_beyond[place]

@@ -4,6 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scheduler.forecast import Forecast, through_bounds
+from scheduler.policies.expected_work import ExpectedWork
 from scheduler.request import Request
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
@@ -82,3 +83,54 @@ def test_a_forecast_through_bounds_ends_at_the_longest_answer(bounds: tuple[int,
     assert forecast.edges.tolist() == sorted(set(forecast.edges.tolist()))
     assert forecast.edges[-1] == 5
     assert int(forecast.quantile(0.1)) == min(5, bounds[0])
+
+
+TAILED = st.builds(
+    lambda forecast, tail: Forecast(forecast.edges, forecast.survival, tail), forecasts(), st.floats(0.5, 8.0)
+)
+
+
+@PROPERTY
+@given(TAILED, st.floats(0.01, 0.99), st.floats(1.01, 50.0))
+def test_beyond_the_last_edge_a_length_goes_on_in_proportion(forecast: Forecast, level: float, factor: float) -> None:
+    """P(length > c x | length > x) = c^-tail there, wherever x is: the quantile scales, and no edge is an end."""
+    last = forecast.edges.item(-1)
+    value = forecast.conditional_quantile(factor * last, level)
+    assert value == pytest.approx(factor * forecast.conditional_quantile(last, level))
+    assert (value / (factor * last)) ** -(forecast.tail or 0) == pytest.approx(1 - level)
+    if (alive := forecast.survival.item(-1)) > 0:
+        beyond = 1 - alive * factor ** -(forecast.tail or 0)
+        assert forecast.quantile(beyond) == pytest.approx(factor * last)
+
+
+@PROPERTY
+@given(TAILED, st.floats(1.0, 4.0), st.sampled_from([0.5, 0.9]))
+def test_means_of_a_tail_are_those_of_its_draws(forecast: Forecast, beyond: float, level: float) -> None:
+    """Mean, variance and tail mean of the capped length agree with quantiles drawn on a fine grid."""
+    cap = beyond * forecast.edges.item(-1)
+    lengths = np.array([min(forecast.quantile(u), cap) for u in (np.arange(4000) + 0.5) / 4000])
+    assert forecast.mean(cap) == pytest.approx(lengths.mean(), abs=0.005 * cap)
+    assert forecast.variance(cap) == pytest.approx(lengths.var(), abs=0.005 * cap**2)
+    assert forecast.tail_mean(level, cap) == pytest.approx(lengths[int(level * 4000) :].mean(), abs=0.02 * cap)
+
+
+def test_a_tail_without_a_mean_is_said_to_have_none() -> None:
+    """With index 1 or less the mean is infinite where nothing caps it, with 2 or less the variance."""
+    edges, survival = np.array([0, 10]), np.array([1.0, 0.2])
+    assert Forecast(edges, survival, 1.0).mean() == np.inf
+    assert Forecast(edges, survival, 3.0).mean() == pytest.approx(6 + 10 * 0.2 / 2)
+    assert Forecast(edges, survival, 2.0).variance() == np.inf
+    assert Forecast(edges, survival).mean() == pytest.approx(6)
+
+
+@PROPERTY
+@given(TAILED, st.floats(1.0, 30.0), st.integers(0, 60))
+def test_expected_work_follows_the_tail(forecast: Forecast, beyond: float, generated: int) -> None:
+    """Tokens to come are E[min(length, cap) - g | length > g], the tail included, to within a hundredth."""
+    cap = beyond * forecast.edges.item(-1)
+    assume(generated < 0.9 * cap and (forecast.tail or 0) <= 2)
+    alive = survival(forecast, generated)
+    assume(alive > 0)
+    expected = forecast._area(generated, cap) / alive
+    tokens, _ = ExpectedWork(forecast, 7, cap).remaining(generated)
+    assert tokens == pytest.approx(expected, rel=0.01, abs=0.05)
