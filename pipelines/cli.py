@@ -76,8 +76,8 @@ COMMANDS: Mapping[str, Command] = {
         "pipelines.simulate.tune", "pipelines.settings.tune.TuneSettings",
     ),
     "evaluate": Command(
-        "generate with a real model under several policies, driven by the predictor's bounds",
-        "pipelines.evaluate.stage", "pipelines.settings.evaluate.EvaluateSettings",
+        "generate with a real model under several policies, or measure one or two running servers",
+        "pipelines.evaluate.command", "pipelines.settings.evaluate.EvaluateSettings",
     ),
     "assess": Command(
         "would it pay for my own requests? one page from a log (no torch)",

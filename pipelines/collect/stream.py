@@ -1,7 +1,8 @@
 """The stream of server-sent events in which a server answers."""
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -20,11 +21,15 @@ class Reply:
             text, each of a token at least.
         is_cut: Whether the cap or a filter ended it, not the model.
         num_prompt_tokens: As the server counts them.
+        first_time: When the first text came, by `time.perf_counter`; of an answer without text, its end.
+        pieces: The text, reasoning included, as it came.
     """
 
     num_tokens: int = 0
     is_cut: bool = False
     num_prompt_tokens: int = 0
+    first_time: float | None = None
+    pieces: list[str] = field(default_factory=list)
 
 
 async def read_reply(response: aiohttp.ClientResponse, reply: Reply, endpoint: str) -> None:
@@ -44,7 +49,11 @@ async def read_reply(response: aiohttp.ClientResponse, reply: Reply, endpoint: s
         for choice in event["choices"]:
             reason = choice.get("finish_reason") or reason
             delta = choice.get("delta") or {}
-            reply.num_tokens += any(delta.get(name) for name in ("content", "reasoning_content", "reasoning"))
+            texts = [str(delta[name]) for name in ("content", "reasoning_content", "reasoning") if delta.get(name)]
+            reply.num_tokens += bool(texts)
+            reply.pieces += texts
+            if reply.first_time is None and (texts or reason):
+                reply.first_time = time.perf_counter()
     if reason is None:
         raise aiohttp.ClientPayloadError("the answer ended without a finish_reason")
     usage = usage if isinstance(usage, dict) else {}

@@ -51,6 +51,7 @@ def prepare(
     Raises:
         InputError: A file, option or prompt that the user can fix.
     """
+    assert settings.predictor is not None, "the settings ask for one where no server is given"
     bounds = RequestBounds.read(settings.predictor, settings.predictor_model, settings.tau or DEFAULT_TAU)
     given = select_rows(settings.prompts, settings.model, settings.split)[: settings.limit]
     rows = [prompt_of(row) for row in given]

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.served_model.gguf import BUNDLED
 from pipelines.settings.evaluate import EvaluateSettings
 
-FREE = {"policies", "seeds", "out", "resume", "force", "sweep"}
+FREE = {"policies", "seeds", "out", "resume", "force", "sweep", "servers"}
 """Settings that may change between calls: policies and seeds are added."""
 HASHED_WHOLE = 1 << 26
 """Bytes; of a larger file its size and both ends are hashed."""

@@ -101,7 +101,7 @@ def _gain(ours: str, policies: Mapping[str, Any]) -> str:
     for name in ("fcfs", "fcfs-reserve", "amax"):
         if name in mean:
             width = _width(policies[ours]) if name == "fcfs" else None
-            parts.append(f"{_factor(_ratio(name, ours, policies), width)} {name}")
+            parts.append(f"{factor(_ratio(name, ours, policies), width)} {name}")
     title = ours.capitalize()
     text = f"{title} with this predictor was {', '.join(parts)} in mean latency" if parts else f"{title} was run"
     if "hindsight" in mean:
@@ -123,7 +123,7 @@ def _width(entry: Mapping[str, Any]) -> float | None:
     return None if paired is None else paired["ratio_interval_95"]
 
 
-def _factor(ratio: float, width: float | None = None) -> str:
+def factor(ratio: float, width: float | None = None) -> str:
     """Return how ours compares: `ratio` is the other mean latency over ours, `width` half its interval."""
     span = "" if width is None else f" (95 % interval {ratio - width:.2f} to {ratio + width:.2f})"
     if abs(ratio - 1) < 0.005:

@@ -1,12 +1,22 @@
 """What `amin evaluate` is asked."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pipelines.settings.option import Metavar
 from pipelines.settings.sampling import Sampling
+from pipelines.settings.server import Servers
+from predictor.errors import InputError
 from predictor.ranges import LARGEST, Count, Probability, Range, Seed, check_ranges
+
+SERVED_MODEL = "smollm2"
+OF_OUR_ENGINE = (
+    "predictor", "predictor_model", "policies", "predict_timeout", "kv_blocks", "block_size", "max_batch_tokens", "tau",
+    "scheduling", "eviction", "decoding", "sweep", "device", "trust_remote_code",
+)  # fmt: skip
+"""Settings that mean nothing to a server that runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +27,21 @@ class EvaluateSettings:
       amin evaluate --predictor serving --prompts records.parquet --split test --out evaluation
       amin evaluate ... --arrivals poisson:2 --sweep --out evaluation     # open loop, and a map of the gain over fcfs
       amin evaluate ... --out evaluation --resume                         # continue, or add policies and seeds
+      amin evaluate --endpoint http://A:8000/v1 --endpoint-b http://B:8000/v1 --prompts records.parquet --out servers
+    With --endpoint running servers are measured from outside, and no predictor or model is needed.
     """
 
-    predictor: Path
-    """Run folder or export."""
     prompts: Path
     """JSONL or parquet with prompts, or records."""
     out: Path
     """Folder for results.json, requests.parquet, report.html, cost_model.json, workload.jsonl and the runs."""
-    served_model: str = "smollm2"
-    """Folder, GGUF file or hub name of a causal language model; smollm2 is the one that the set-up installs."""
+    predictor: Path | None = None
+    """Run folder or export; needed unless --endpoint is given."""
+    served_model: str = SERVED_MODEL
+    """Folder, GGUF file or hub name of a causal language model; smollm2 is the one that the set-up installs. With
+    --endpoint its name on the server; by default the one that the server has."""
+    servers: Servers = field(default_factory=Servers)
+    """Running servers, measured from outside"""
     predictor_model: str | None = None
     """Served model to predict for, of those that the predictor knows; average stands for another. Default: the
     predictor's own."""
@@ -82,5 +97,18 @@ class EvaluateSettings:
     """Continue what an interruption left in --out, or add policies and seeds."""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value out of range."""
+        """Raise InputError for a value out of range, or an option that does not apply."""
         check_ranges(self)
+        if self.servers.endpoint is None:
+            _refuse_given(self.servers, [each.name for each in fields(self.servers)], "only with --endpoint")
+            if self.predictor is None:
+                raise InputError("--predictor is missing")
+        else:
+            _refuse_given(self, OF_OUR_ENGINE, "not with --endpoint, where the server's own settings hold")
+
+
+def _refuse_given(settings: Any, names: Sequence[str], why: str) -> None:
+    """Raise InputError for the first of these settings that is not as by default."""
+    for each in fields(settings):
+        if each.name in names and each.default is not MISSING and getattr(settings, each.name) != each.default:
+            raise InputError(f"--{each.name.replace('_', '-')}: {why}; leave it out")
