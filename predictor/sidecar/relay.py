@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from predictor.bounds.online import OnlineCalibration
 from predictor.errors import InputError
 from predictor.sidecar.answers import Sidecar
 from predictor.sidecar.asks import Ask, asks_of
-from predictor.sidecar.heard import AnswerReader, Length
+from predictor.sidecar.heard import CODINGS, AnswerReader, Length
 from predictor.sidecar.hints import HEADERS, Engine, Hint, hint_headers, with_hint
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 _UPPER_LEVEL = 0.95
 # Larger bodies pass as they come; nothing is predicted of them.
 _MAX_BODY = 1 << 24
+_MAX_ANSWERS = 128
 _SMALL = 1 << 16
 _REPORT_EVERY = 16
 # RFC 9110, section 7.6.1: of one connection, not of the message; and the length, which the client states anew.
@@ -40,29 +41,34 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
 )
+_CODING = b"accept-encoding"
 _OURS = frozenset(name.encode() for name in HEADERS)
 
 
 @dataclass(slots=True)
 class _Learner:
-    """What is told of one request to the correction."""
+    """What is told of one request to the correction, a ticket for each of its answers."""
 
     calibration: OnlineCalibration | None = None
-    ticket: int = 0
+    tickets: Sequence[int] = ()
     num_told: int = 0
 
-    def hear(self, num_tokens: int) -> None:
-        """Tell how far a stream is, now and then."""
-        if self.calibration is not None and num_tokens >= self.num_told + _REPORT_EVERY:
-            self.num_told = num_tokens
-            self.calibration.progress(self.ticket, num_tokens)
+    def hear(self, num_tokens: Sequence[int]) -> None:
+        """Tell how far each answer of a stream is, now and then."""
+        if self.calibration is not None and sum(num_tokens) >= self.num_told + _REPORT_EVERY:
+            self.num_told = sum(num_tokens)
+            for ticket, count in zip(self.tickets, num_tokens, strict=True):
+                self.calibration.progress(ticket, count)
 
-    def end(self, length: Length | None) -> None:
-        """Tell the length once; None where it is not known."""
-        if self.calibration is not None and length is not None:
-            self.calibration.end(self.ticket, length.num_tokens, is_cut=length.is_cut)
-        elif self.calibration is not None:
-            self.calibration.drop(self.ticket)
+    def end(self, lengths: Sequence[Length | None] = ()) -> None:
+        """Tell the lengths, once; without any, and for None, that nothing more will be heard."""
+        if self.calibration is None:
+            return
+        for ticket, length in zip(self.tickets, lengths or [None] * len(self.tickets), strict=True):
+            if length is None:
+                self.calibration.drop(ticket)
+            else:
+                self.calibration.end(ticket, length.num_tokens, is_cut=length.is_cut)
         self.calibration = None
 
 
@@ -93,15 +99,15 @@ class Relay:
         learner, headers = _Learner(), _passed(request.headers.raw)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         content: bytes | AsyncIterator[bytes] | None = request.stream() if has_body else None
-        is_predicted = request.method == "POST" and request.url.path.endswith(PREDICTED)
-        if is_predicted and int(request.headers.get("content-length", _MAX_BODY)) < _MAX_BODY:
+        if request.method == "POST" and request.url.path.endswith(PREDICTED):
             try:
-                body = await request.body()
+                content = await _body(request)
             except ClientDisconnect:
                 return Response(status_code=499)
-            start = time.perf_counter()
-            content = await self._hinted(body, headers, learner)
-            self._on_added(time.perf_counter() - start)
+            if isinstance(content, bytes):
+                start = time.perf_counter()
+                content = await self._hinted(content, headers, learner)
+                self._on_added(time.perf_counter() - start)
         url = self._upstream + request.url.path + (f"?{request.url.query}" if request.url.query else "")
         if isinstance(content, bytes):
             headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
@@ -109,10 +115,10 @@ class Relay:
             outgoing = self._client.build_request(request.method, url, headers=headers, content=content)
             answer = await self._client.send(outgoing, stream=True)
         except httpx2.TransportError as error:
-            learner.end(None)
+            learner.end()
             return _upstream_problem(error)
         except BaseException:
-            learner.end(None)
+            learner.end()
             raise
         return _passed_on(answer, learner)
 
@@ -123,9 +129,13 @@ class Relay:
             if not isinstance(body, dict):
                 return content
             asks = asks_of(body, self._sidecar.spec.chat_options)
-            if len(asks) != 1 or body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
+            num_answers = 1 if body.get("n") is None else body["n"]
+            if len(asks) != 1 or type(num_answers) is not int or not 1 <= num_answers <= _MAX_ANSWERS:
                 return content
-            hint = await self._predict(asks[0], body.get("model"), learner)
+            if body.get("best_of") not in (None, num_answers):  # what is shown is chosen, so it teaches nothing
+                return content
+            hint = await self._predict(asks[0], body.get("model"), num_answers, learner)
+            headers[:] = [(name, _readable(value) if name.lower() == _CODING else value) for name, value in headers]
             if hint is None:
                 return content
             headers += [(name.encode(), value.encode()) for name, value in hint_headers(hint, self._engine).items()]
@@ -136,13 +146,13 @@ class Relay:
             _log.exception("a request passes without a hint")
             return content
 
-    async def _predict(self, ask: Ask, model: Any, learner: _Learner) -> Hint | None:
+    async def _predict(self, ask: Ask, model: Any, num_answers: int, learner: _Learner) -> Hint | None:
         sidecar = self._sidecar
         tau, name = sidecar.check(None, model if isinstance(model, str) else None)
         ledger, bins = sidecar.ledger, sidecar.spec.bins
         (answer,) = await sidecar.predict([ask], tau, name)
         learner.calibration = ledger.calibration(name)
-        learner.ticket = learner.calibration.issue(answer.survival)
+        learner.tickets = [learner.calibration.issue(answer.survival) for _ in range(num_answers)]
         if answer.survival is None:
             return None
         upper = round(float(quantile(bins, answer.survival[None], _UPPER_LEVEL)[0]))
@@ -150,13 +160,45 @@ class Relay:
         return Hint(answer.lower_bound, answer.median, max(upper, answer.median))
 
 
+async def _body(request: Request) -> bytes | AsyncIterator[bytes]:
+    """Return a request's body, or where it is too large its parts as they come.
+
+    Raises:
+        ClientDisconnect: The client left before its end.
+    """
+    parts, size, stream = list[bytes](), 0, request.stream()
+    if int(request.headers.get("content-length", 0)) > _MAX_BODY:
+        return stream
+    async for part in stream:
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_BODY:
+            return _chained(parts, stream)
+    return b"".join(parts)
+
+
+async def _chained(parts: Sequence[bytes], stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+    async for part in stream:
+        yield part
+
+
+def _readable(codings: bytes) -> bytes:
+    """Return a client's Accept-Encoding without what cannot be read here."""
+    wanted = [each.strip() for each in codings.decode("latin-1").split(",")]
+    kept = [each for each in wanted if each.partition(";")[0].strip().lower() in CODINGS]
+    return ", ".join(kept).encode("latin-1") or b"identity"
+
+
 def _passed_on(answer: httpx2.Response, learner: _Learner) -> Response:
-    kind = answer.headers.get("content-type", "")
-    is_read = learner.calibration is not None and answer.status_code == 200
-    is_read = is_read and answer.headers.get("content-encoding", "identity") == "identity"
-    reader = AnswerReader(is_stream=kind.startswith("text/event-stream")) if is_read else None
-    if reader is None:
-        learner.end(None)
+    kind, coding = answer.headers.get("content-type", ""), answer.headers.get("content-encoding", "identity").lower()
+    reader = None
+    if learner.calibration is not None and answer.status_code == 200 and coding in CODINGS:
+        is_stream = kind.startswith("text/event-stream")
+        reader = AnswerReader(is_stream=is_stream, num_answers=len(learner.tickets), coding=coding)
+    else:
+        learner.end()
     response = StreamingResponse(_heard(answer, reader, learner), answer.status_code)
     response.raw_headers = _passed(answer.headers.raw)
     return response
@@ -176,8 +218,10 @@ async def _heard(answer: httpx2.Response, reader: AnswerReader | None, learner: 
         _log.warning("the engine cut an answer off: %s", error or type(error).__name__)
         raise CutAnswer from None
     finally:
-        cut = None if reader is None or not reader.num_tokens else Length(reader.num_tokens, is_cut=True)
-        learner.end(reader.length() if has_ended and reader is not None else cut)
+        if reader is not None and has_ended:
+            learner.end(reader.lengths())
+        elif reader is not None:
+            learner.end([Length(count, is_cut=True) if count else None for count in reader.num_tokens])
         with anyio.CancelScope(shield=True):
             await answer.aclose()
 

@@ -1,8 +1,10 @@
 """The proxy between a client and an engine made up for it, over sockets: what passes, what is added, what is learnt."""
 
 import asyncio
+import gzip
 import json
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from pipelines.proxy import create_proxy
@@ -51,6 +53,11 @@ class MadeUpPredictor:
         return np.repeat(SURVIVAL[None, None], len(prompts), axis=0)
 
 
+def packed_as(coding: str, content: bytes) -> bytes:
+    """The content in this coding; what is not known here becomes noise."""
+    return {"": bytes, "gzip": gzip.compress, "deflate": zlib.compress}.get(coding, lambda text: text[::-1])(content)
+
+
 class Engine:
     """An OpenAI-compatible server: remembers what it was sent, answers as it is told."""
 
@@ -59,13 +66,16 @@ class Engine:
         self.answer: Any = {"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
         self.events: list[bytes] = []
         self.status, self.is_cut, self.has_left = 200, False, Event()
+        self.coding = ""
 
     async def answer_to(self, request: Request) -> Response:
         """Answer any request."""
         self.heard.append((str(request.url.path), dict(request.headers), await request.body()))
+        coded = {"content-encoding": self.coding} if self.coding else {}
         if not self.events:
-            return JSONResponse(self.answer, self.status, {"x-engine": "here"})
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
+            packed = packed_as(self.coding, json.dumps(self.answer).encode())
+            return Response(packed, self.status, {"x-engine": "here", **coded}, "application/json")
+        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=coded)
 
     async def _stream(self) -> AsyncIterator[bytes]:
         try:
@@ -190,7 +200,9 @@ def test_what_a_request_says_itself_stays(engine: Engine, length_predictor: Made
     [
         ({**CHAT, "messages": [{"role": "user", "content": "poison"}]}, "it cannot be predicted"),
         ({**CHAT, "messages": []}, "no text"),
-        ({**CHAT, "n": 3}, "several answers"),
+        ({**CHAT, "n": 2, "best_of": 3}, "the shown answers are chosen"),
+        ({**CHAT, "n": 0}, "no number of answers"),
+        ({**CHAT, "n": 129}, "more answers than are told apart"),
         ({"prompt": ["a", "b"]}, "several prompts"),
         ([1, 2], "no object"),
         ("{", "no JSON"),
@@ -328,6 +340,100 @@ def test_what_was_learnt_corrects_the_next_hint_and_survives(
     assert bounds[0][1] == bounds[1][0] <= 2
 
 
+@pytest.mark.parametrize(("coding", "expected"), [("gzip", [[7, False]]), ("deflate", [[7, False]]), ("br", [])])
+def test_compressed_answers_pass_as_they_are_and_teach(
+    engine: Engine, length_predictor: MadeUpPredictor, coding: str, expected: list[Any]
+) -> None:
+    """A client's wish for a coding that cannot be read here is not passed on; an engine's own teaches nothing."""
+    engine.coding = coding
+    with proxied(engine, length_predictor) as (client, app):
+        headers = {"accept-encoding": "br;q=1.0, gzip;q=0.8, zstd"}
+        with client.stream("POST", "/v1/chat/completions", json=CHAT, headers=headers) as answer:
+            assert answer.headers["content-encoding"] == coding
+            assert b"".join(answer.iter_raw()) == packed_as(coding, json.dumps(engine.answer).encode())
+        assert learnt(app, is_expected=bool(expected)) == expected
+        client.get("/v1/models", headers=headers)
+    assert [heard[1]["accept-encoding"] for heard in engine.heard] == ["gzip;q=0.8", headers["accept-encoding"]]
+
+
+def test_a_compressed_stream_teaches_as_it_comes(engine: Engine, length_predictor: MadeUpPredictor) -> None:
+    """Byte for byte, cut at places of the engine's."""
+    packer = zlib.compressobj(wbits=31)
+    engine.events = [
+        packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) for part in stream_of(20, "stop", None)
+    ] + [packer.flush()]
+    engine.coding = "gzip"
+    with proxied(engine, length_predictor) as (client, app):
+        with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+            assert b"".join(answer.iter_raw()) == b"".join(engine.events)
+        assert learnt(app) == [[21, False]]
+
+
+def test_a_chunked_body_is_predicted_and_taught_from(engine: Engine, length_predictor: MadeUpPredictor) -> None:
+    """A client that states no length of its request is served like others."""
+    content = json.dumps(CHAT).encode()
+    with proxied(engine, length_predictor) as (client, app):
+        assert client.post("/v1/chat/completions", content=iter([content[:9], content[9:]])).status_code == 200
+        assert learnt(app) == [[7, False]]
+    _, headers, body = engine.heard[0]
+    assert body == content
+    assert "x-amin-output-len-median" in headers
+
+
+def test_a_body_too_large_to_read_passes_in_parts(
+    engine: Engine, length_predictor: MadeUpPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a length or chunked; nothing is added."""
+    monkeypatch.setattr("predictor.sidecar.relay._MAX_BODY", 100)
+    content = json.dumps({**CHAT, "more": "x" * 200}).encode()
+    with proxied(engine, length_predictor) as (client, _):
+        for sent in (content, iter([content[:50], content[50:120], content[120:]])):
+            assert client.post("/v1/chat/completions", content=sent).status_code == 200
+    assert [body for _, _, body in engine.heard] == [content, content]
+    assert not any("x-amin-output-len-median" in headers for _, headers, _ in engine.heard)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_several_answers_are_hinted_once_and_taught_each(
+    engine: Engine, length_predictor: MadeUpPredictor, is_stream: bool
+) -> None:
+    """Their common usage is divided by what each said, whichever way they come."""
+    texts, reasons = ["w" * 10, "w" * 30, "w" * 20], ["stop", "length", "stop"]
+    pairs = list(enumerate(zip(texts, reasons, strict=True)))
+    usage = {"completion_tokens": 60}
+    if is_stream:
+        events: list[Any] = [{"choices": [{"index": i, "delta": {"content": "w"}}]} for i, (t, _) in pairs for _ in t]
+        events += [{"choices": [{"index": i, "delta": {}, "finish_reason": reason}]} for i, (_, reason) in pairs]
+        events += [{"choices": [], "usage": usage}]
+        engine.events = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    else:
+        choices = [{"index": i, "finish_reason": reason, "message": {"content": text}} for i, (text, reason) in pairs]
+        engine.answer = {"choices": choices[::-1], "usage": usage}
+    with proxied(engine, length_predictor, engine="vllm") as (client, app):
+        client.post("/v1/chat/completions", json={**CHAT, "n": 3, "stream": is_stream})
+        assert learnt(app) == [[10, False], [30, True], [20, False]]
+    assert "output_len_lower_bound" in json.loads(engine.heard[0][2])["vllm_xargs"]
+
+
+def test_shares_of_a_count_keep_its_sum() -> None:
+    """Texts of no size share alike; an answer has a token at least."""
+    reader = AnswerReader(is_stream=False, num_answers=3)
+    ends = [{"finish_reason": "stop", "text": text} for text in ("", "", "")]
+    reader.feed(json.dumps({"choices": ends, "usage": {"completion_tokens": 10}}).encode())
+    assert [length and length.num_tokens for length in reader.lengths()] == [3, 4, 3]
+    reader = AnswerReader(is_stream=False, num_answers=2)
+    ends = [{"finish_reason": "stop", "text": "x" * size} for size in (1, 10_000)]
+    reader.feed(json.dumps({"choices": ends, "usage": {"completion_tokens": 10}}).encode())
+    assert [length and length.num_tokens for length in reader.lengths()] == [1, 10]
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    """An answer of gigabytes of nothing is given up."""
+    reader = AnswerReader(is_stream=False, coding="gzip")
+    reader.feed(gzip.compress(bytes(1 << 24)))
+    assert (reader.lengths(), len(reader._rest)) == ([None], 0)
+
+
 @pytest.mark.parametrize(
     ("answer", "length"),
     [
@@ -348,7 +454,7 @@ def test_lengths_are_read_off_answers_of_every_api(answer: Any, length: Length |
     """What does not say its length teaches nothing."""
     reader = AnswerReader(is_stream=False)
     reader.feed(json.dumps(answer).encode())
-    assert reader.length() == length
+    assert reader.lengths() == [length]
 
 
 def test_a_stream_of_the_responses_api_is_read_too() -> None:
@@ -356,11 +462,11 @@ def test_a_stream_of_the_responses_api_is_read_too() -> None:
     reader = AnswerReader(is_stream=True)
     for _ in range(5):
         reader.feed(b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x"}\n\n')
-    assert (reader.num_tokens, reader.length()) == (5, None)
+    assert (reader.num_tokens, reader.lengths()) == ([5], [None])
     reader.feed(
         b'data: {"type":"response.completed","response":{"status":"completed","usage":{"output_tokens":6}}}\n\n'
     )
-    assert reader.length() == Length(6, is_cut=False)
+    assert reader.lengths() == [Length(6, is_cut=False)]
 
 
 def test_a_bad_upstream_is_refused() -> None:

@@ -17,7 +17,7 @@ def test_a_file_that_is_rewritten_is_another_input(name: str, tmp_path: Path) ->
     for file in files.values():
         file.write_text("0.1")
     settings = EvaluateSettings(
-        folder, files["prompts"], tmp_path / "out", scheduling=files["scheduling"], arrivals=str(files["arrivals"])
+        files["prompts"], tmp_path / "out", folder, scheduling=files["scheduling"], arrivals=str(files["arrivals"])
     )
     before = shared_by_runs(settings)
     assert shared_by_runs(settings) == before
