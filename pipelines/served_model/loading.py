@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub.utils.logging
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pipelines.memory import keep_freed_memory
@@ -18,6 +18,9 @@ from pipelines.settings.sampling import Sampling
 from predictor.errors import InputError
 from scheduler.integrations.transformers_engine import end_tokens
 
+RANDOM = "random:"
+"""Before a folder with config.json and tokenizer: that architecture with random weights, for what an iteration costs.
+Its lengths mean something only where they are forced."""
 BUNDLED_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": 0}
 """Of SmolLM2, whose file says nothing of sampling: what its bundled records were drawn with."""
 
@@ -58,7 +61,7 @@ def load_served_model(
     """Return a served model from a local folder, a GGUF file or the Hugging Face hub.
 
     Args:
-        name: Folder, GGUF file, hub name, or "smollm2" for the bundled one.
+        name: Folder, GGUF file, hub name, "smollm2" for the bundled one, or "random:FOLDER" for random weights.
         max_new_tokens: Cap of every answer, in tokens.
         device: "cpu" or "cuda"; by default cuda where there is one.
         sampling: How tokens are drawn, where it differs from the model's own settings.
@@ -79,20 +82,30 @@ def load_served_model(
     with _readable(name):
         place = place_of(name, dtype)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    model, report = loaded
-    if report["missing_keys"]:
-        raise InputError(f"served model {name!r}: the weights of {min(report['missing_keys'])} are missing")
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "attn_implementation": "sdpa",
+            "trust_remote_code": trust_remote_code,
+        }
+        model = _random(place, device, options) if name.startswith(RANDOM) else _with_weights(name, place, options)
     generation_config = _generation_config(name, model, tokenizer, max_new_tokens)
     (sampling or Sampling()).apply(generation_config)
     max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
     return ServedModel(_short_name(name), model.to(device).eval(), tokenizer, generation_config, max_context)
+
+
+def _with_weights(name: str, place: str, options: Mapping[str, Any]) -> Any:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    model, report = loaded
+    if report["missing_keys"]:
+        raise InputError(f"served model {name!r}: the weights of {min(report['missing_keys'])} are missing")
+    return model
+
+
+def _random(place: str, device: str, options: Mapping[str, Any]) -> Any:
+    config = AutoConfig.from_pretrained(place, trust_remote_code=options["trust_remote_code"])
+    with torch.device(device):  # billions of numbers are drawn where they stay
+        return AutoModelForCausalLM.from_config(config, **options)
 
 
 def fastest_dtype(device: str) -> torch.dtype:
@@ -104,6 +117,7 @@ def fastest_dtype(device: str) -> torch.dtype:
 
 def place_of(name: str, dtype: torch.dtype) -> str:
     """Return what transformers loads: a folder or a hub name."""
+    name = name.removeprefix(RANDOM)
     path = bundled_file() if name == BUNDLED else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -1,19 +1,42 @@
-"""SmolLM2 on one GPU, or the same on a CPU with `--tiny`: lengths, a predictor trained on them, and every policy.
+"""Two evaluations on one GPU, each in six minutes at most, and one table.
 
-    timeout 350 python -m pipelines.studies.gpu --prompts prompts.parquet --out runs/gpu
+    timeout 350 python -m pipelines.studies.gpu own --prompts prompts.parquet --out runs/gpu
+    timeout 350 python -m pipelines.studies.gpu large --prompts castillo.parquet --out runs/gpu
 
-Two sampled answers to each of 3,000 prompts, the predictor fine-tuned on their lengths and exported, and 280 requests
-at once under KV pressure, two seeds. Every step and every finished run is kept, and the same command goes on where it
-stopped: on a machine that allows six minutes a command, give it again until it prints the table.
+`own`: two sampled answers of SmolLM2 to each of 3,000 prompts, a predictor trained on their lengths and exported, and
+280 requests at once under KV pressure, two seeds. `large`: 150 requests on a model of Llama-3.1-8B's shape with random
+weights, forced to the lengths that Llama-3.1-8B itself had (`pipelines.studies.forced_requests` writes that file): the
+compute is the architecture's, the lengths are real. Its measured clock is written as a deployment.
+
+Every step and every finished run is kept: on a machine that allows six minutes a command, give the same one again until
+it prints the table. Nothing is downloaded; a served model larger than one transfer goes over in parts
+(`split -b 50M`, `cat`).
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, LlamaConfig
 
 from pipelines.demo import run_stage
+from pipelines.files import atomic_directory
+from pipelines.results import print_table, table
+from pipelines.served_model.loading import RANDOM, fastest_dtype, place_of
+from scheduler.deployments.deployment import read_deployment
+from scheduler.json_file import read_json
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+LLAMA_8B: dict[str, Any] = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0,
+}  # fmt: skip
+"""The config.json of Llama-3.1-8B, but for the length of its context."""
+CARD = "llama-3.1-8b-h100"
+"""Whose cache the deployment file has: the evaluation's own is small on purpose."""
+TINY_8B = {**LLAMA_8B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +45,27 @@ class Sizes:
 
     prompts: int = 3000
     draws: int = 2
-    requests: int = 280
-    kv_blocks: int = 1280
+    own_requests: int = 280
+    own_kv_blocks: int = 1280
+    large_requests: int = 150
+    large_kv_blocks: int = 1024
     max_new_tokens: int = 1024
     max_batch_tokens: int = 512
     max_running: int = 480
     seeds: int = 2
-    policies: str = "fcfs,sjf,amin,amin-survival,hindsight"
+    own_policies: str = "fcfs,sjf,amin,amin-survival,hindsight"
     train_options: tuple[str, ...] = ("--bf16",)
 
 
 TINY = Sizes(
-    prompts=80, draws=1, requests=12, kv_blocks=16, max_new_tokens=24, max_batch_tokens=256, max_running=32, seeds=1,
-    policies="fcfs,amin-survival,hindsight", train_options=("--epochs", "1", "--head-epochs", "1"),
+    prompts=80, draws=1, own_requests=12, own_kv_blocks=16, large_requests=6, large_kv_blocks=96, max_new_tokens=24,
+    max_batch_tokens=256, max_running=32, seeds=1, own_policies="fcfs,amin-survival,hindsight",
+    train_options=("--epochs", "1", "--head-epochs", "1"),
 )  # fmt: skip
 
 
-def run(served_model: str, prompts: Path, out: Path, sizes: Sizes) -> None:
-    """Do what is left to do."""
+def own_lengths(served_model: str, prompts: Path, out: Path, sizes: Sizes) -> None:
+    """Do what is left of: draw, train, export, evaluate."""
     records, trained, serving = out / "records.parquet", out / "run", out / "serving"
     if not records.exists():
         run_stage(
@@ -54,24 +80,69 @@ def run(served_model: str, prompts: Path, out: Path, sizes: Sizes) -> None:
             *sizes.train_options, *resume,
         )  # fmt: skip
         run_stage("export", trained, "--out", serving)
-    evaluation = out / "evaluation"
-    run_stage(
-        "evaluate", "--predictor", serving, "--served-model", served_model, "--prompts", records, "--split", "test",
-        "--limit", sizes.requests, "--max-new-tokens", sizes.max_new_tokens, "--kv-blocks", sizes.kv_blocks,
-        "--max-batch-tokens", sizes.max_batch_tokens, "--policies", sizes.policies, "--seeds", sizes.seeds,
-        "--out", evaluation, *(["--resume"] if (evaluation / "runs").exists() else []),
+    _evaluate(
+        out / "own", sizes, "--predictor", serving, "--served-model", served_model, "--prompts", records,
+        "--split", "test", "--limit", sizes.own_requests, "--kv-blocks", sizes.own_kv_blocks,
+        "--policies", sizes.own_policies,
     )  # fmt: skip
+
+
+def large_shape(served_model: str, prompts: Path, out: Path, sizes: Sizes, shape: Mapping[str, Any]) -> None:
+    """Do what is left of: make the model's folder, evaluate, fit the clock."""
+    model, evaluation, clock = out / "llama-8b-shape", out / "large", out / "deployment.json"
+    if not model.exists():
+        tokenizer = AutoTokenizer.from_pretrained(place_of(served_model, fastest_dtype("cpu")), trust_remote_code=False)
+        with atomic_directory(model) as aside:
+            tokenizer.save_pretrained(aside)
+            LlamaConfig(**shape, bos_token_id=1, eos_token_id=tokenizer.eos_token_id).save_pretrained(aside)
+    _evaluate(
+        evaluation, sizes, "--predictor", CHECKPOINTS / "length-predictor", "--served-model", f"{RANDOM}{model}",
+        "--predictor-model", "Llama-3.1-8B-Instruct", "--prompts", prompts, "--limit", sizes.large_requests,
+        "--kv-blocks", sizes.large_kv_blocks, "--policies", "fcfs,amin-survival",
+    )  # fmt: skip
+    run_stage(
+        "deployment", "--iterations", evaluation, "--hardware", "this-gpu", "--model", "llama-3.1-8b-shape",
+        "--max-batch-tokens", sizes.max_batch_tokens, "--kv-tokens", read_deployment(CARD).kv_tokens, "--out", clock,
+        "--force",
+    )  # fmt: skip
+
+
+def _evaluate(out: Path, sizes: Sizes, *arguments: object) -> None:
+    if not (out / "results.json").exists():
+        run_stage(
+            "evaluate", *arguments, "--max-new-tokens", sizes.max_new_tokens, "--max-batch-tokens",
+            sizes.max_batch_tokens, "--seeds", sizes.seeds, "--out", out,
+            *(["--resume"] if (out / "runs").exists() else []),
+        )  # fmt: skip
+
+
+def print_all(out: Path) -> None:
+    """Print what has been evaluated so far as one table."""
+    names = ("own", "large")
+    there = {name: read_json(out / name / "results.json") for name in names if (out / name / "results.json").exists()}
+    rows = [[name, *row] for name, results in there.items() for row in table(results["policies"])[1]]
+    if rows:
+        print_table(["lengths", *table(next(iter(there.values()))["policies"])[0]], rows)
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--served-model", default="smollm2", help="(default smollm2)")
-    parser.add_argument("--prompts", type=Path, required=True, help="prompts, with a split that keeps 280 for the test")
+    parser.add_argument("part", choices=("own", "large"), help="which of the two")
+    parser.add_argument("--served-model", default="smollm2", help="also the tokenizer of `large` (default smollm2)")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="own: prompts, 280 of them for the test; large: records"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for everything; what is there is kept")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     args = parser.parse_args()
-    run(args.served_model, args.prompts, args.out, TINY if args.tiny else Sizes())
+    args.out.mkdir(parents=True, exist_ok=True)
+    sizes = TINY if args.tiny else Sizes()
+    if args.part == "own":
+        own_lengths(args.served_model, args.prompts, args.out, sizes)
+    else:
+        large_shape(args.served_model, args.prompts, args.out, sizes, TINY_8B if args.tiny else LLAMA_8B)
+    print_all(args.out)
 
 
 if __name__ == "__main__":

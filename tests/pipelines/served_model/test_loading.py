@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.cli import main
+from pipelines.served_model.loading import load_served_model
 
 
 def truncate(folder: Path) -> None:
@@ -99,3 +101,17 @@ def test_several_draws_of_the_likeliest_token_are_refused(
     assert collect(chat_model, prompts, tmp_path, "--temperature", "0") == 2
     assert "all draws would be the same" in capsys.readouterr().err
     assert collect(chat_model, prompts, tmp_path, "--temperature", "0", "--draws", "1") == 0
+
+
+def test_an_architecture_can_be_served_with_random_weights(chat_model: Path, tmp_path: Path) -> None:
+    """Its folder needs no weights; those made up are of the configuration's shape, and say nothing of the real ones."""
+    (folder := tmp_path / "shape").mkdir()
+    for file in chat_model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder / file.name)
+    real = load_served_model(str(chat_model), 4, "cpu").model.state_dict()
+    torch.manual_seed(17)
+    drawn = load_served_model(f"random:{folder}", 4, "cpu").model.state_dict()
+    assert {name: value.shape for name, value in drawn.items()} == {name: value.shape for name, value in real.items()}
+    largest = max(real, key=lambda name: real[name].numel())
+    assert not torch.equal(drawn[largest], real[largest])
