@@ -99,7 +99,7 @@ def as_workload(
     predicted: tuple[IntArray, IntArray, FloatArray, Sequence[float]],
     bins: LengthBins,
 ) -> Workload:
-    """Return a request for each draw of each row, arriving at 0.
+    """Return a request for each draw of each row, arriving at 0; several draws of a row are a group.
 
     Lengths, and the limit max_new_tokens where a row has none, end at the last edge.
 
@@ -115,8 +115,11 @@ def as_workload(
         stated = records.max_new_tokens[i] if records.max_new_tokens else None
         limit = min(stated or bins.max_length, bins.max_length)
         bounds = (int(lower), int(median), int(uppers[i]))
+        group = (
+            records.prompt_ids[i] if len(records.output_lens[i]) > 1 else records.groups[i] if records.groups else ""
+        )
         for k, length in enumerate(records.output_lens[i].tolist()):
-            request = Request(f"{records.prompt_ids[i]}.{k}", num_prompt_tokens[i], limit)
+            request = Request(f"{records.prompt_ids[i]}.{k}", num_prompt_tokens[i], limit, group=group)
             requests.append(with_bounds(request, bounds, Forecast(edges, survival, tail)))
             lengths.append(min(length, limit))
     return Workload(requests, lengths)

@@ -1,14 +1,16 @@
 """What a policy is asked and told, and the queue that policies keep."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.batch import RunningBatch
+from scheduler.overtaking import Overtaking
 from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.shared_prefixes import SharedPrefixes
@@ -67,7 +69,7 @@ class Policy(ABC):
         """Return the decision for the next iteration. The policy counts it as carried out."""
 
     def renew(self, index: int, renewal: Renewal) -> None:  # noqa: B027  (most policies read the first forecast alone)
-        """Take in a renewed forecast of a running request."""
+        """Take in a renewed forecast of a request, running or waiting."""
 
     def end(self, index: int, status: Status, num_generated: int, *, is_running: bool = True) -> None:
         """Let go of a request.
@@ -81,6 +83,10 @@ class Policy(ABC):
         self.waiting.remove(index, is_queued=not is_running)
 
 
+_Place = tuple[tuple[int, float], int, int, int, int]
+"""Priority and key, number of the arrival, index, tokens to hold, generated tokens."""
+
+
 class WaitingQueue:
     """Waiting requests by priority, then in ascending order of a key; of equal keys, those that were added first.
 
@@ -92,13 +98,22 @@ class WaitingQueue:
         self.prefixes, self._block_size = SharedPrefixes(), block_size
         self.has_priorities = False
         """Whether any request had a priority other than 0."""
-        self._heap: list[tuple[tuple[int, float], int, int, int, int]] = []
-        self._removed: set[int] = set()  # in the heap, until they are its head or half of it
+        self._heap: list[_Place] = []
+        self._places: dict[int, _Place] = {}  # others of the heap are outdated, until they are its head or half of it
+        self._overtaking: Overtaking | None = None
         self._requests: dict[int, tuple[int, float, Request]] = {}
         self._num_added = 0
 
     def __len__(self) -> int:
-        return len(self._heap) - len(self._removed)
+        return len(self._places)
+
+    def limit_overtaking(self, limits: Mapping[str, int]) -> None:
+        """Bound how often a request is overtaken, by class; before the first is queued. See `Overtaking`."""
+        self._overtaking = Overtaking(limits)
+
+    def is_overdue(self, index: int) -> bool:
+        """Return whether a request, queued or running, has been overtaken as often as it may be."""
+        return self._overtaking is not None and self._overtaking.is_overdue(index)
 
     def add(self, key: float, index: int, request: Request) -> None:
         """Queue a new request."""
@@ -122,23 +137,48 @@ class WaitingQueue:
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
         held = request.num_prompt_tokens + num_generated
-        heappush(self._heap, ((request.priority, key), arrival, index, held, num_generated))
+        self._put(((request.priority, key), arrival, index, held, num_generated))
+        if self._overtaking is not None:
+            self._advance(self._overtaking.wait(index, arrival, request))
 
     def renew(self, index: int, key: float, request: Request) -> None:
-        """Replace the facts of a request that is not queued, and the key that it will be queued by."""
+        """Replace the facts of a request, and the key that it is queued by, or will be."""
         self._requests[index] = (self._requests[index][0], key, request)
+        self.move(index, key)
+
+    def move(self, index: int, key: float) -> None:
+        """Give a request another key, if it is queued and not overdue."""
+        place = self._places.get(index)
+        if place is not None and place[0][1] > -inf:
+            self._put(((place[0][0], key), *place[1:]))
+            self._tidy()
+
+    def _advance(self, overdue: Sequence[int]) -> None:
+        for index in overdue:
+            place = self._places[index]
+            self._put(((place[0][0], -inf), *place[1:]))
+
+    def _put(self, place: _Place) -> None:
+        self._places[place[2]] = place
+        heappush(self._heap, place)
+
+    def _tidy(self) -> None:
+        if len(self._heap) > 2 * len(self._places):
+            self._heap = list(self._places.values())
+            heapify(self._heap)
 
     def reorder(self, key: Callable[[int], float]) -> None:
-        """Give all that are queued new keys."""
-        kept = [entry for entry in self._heap if entry[2] not in self._removed]
-        self._heap = [((entry[0][0], key(entry[2])), *entry[1:]) for entry in kept]
-        self._removed.clear()
+        """Give all that are queued new keys; the overdue stay first."""
+        for index, place in self._places.items():
+            if place[0][1] > -inf:
+                self._places[index] = ((place[0][0], key(index)), *place[1:])
+        self._heap = list(self._places.values())
         heapify(self._heap)
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will hold for itself, and how many it generated."""
-        while self._removed and self._heap[0][2] in self._removed:
-            self._removed.remove(heappop(self._heap)[2])
+        while len(self._heap) > len(self._places) and self._places.get(self._heap[0][2]) is not self._heap[0]:
+            heappop(self._heap)
         index, held, num_generated = self._heap[0][2:]
         if self.prefixes:
             held -= self._block_size * self.prefixes.num_common(index)
@@ -152,7 +192,10 @@ class WaitingQueue:
         """Remove the first request from the queue and return its index."""
         self.head()
         index = heappop(self._heap)[2]
+        del self._places[index]
         self.prefixes.take(index)
+        if self._overtaking is not None:
+            self._advance(self._overtaking.admit(index))
         return index
 
     def request(self, index: int) -> Request:
@@ -164,8 +207,7 @@ class WaitingQueue:
         self.prefixes.remove(index)
         del self._requests[index]
         if is_queued:
-            self._removed.add(index)
-            if 2 * len(self._removed) > len(self._heap):
-                self._heap = [entry for entry in self._heap if entry[2] not in self._removed]
-                heapify(self._heap)
-                self._removed.clear()
+            del self._places[index]
+            self._tidy()
+        if self._overtaking is not None:
+            self._advance(self._overtaking.end(index))

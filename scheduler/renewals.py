@@ -16,11 +16,11 @@ UPPER_LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Renewal:
-    """What is known of a running request once it has generated so many tokens.
+    """What is known of a request once it has generated so many tokens.
 
     Attributes:
-        num_generated: Tokens that are out, at least 1: a state exists once the prompt is prefilled.
-        forecast: Distribution of the whole output length; it exceeds `num_generated` with certainty.
+        num_generated: Tokens that are out; 0 of a request that waits.
+        forecast: Distribution of the whole output length, which is read given that it exceeds `num_generated`.
         output_len_lower_bound: Bound of the whole length, in tokens, at the tau of the first bounds.
     """
 
@@ -35,10 +35,13 @@ class Renewal:
         return replace(
             request,
             output_len_lower_bound=lower,
-            output_len_upper_bound=max(lower, min(int(self.forecast.quantile(UPPER_LEVEL)), cap)),
-            output_len_prediction=max(1, min(int(self.forecast.quantile(0.5)), cap)),
+            output_len_upper_bound=max(lower, min(self._quantile(UPPER_LEVEL), cap)),
+            output_len_prediction=max(1, min(self._quantile(0.5), cap)),
             forecast=self.forecast,
         )
+
+    def _quantile(self, level: float) -> int:
+        return int(self.forecast.conditional_quantile(self.num_generated, level))
 
 
 class RenewalSource(ABC):

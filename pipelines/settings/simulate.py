@@ -60,6 +60,12 @@ class SimulateSettings:
     routing: Routing = "round-robin"
     """Who gets a request, with --replicas: each in turn; the one with the fewest requests; the better of two
     drawn ones; the one with the least predicted output tokens."""
+    sibling_correlation: Annotated[float, Range(0, 0.95)] = 0.6
+    """How alike the lengths of requests with the same group are, seen through their forecasts: when one ends, or
+    lasts, the forecasts of the others move; 0: they do not."""
+    max_overtakes: Annotated[str | None, Metavar("K|CLASS=K,...")] = None
+    """How often a request may be overtaken while it waits, by one that arrived later and is admitted before: for all,
+    or by class (others are not bounded); 0 is first come first served; default: as each policy's order has it."""
     ttft_target: Annotated[float, Range(0, 1e9, (True, False))] | None = None
     """Time to the first token that goodput counts, in the unit of the clock."""
     tpot_target: Annotated[float, Range(0, 1e9, (True, False))] | None = None

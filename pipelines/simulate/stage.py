@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from scheduler.errors import InputError
 from scheduler.latency_bounds import total_latency_lower_bound
 from scheduler.metrics import Targets
 from scheduler.policies import POLICIES
+from scheduler.policies.siblings.with_siblings import siblings_among
 from scheduler.simulation.replicas import simulate_replicas
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -37,7 +38,9 @@ def run(settings: SimulateSettings) -> None:
     names = policy_names(settings.policies)
     worker = make_worker(settings.worker)
     base = read_base(settings.source, worker.kv_cache)
-    options = {name: policy_options(settings.scheduling, name) for name in names}
+    most = {"max_overtakes": limits_by_class(settings.max_overtakes, {r.service_class for r in base.requests})}
+    groups = {"sibling_correlation": settings.sibling_correlation} if siblings_among(base.requests) else {}
+    options = {name: {**policy_options(settings.scheduling, name), **most, **groups} for name in names}
     workloads = _workloads(settings, base, worker)
     names = _served(names, next(iter(workloads)), worker, is_asked=settings.policies != "all")
     runs = _runs(settings, names, workloads, worker, options)
@@ -133,6 +136,8 @@ def _setting(settings: SimulateSettings, workload: Workload) -> dict[str, Any]:
         **setting(settings.worker),
         "routing": settings.routing if settings.worker.replicas > 1 else None,
         "targets": {"ttft": settings.ttft_target, "tpot": settings.tpot_target},
+        "sibling_correlation": settings.sibling_correlation if siblings_among(workload.requests) else None,
+        "max_overtakes": settings.max_overtakes,
         "scheduling": None if settings.scheduling is None else str(settings.scheduling),
         "bounds": {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())},
     }
@@ -152,6 +157,22 @@ def _print_notes(results: Mapping[str, Any], count: int) -> None:
     print(f"lower bounds: coverage {coverage:.3f}, tightness {tightness:.2f} (mean bound / mean length; last seed)")
     if bound is not None:
         print(f"no schedule has a mean latency below {bound / count:.1f} (volume bound)")
+
+
+def limits_by_class(text: str | None, classes: Set[str]) -> dict[str, int] | None:
+    """Return the limits of `--max-overtakes`, by class, "" for all; InputError for a wrong text or no such class."""
+    if text is None:
+        return None
+    limits: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, count = part.strip().rpartition("=")
+        if not count.isdecimal() or name in limits:
+            raise InputError(f"--max-overtakes is {text!r}; give a whole number, or CLASS=NUMBER,... each class once")
+        if name and name not in classes:
+            there = ", ".join(sorted(classes - {""})) or "none"
+            raise InputError(f"--max-overtakes: no request has the class {name!r}; the workload has {there}")
+        limits[name] = int(count)
+    return limits
 
 
 def policy_names(text: str) -> Sequence[str]:

@@ -21,6 +21,7 @@ from scheduler.policies.longest_first import longest_predicted_first
 from scheduler.policies.mlfq import multi_level_feedback
 from scheduler.policies.past_future import PastFuture
 from scheduler.policies.sglang import SglangRatio
+from scheduler.policies.siblings.with_siblings import WithSiblings
 from scheduler.policies.srpt import shortest_remaining_first
 from scheduler.policies.tie import tail_inflated
 from scheduler.policies.uniboost import UniBoost
@@ -81,6 +82,8 @@ def make_policy(
     rng: np.random.Generator,
     *,
     output_lens: Sequence[int] | None = None,
+    sibling_correlation: float | None = None,
+    max_overtakes: int | Mapping[str, int] | None = None,
     **options: Any,
 ) -> Policy:
     """Return a new policy by its name.
@@ -90,6 +93,10 @@ def make_policy(
         worker: What the requests run on.
         rng: For random ties.
         output_lens: True lengths by request index; only policies that read them get them.
+        sibling_correlation: How alike lengths within a group are (`scheduler.policies.siblings`); by default groups
+            mean nothing.
+        max_overtakes: How often a request may be overtaken while it waits (`scheduler.overtaking`), one number or by
+            class, "" for all others; by default as the policy's order has it.
         options: Further arguments of the policy, such as the levels of `AminSurvival`.
 
     Raises:
@@ -100,7 +107,10 @@ def make_policy(
         if output_lens is None:
             raise InputError(f"policy {name!r} needs the true output lengths, which free sampling does not have")
         options["output_lens"] = output_lens
-    return POLICIES[name].make(worker, rng, **options)
+    policy = POLICIES[name].make(worker, rng, **options)
+    if max_overtakes is not None:
+        policy.waiting.limit_overtaking(max_overtakes if isinstance(max_overtakes, Mapping) else {"": max_overtakes})
+    return policy if sibling_correlation is None else WithSiblings(policy, sibling_correlation)
 
 
 def _check_options(name: str, options: Iterable[str]) -> None:

@@ -71,6 +71,7 @@ class Amin(Policy):
         bound = min(renewal.output_len_lower_bound, self.waiting.request(index).max_new_tokens, room)
         if bound > self._bounds[index]:
             self._bounds[index] = bound
+            self.waiting.move(index, bound)
             self._renewed.append(index)
 
     def _repack(self, running: RunningBatch) -> None:

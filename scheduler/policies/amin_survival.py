@@ -88,12 +88,28 @@ class AminSurvival(Policy):
         self._new.append(index)
 
     def renew(self, index: int, renewal: Renewal) -> None:
-        """Take a running request's new forecast in place of the old; its bound follows, up or down."""
+        """Take a request's new forecast in place of the old; its bound or its place in the queue follows."""
         entry = self._entries[index]
+        if entry.start is None:
+            self._renew_waiting(index, entry, renewal)
+            return
         self._variance -= entry.variance
         entry.work, entry.variance = predicted(entry.request, renewal.forecast)
         self._variance += entry.variance
         self._renewed.append(index)
+
+    def _renew_waiting(self, index: int, entry: Entry, renewal: Renewal) -> None:
+        entry.work, entry.variance = predicted(entry.request, renewal.forecast)
+        if entry.bound:
+            bound = int(entry.work.quantile(self._levels.pack_level, entry.known))
+            entry.bound = min(entry.limit, max(entry.known + 1, bound))
+        if entry.arrival is None:  # nobody has seen it yet
+            self._resource.remove(index)
+            self._resource.add(index, self._demand(entry, 0))
+            return
+        self._boost.leave(index)
+        work = self._resource.iterations(self._demand(entry, entry.kept))
+        self.waiting.move(index, self._boost.queue(index, entry.arrival, work))
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""

@@ -1,6 +1,7 @@
 """Which running requests are due in an iteration: those whose bound is reached then."""
 
 from heapq import heappop, heappush
+from math import inf
 
 
 class DueRequests:
@@ -28,8 +29,13 @@ class DueRequests:
             group.append(index)
 
     def drop(self, index: int) -> None:
-        """Let a request be due no more."""
-        del self._due[index]
+        """Let a request, if it is due, be due no more."""
+        self._due.pop(index, None)
+
+    @property
+    def first(self) -> float:
+        """When something may be due next, not before; inf where nothing is."""
+        return self._clocks[0] if self._clocks else inf
 
     def pop(self, clock: int) -> list[int]:
         """Take out and return, each once, the requests that are due by `clock`."""

@@ -52,6 +52,8 @@ class PreemptByRank(Policy):
         return Decision(preempted, admitted, 1 if self.waiting and self._ranks_rise else math.inf)
 
     def _order(self, index: int, num_generated: int) -> tuple[int, float]:
+        if self.waiting.is_overdue(index):  # nobody that it waited for may take its place again
+            return self.waiting.request(index).priority, -math.inf
         return self.waiting.request(index).priority, self._rank(index, num_generated, self._lost[index])
 
     def _admit(self, running: RunningBatch, preempted: list[int], victims: list[tuple[int, float, int]]) -> list[int]:

@@ -12,6 +12,7 @@ from scheduler.arrival_source import ArrivalSource
 from scheduler.errors import InputError
 from scheduler.loop import Loop, RunResult, Timeline
 from scheduler.policies import make_policy
+from scheduler.renewals import PlannedRenewals
 from scheduler.request import Request
 from scheduler.simulation.simulate import simulate
 from scheduler.simulation.simulator import SimulatedExecutor
@@ -157,7 +158,8 @@ def _loop(
     """Return the loop of one worker, with a policy of its own."""
     lens = workload.output_lens
     made = make_policy(policy, worker, np.random.default_rng(seed), output_lens=lens, **options)
-    return Loop(made, SimulatedExecutor(worker, lens), workload.requests, arrivals=source)
+    renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
+    return Loop(made, SimulatedExecutor(worker, lens), workload.requests, arrivals=source, renewals=renewals)
 
 
 def _tell(router: Router, on_finish: OnFinish | None, finished: Sequence[int]) -> None:

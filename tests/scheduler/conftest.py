@@ -115,10 +115,12 @@ def run_policy() -> Callable[..., RunResult]:
         resume: bool = False,
         seed: int = 0,
         renewals: Mapping[int, Sequence[Renewal]] | None = None,
+        **options: Any,
     ) -> RunResult:
         case = case._replace(worker=replace(case.worker, resume=resume))
         if isinstance(policy, str):
-            policy = make_policy(policy, case.worker, np.random.default_rng(seed), output_lens=case.output_lens)
+            rng = np.random.default_rng(seed)
+            policy = make_policy(policy, case.worker, rng, output_lens=case.output_lens, **options)
         source = PlannedRenewals(renewals) if renewals else None
         return Loop(policy, GuardedExecutor(case), case.requests, renewals=source).run()
 

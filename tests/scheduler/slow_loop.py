@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -30,6 +31,8 @@ class SlowLoop:
         resume: bool = False,
         seed: int = 0,
         renewals: Mapping[int, Sequence[Renewal]] | None = None,
+        max_overtakes: Mapping[str, int] | None = None,
+        by_clock: Mapping[int, Sequence[tuple[int, Renewal]]] | None = None,
     ) -> None:
         self.holds_back = name in ("fcfs", "fcfs-lcf", "sjf", "tie", "past-future", "sglang", "dla", "uniboost")
         self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
@@ -48,6 +51,10 @@ class SlowLoop:
         self.blocks_used: list[int] = []
         self.durations: list[Fraction] = []
         self.running: list[int] = []  # in order of admission
+        self.overtaken = dict.fromkeys(everyone, 0)
+        limits = max_overtakes or {}
+        self.most = [limits.get(r.service_class, limits.get("", math.inf)) for r in self.requests]
+        self.by_clock, self.came = by_clock or {}, dict[int, int]()
         self.renewals = {i: list(renewals.get(i, ())) for i in everyone} if renewals else {}
 
     def first_estimate(self, i: int) -> int:
@@ -75,6 +82,16 @@ class SlowLoop:
                 if renewal.num_generated == self.generated[i]:
                     self.take_renewal(i, renewal)
 
+    def renew_by_clock(self, clock: int, now: Fraction) -> None:
+        """Take in the renewals of an iteration, of requests that were there before it, running or not."""
+        for i, renewal in self.by_clock.get(clock, ()):
+            if i in self.came and i not in self.finish_time:
+                generated = self.generated[i] if i in self.running else 0
+                self.take_renewal(i, replace(renewal, num_generated=generated))
+        for i, request in enumerate(self.requests):
+            if request.arrival_time <= now:
+                self.came.setdefault(i, clock)
+
     def take_renewal(self, i: int, renewal: Renewal) -> None:
         """Estimate again; a bound of Amin never falls."""
         before = self.estimate[i]
@@ -95,6 +112,19 @@ class SlowLoop:
 
     def start_iteration(self) -> None:
         """Do what a policy does before it is asked."""
+
+    def start(self, i: int, now: Fraction) -> None:
+        """Admit a request, and count it for those that came before and wait."""
+        for j in self.waiting(now):
+            came = [(self.requests[k].arrival_time, k) for k in (i, j)]
+            self.overtaken[j] += came[1] < came[0] and self.requests[i].priority == self.requests[j].priority
+        self.running.append(i)
+        self.to_prefill[i] = self.held(i)
+        self.admission_time.setdefault(i, now)
+
+    def is_overdue(self, i: int) -> bool:
+        """Return whether a request has been overtaken as often as it may be."""
+        return self.overtaken[i] >= self.most[i]
 
     def blocks(self, tokens: int) -> int:
         """Return the blocks of `tokens` tokens."""
@@ -154,7 +184,9 @@ class SlowLoop:
         if self.next_blocks(together) > available or self.name in ("fcfs", "fcfs-lcf", "sjf", "tie", "uniboost"):
             return self.next_blocks(together) <= available
         remaining = [max(1, self.estimate[i] - self.generated[i]) for i in together]
-        if self.renewals:  # raised bounds may overfill an iteration in which the candidate does not run
+        if (
+            self.renewals or self.by_clock
+        ):  # raised bounds may overfill an iteration in which the candidate does not run
             remaining = [min(left, remaining[-1]) for left in remaining]
         items = list(zip((self.held(i) for i in together), remaining, strict=True))
         return self.slow_peak(items, self.kv_cache.block_size) <= self.kv_cache.num_blocks
@@ -163,16 +195,15 @@ class SlowLoop:
         """Return those that have arrived, do not run and are not done, first to be admitted first."""
         there = [i for i, request in enumerate(self.requests) if request.arrival_time <= now]
         queue = [i for i in there if i not in self.running and i not in self.finish_time]
-        return sorted(queue, key=lambda i: (self.key(i), self.requests[i].arrival_time, i))
+        keys = {i: -math.inf if self.is_overdue(i) else self.key(i) for i in queue}
+        return sorted(queue, key=lambda i: (keys[i], self.requests[i].arrival_time, i))
 
     def admit(self, now: Fraction) -> None:
         """Admit in order until one does not fit."""
-        for i in self.waiting(now):
-            if not self.fits(i) and self.running:
+        while queue := self.waiting(now):
+            if not self.fits(queue[0]) and self.running:
                 break
-            self.running.append(i)
-            self.to_prefill[i] = self.held(i)
-            self.admission_time.setdefault(i, now)
+            self.start(queue[0], now)
 
     def finished(self, i: int) -> None:
         """Do what a policy does when a request ends."""
@@ -219,6 +250,7 @@ class SlowLoop:
                 now = tick_after(min(arrivals), self.worker.cost_model)
                 continue
             before, self.now = set(self.running), now
+            self.renew_by_clock(len(self.durations), now)
             self.start_iteration()
             evicted = self.evict()
             self.started -= before - set(self.running)
@@ -439,9 +471,13 @@ class SlowSurvival(SlowLoop):
             self.renew(i)
 
     def take_renewal(self, i: int, renewal: Renewal) -> None:
-        """Replace the forecast, and pack by its quantile given what was generated."""
+        """Replace the forecast, and pack by its quantile given what was generated; one that waits is ordered anew."""
         self.requests[i] = renewal.applied(self.requests[i])
-        self.estimate[i] = max(self.generated[i] + 1, int(self.quantile(i, 0.25, self.generated[i])))
+        known = self.generated[i]
+        if i not in self.running:
+            known = max(known, self.known.get(i, 0))
+            self.work[i] = self.iterations(self.demand(i, self.generated[i] if self.resume else 0))
+        self.estimate[i] = max(known + 1, int(self.quantile(i, 0.25, known)))
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - self.requests[i].num_prompt_tokens
         self.estimate[i] = min(self.estimate[i], self.requests[i].max_new_tokens, room)
 
@@ -582,6 +618,8 @@ class SlowPreemptive(SlowLoop):
     def rank(self, i: int) -> float:
         """Return what the least of is served."""
         self.lost: dict[int, int] = getattr(self, "lost", {})
+        if self.is_overdue(i):
+            return -math.inf
         if self.name == "srpt":
             return self.output_lens[i] - self.generated[i]
         tokens, level, quantum = self.generated[i] + self.lost.get(i, 0), 0, 32
@@ -632,9 +670,7 @@ class SlowPreemptive(SlowLoop):
             for victim in gone:
                 self.drop(victim)
                 self.may_go.remove(victim)
-            self.running.append(first)
-            self.to_prefill[first] = self.held(first)
-            self.admission_time.setdefault(first, now)
+            self.start(first, now)
 
 
 class SlowUniBoost(SlowSurvival):

@@ -336,3 +336,25 @@ def test_the_map_shows_where_a_policy_pays(tmp_path: Path, capsys: pytest.Captur
         assert main([*argv, option, value, "--out", str(tmp_path / "bad")]) == 2
         assert capsys.readouterr().err.startswith(f"amin map: error: {option}")
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_bound_on_overtaking_is_kept_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long requests of a class are overtaken as often as it allows; a text that is no bound is named."""
+    rows = [
+        {"request_id": f"r{i}", "num_prompt_tokens": 3, "output_len": n, "output_len_prediction": n, "class": kind}
+        for i, (n, kind) in enumerate([(50, "batch"), (40, "batch"), *[(2, "chat")] * 60])
+    ]
+    path = tmp_path / "w.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--policies", "sjf", "--max-new-tokens", "60", "--max-running", "2"]
+    free = simulate(path, tmp_path / "free", *more)["policies"]["sjf"]["classes"]
+    bound = simulate(path, tmp_path / "bound", *more, "--max-overtakes", "batch=7")["policies"]["sjf"]["classes"]
+    assert free["batch"]["max_overtaken"] == 60
+    assert bound["batch"]["max_overtaken"] <= 7
+    assert bound["batch"]["mean_ttft"] < free["batch"]["mean_ttft"]
+    assert bound["chat"]["mean_ttft"] > free["chat"]["mean_ttft"]
+    capsys.readouterr()
+    argv = ["simulate", str(path), "--kv-budget", "200", "--out", str(tmp_path / "no"), *more, "--max-overtakes"]
+    for text, message in (("x", "is 'x'; give a whole number"), ("chats=3", "'chats'; the workload has batch, chat")):
+        assert main([*argv, text]) == 2
+        assert message in capsys.readouterr().err

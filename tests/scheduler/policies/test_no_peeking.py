@@ -125,6 +125,8 @@ def test_a_request_has_no_field_for_its_true_length() -> None:
         "forecast",
         "prefix",
         "priority",
+        "group",
+        "service_class",
     }
 
 
