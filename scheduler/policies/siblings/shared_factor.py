@@ -32,7 +32,10 @@ def score(survival: float) -> float:
 
 
 def survival_at(forecast: Forecast, length: float) -> float:
-    """Return P(length of the answer > `length`)."""
+    """Return P(length of the answer > `length`), beyond the last edge as its tail says."""
+    last = forecast.edges.item(-1)
+    if length > last:
+        return 0.0 if forecast.tail is None else forecast.survival.item(-1) * math.pow(last / length, forecast.tail)
     return float(np.interp(length, forecast.edges, forecast.survival))
 
 
@@ -58,13 +61,13 @@ def weights(log_likelihood: Floats) -> Floats:
 
 
 def moved(forecast: Forecast, probabilities: Floats, correlation: float) -> Forecast:
-    """Return the forecast of a request given the probabilities of what its group shares."""
+    """Return the forecast of a request given the probabilities of what its group shares; its tail keeps its index."""
     inner = (forecast.survival > 0) & (forecast.survival < 1)
     scores = np.interp(1.0 - forecast.survival[inner], _BELOW, _SCORES)
     above = _below((math.sqrt(correlation) * FACTORS[:, None] - scores) / math.sqrt(1 - correlation))
     survival = forecast.survival.copy()
     survival[inner] = probabilities @ above
-    return Forecast(forecast.edges, np.minimum.accumulate(survival.clip(0, 1)))
+    return Forecast(forecast.edges, np.minimum.accumulate(survival.clip(0, 1)), forecast.tail)
 
 
 def _below(scores: Floats) -> Floats:

@@ -75,6 +75,14 @@ def test_a_sibling_that_lasts_is_the_mixture_of_all_its_later_ends() -> None:
     assert (lasts.survival >= forecast.survival - 1e-6).all()
 
 
+def test_a_length_beyond_the_last_edge_is_read_off_the_tail() -> None:
+    """With an index it has a score, and the moved forecast keeps the index; without one nothing is that long."""
+    forecast = Forecast(np.array([0, 100]), np.array([1.0, 0.2]), 2.0)
+    assert survival_at(forecast, 200) == pytest.approx(0.05)
+    assert moved(forecast, weights(ended(1.0, 0.6)), 0.6).tail == 2.0
+    assert survival_at(replace(forecast, tail=None), 101) == 0
+
+
 def drawn(rng: np.random.Generator, groups: int, size: int, correlation: float) -> Workload:
     """Groups of answers whose forecasts know nothing but the distribution of all."""
     shared = np.repeat(rng.standard_normal(groups), size)
