@@ -69,7 +69,7 @@ def check_spec(spec: PredictorSpec) -> None:
     _require(terms and list(spec.terms) == sorted(set(spec.terms)), "terms", "not increasing")
     for name in spec.choices:
         _require(name in spec.calibrations, "calibrations", f"none for {name}")
-        calibration = spec.calibrations[name]
+    for name, calibration in spec.calibrations.items():
         _check_table(calibration.pit, f"calibrations: {name}: pit", highest=1.0)
         _check_table(calibration.lengths, f"calibrations: {name}: lengths", highest=2.0**53)
         _require(MIN_TAIL <= calibration.tail <= MAX_TAIL, f"calibrations: {name}: tail", calibration.tail)

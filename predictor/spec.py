@@ -12,6 +12,7 @@ from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.calibration import PitCalibration
 from predictor.bounds.censoring import complete_weights
 from predictor.bounds.distribution import BoolArray, FloatArray, bound_and_median
+from predictor.bounds.likeness import likeness
 from predictor.errors import InputError
 from predictor.prompts.features import NAMES
 from predictor.prompts.request_features import FEATURE_NAMES, Contexts
@@ -25,6 +26,8 @@ NO_LIMIT = np.iinfo(np.int64).max
 
 # Stands for a served model that the predictor does not know: the mixture of all it knows.
 AVERAGE = "average"
+# Before the name of one that it does not know: the mixture of those whose names say that they are like it.
+LIKE = "like:"
 
 MaxNewTokens = int | Sequence[int | None] | None
 
@@ -81,25 +84,35 @@ class PredictorSpec:
     def choose(self, model: str | None = None) -> str:
         """Return the served model meant by `model`, the default where it is None; InputError where it is unknown.
 
-        `average` of one served model is that one.
+        `average` of one served model is that one, and so is `like:NAME`, which stands for a model called NAME that the
+        predictor does not know.
         """
         name = self.served_model if model is None else model
-        if name == AVERAGE and len(self.models) == 1:
+        is_new = name == AVERAGE or (name.startswith(LIKE) and len(name) > len(LIKE))
+        if is_new and len(self.models) == 1:
             return self.models[0]
-        if name not in self.choices:
-            raise InputError(f"model: {name!r} is not known to this predictor; it knows {', '.join(self.choices)}")
+        if name not in self.choices and not is_new:
+            raise InputError(
+                f"model: {name!r} is not known to this predictor; it knows {', '.join(self.choices)}, and {LIKE}NAME "
+                "stands for another, by what its name tells"
+            )
+        if is_new and name != AVERAGE and LIKE not in self.calibrations and self.calibrations:
+            raise InputError(f"model: {name!r}: this predictor has no calibration for it; calibrate or export it again")
         return name
 
     def calibration(self, model: str | None = None) -> PitCalibration:
         """Return the calibration of a served model; InputError as `choose`."""
-        return self.calibrations[self.choose(model)]
+        name = self.choose(model)
+        return self.calibrations[LIKE if name.startswith(LIKE) and name not in self.models else name]
 
     def survival_of(self, survivals: FloatArray, model: str | None = None) -> FloatArray:
         """Return the survival [N, K+1] of one served model from that of all, [N, M, K+1]; InputError as `choose`."""
         name = self.choose(model)
-        if name not in self.models:
+        if name in self.models:
+            return survivals[:, self.models.index(name)]
+        if name == AVERAGE:
             return np.asarray(survivals.mean(axis=1))
-        return survivals[:, self.models.index(name)]
+        return np.tensordot(survivals, likeness(name.removeprefix(LIKE), self.models), axes=(1, 0))
 
     def predictions(
         self,
@@ -134,17 +147,21 @@ class PredictorSpec:
     def recalibrated(self, survivals: FloatArray, table: PromptTable) -> "PredictorSpec":
         """Return this specification calibrated on the survivals [P, M, K+1] and draws of P held-out prompts.
 
-        Each served model gets its own calibration. That of `average` is for a model that nobody knows: the draws of
-        each known one are scored by the average of the others, as if it were new, and each weighs the same.
+        Each served model gets its own calibration. Those of `average` and `like:` are for a model that nobody knows:
+        the draws of each known one are scored by the average of the others, or by those that are like it, as if it were
+        new, and each weighs the same.
         """
         calibrations: dict[str, PitCalibration] = {}
         parts: list[tuple[FloatArray, Records]] = []
+        alike: list[tuple[FloatArray, Records]] = []
         for number, model, rows, records in table.columns():
             own = survivals[rows, number]
             calibrations[model] = PitCalibration.fit(self.bins, own, records.output_lens, records.is_truncated)
             parts.append(((survivals[rows].sum(axis=1) - own) / max(len(self.models) - 1, 1), records))
+            alike.append((np.tensordot(survivals[rows], likeness(model, self.models), axes=(1, 0)), records))
         if len(self.models) > 1:
             calibrations[AVERAGE] = _of_a_new_model(self.bins, parts)
+            calibrations[LIKE] = _of_a_new_model(self.bins, alike)
         return replace(self, calibrations=calibrations)
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,7 +251,7 @@ class LengthPredictorLike(Protocol):
 
 
 def _of_a_new_model(bins: LengthBins, parts: Sequence[tuple[FloatArray, Records]]) -> PitCalibration:
-    """Return the calibration on the records of each model and what the average of the others says of them."""
+    """Return the calibration on the records of each model and what the others say of them."""
     size = sum(len(records) for _, records in parts)
     weights = [
         draws * (size / (len(parts) * len(records)))

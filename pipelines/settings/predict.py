@@ -24,7 +24,7 @@ class PredictSettings:
     """Only the rows of this split; default: all."""
     model: str | None = None
     """Served model to predict for; only its rows where the data has some. Default: each row's own where the predictor
-    knows it, else the predictor's default; average stands for one it does not know."""
+    knows it, else the predictor's default; average stands for one it does not know, like:NAME for one of that name."""
     workload: Path | None = None
     """Also write records as a workload for amin simulate, a line per draw (JSONL; the edges of its field survival, for
     --bins, go to WORKLOAD.bins.json)."""

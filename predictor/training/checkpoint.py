@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictor.bounds.likeness import likeness
 from predictor.errors import InputError
 from predictor.json_file import read_object
 from predictor.prompts.tokens import load_tokenizer
@@ -63,7 +64,8 @@ def load_predictor(folder: str | Path, batch_size: int = 32) -> "TorchLengthPred
 def load_for_models(folder: str | Path, models: tuple[str, ...], dropout: float) -> "TorchLengthPredictor":
     """Return the predictor in a folder made to answer for `models`, to be trained and calibrated for them.
 
-    One it knows keeps its weights; another starts as the average of those it knows. InputError as `load_predictor`.
+    One it knows keeps its weights; another starts as the average of those it knows, weighed by how like it they are
+    (`predictor.bounds.likeness`). InputError as `load_predictor`.
     """
     return _load(predictor_folder(folder), models, dropout, 32)
 
@@ -99,7 +101,11 @@ def _weights_for_models(weights: dict[str, Any], known: tuple[str, ...], models:
     import torch
 
     def adapted(value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([value[known.index(name)] if name in known else value.mean(dim=0) for name in models])
+        return torch.stack([value[known.index(name)] if name in known else mixed(value, name) for name in models])
+
+    def mixed(value: torch.Tensor, name: str) -> torch.Tensor:
+        weights = torch.as_tensor(likeness(name, known), dtype=value.dtype)
+        return torch.einsum("m,m...->...", weights, value)
 
     return {name: adapted(value) if OF_EACH_MODEL.fullmatch(name) else value for name, value in weights.items()}
 

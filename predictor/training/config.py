@@ -25,7 +25,7 @@ class TrainConfig:
     """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor of the project."""
     init: str | None = None
     """Predictor to start from (a folder that amin train wrote), heads included; unknown served models start as the
-    average of those it knows."""
+    average of those it knows, weighed by what the names tell: family, size, thinking."""
     tokenizer: str | None = None
     """Tokenizer of the served model (folder, file or hub name); counts the answers of conversation data."""
     length_cap: Count | None = None

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.studies.predictor.check import cells, chosen, measured
+from pipelines.studies.predictor.check import TAU, cells, chosen, measured
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
+from predictor.bounds.metrics import CLIPPED_AT
 from predictor.errors import InputError
 from predictor.prompts.request_features import Contexts
 from predictor.records.prompt_table import prompt_table
@@ -56,12 +57,14 @@ def test_known_models_are_measured_by_themselves_and_all_as_the_average(records:
     table = prompt_table(calibration, ("a", "b"))
     known.spec = spec.recalibrated(known.survivals(table.prompts), table)
     test = chosen(records, "test", [], [])
-    own, size = measured(known, test, as_average=False)
-    average, all_of_them = measured(known, test, as_average=True)
-    assert (size, all_of_them) == (66, 99)
-    assert 0.84 <= own.coverage <= 0.97
-    assert 0.84 <= average.coverage <= 0.97
-    assert len(cells(own)) == 7
+    own, average, new = (
+        measured(known, test),
+        measured(known, test, as_average=True),
+        measured(known, test, as_new=True),
+    )
+    assert [len(each.records) for each in (own, average, new)] == [66, 99, 99]
+    assert all(0.84 <= each.quality(TAU, CLIPPED_AT).coverage <= 0.97 for each in (own, average, new))
+    assert len(cells(own.quality(TAU, CLIPPED_AT))) == 7
 
 
 def test_a_choice_without_records_is_refused(records: Path) -> None:
