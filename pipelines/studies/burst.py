@@ -1,0 +1,109 @@
+"""How many prompts a second an export predicts that come at once: by batch, by order, by batches next to each other.
+
+All cases take their turn in every round, so that a machine that others use slows all alike; medians over the rounds.
+The last column is prompts a second of processor time: what one quiet core would give.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from pipelines.files import write_json
+from pipelines.results import print_table
+from predictor.records.records import read_prompts
+from predictor.serving import LengthPredictor
+
+GOAL = 400.0
+"""Prompts a second on two cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How a burst is cut into batches; `by_length`: prompts of like length share one, else those next to each other."""
+
+    batch_size: int
+    at_once: int
+    by_length: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Prompts a second, medians over the rounds: on the clock, and of processor time."""
+
+    case: Case
+    per_second: float
+    per_processor_second: float
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the export named on the command line; writes burst.json."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.studies.burst", description=__doc__)
+    parser.add_argument("export", type=Path, help="folder that amin export wrote")
+    parser.add_argument("--prompts", type=Path, required=True, help="file with the prompts of the burst")
+    parser.add_argument("--size", type=int, default=280, help="prompts that come at once (default: 280)")
+    parser.add_argument("--batches", default="8,16,32,128", help="prompts in a batch (default: 8,16,32,128)")
+    parser.add_argument("--at-once", default="1,2", help="batches next to each other, a thread each (default: 1,2)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each case takes its turn (default: 5)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for burst.json")
+    args = parser.parse_args(argv)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    prompts = [row.prompt for row in read_prompts(args.prompts)][: args.size]
+    sizes, widths = ([int(value) for value in text.split(",")] for text in (args.batches, args.at_once))
+    cases = [Case(sizes[0], 1, by_length=False), *(Case(size, width) for width, size in product(widths, sizes))]
+    speeds = measure(args.export, prompts, cases, args.rounds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    facts = {"export": str(args.export), "prompts": str(args.prompts), "size": len(prompts), "rounds": args.rounds}
+    write_json(args.out / "burst.json", {**facts, "cases": [asdict(speed) for speed in speeds]})
+    show(speeds)
+
+
+def measure(export: Path, prompts: Sequence[str], cases: Sequence[Case], num_rounds: int) -> list[Speed]:
+    """Return the speed of each case, each tried once beforehand."""
+    predictors = [
+        LengthPredictor(export, batch_size=case.batch_size, num_threads=1, num_batches_at_once=case.at_once)
+        for case in cases
+    ]
+    times: list[list[tuple[float, float]]] = [[] for _ in cases]
+    for number in range(num_rounds + 1):
+        for place, (case, length_predictor) in enumerate(zip(cases, predictors, strict=True)):
+            started = time.perf_counter(), time.process_time()
+            predict(length_predictor, prompts, case)
+            ended = time.perf_counter(), time.process_time()
+            if number:  # the first round warms up
+                times[place].append((ended[0] - started[0], ended[1] - started[1]))
+    rates = [[len(prompts) / median(column) for column in zip(*spent, strict=True)] for spent in times]
+    return [Speed(case, clock, processor) for case, (clock, processor) in zip(cases, rates, strict=True)]
+
+
+def predict(length_predictor: LengthPredictor, prompts: Sequence[str], case: Case) -> None:
+    """Predict a burst: in one call, which puts like lengths together, or batch by batch as the prompts came."""
+    step = len(prompts) if case.by_length else case.batch_size
+    for start in range(0, len(prompts), step):
+        length_predictor.predict(prompts[start : start + step])
+
+
+def show(speeds: Sequence[Speed]) -> None:
+    """Print a row a case, and the factor to the first."""
+    header = ["batch", "order", "at once", "prompts/s", "/ first", "per processor second"]
+    rows = [
+        [
+            str(speed.case.batch_size),
+            "by length" if speed.case.by_length else "as they came",
+            str(speed.case.at_once),
+            f"{speed.per_second:.0f}",
+            f"{speed.per_second / speeds[0].per_second:.2f}",
+            f"{speed.per_processor_second:.0f}",
+        ]
+        for speed in speeds
+    ]
+    print_table(header, rows)
+    print(f"goal: {GOAL:.0f} prompts/s on two cores")
+
+
+if __name__ == "__main__":
+    main()
