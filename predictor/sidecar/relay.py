@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import time
@@ -9,14 +10,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-import httpx2
+import aiohttp
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from yarl import URL
 
 from predictor.bounds.distribution import quantile
 from predictor.bounds.online import OnlineCalibration
@@ -36,10 +37,14 @@ _MAX_BODY = 1 << 24
 _MAX_ANSWERS = 128
 _SMALL = 1 << 16
 _REPORT_EVERY = 16
-# RFC 9110, section 7.6.1: of one connection, not of the message; and the length, which the client states anew.
+# aiohttp writes larger bodies in parts, so that they do not hold up others.
+_LARGE = 1 << 19
+# Seconds. uvicorn, in front of most engines, closes an idle connection after five: a request then sent on it is lost.
+_KEEP_IDLE = 4.0
+# RFC 9110, section 7.6.1: of one connection, not of the message; and Expect, which is met when the body is read here.
 _HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade".split()
+    b"connection expect keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
+    b"transfer-encoding upgrade".split()
 )
 _CODING = b"accept-encoding"
 _OURS = frozenset(name.encode() for name in HEADERS)
@@ -81,7 +86,7 @@ class Relay:
 
     def __init__(
         self,
-        client: httpx2.AsyncClient,
+        client: aiohttp.ClientSession,
         upstream: str,
         sidecar: Sidecar,
         engine: Engine,
@@ -108,19 +113,27 @@ class Relay:
                 start = time.perf_counter()
                 content = await self._hinted(content, headers, learner)
                 self._on_added(time.perf_counter() - start)
-        url = self._upstream + request.url.path + (f"?{request.url.query}" if request.url.query else "")
         if isinstance(content, bytes):
             headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
         try:
-            outgoing = self._client.build_request(request.method, url, headers=headers, content=content)
-            answer = await self._client.send(outgoing, stream=True)
-        except httpx2.TransportError as error:
+            answer = await self._client.request(
+                request.method,
+                self._url(request),
+                headers=[(name.decode(), _text(value)) for name, value in headers],
+                data=io.BytesIO(content) if isinstance(content, bytes) and len(content) > _LARGE else content,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as error:
             learner.end()
             return _upstream_problem(error)
         except BaseException:
             learner.end()
             raise
         return _passed_on(answer, learner)
+
+    def _url(self, request: Request) -> URL:
+        path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
+        return URL(f"{self._upstream}{path}{'?' if query else ''}{query}", encoded=True)
 
     async def _hinted(self, content: bytes, headers: list[tuple[bytes, bytes]], learner: _Learner) -> bytes:
         """Return the body with a hint, and the headers with theirs; as they came where there is no prediction."""
@@ -191,30 +204,32 @@ def _readable(codings: bytes) -> bytes:
     return ", ".join(kept).encode("latin-1") or b"identity"
 
 
-def _passed_on(answer: httpx2.Response, learner: _Learner) -> Response:
+def _passed_on(answer: aiohttp.ClientResponse, learner: _Learner) -> Response:
     kind, coding = answer.headers.get("content-type", ""), answer.headers.get("content-encoding", "identity").lower()
     reader = None
-    if learner.calibration is not None and answer.status_code == 200 and coding in CODINGS:
+    if learner.calibration is not None and answer.status == 200 and coding in CODINGS:
         is_stream = kind.startswith("text/event-stream")
         reader = AnswerReader(is_stream=is_stream, num_answers=len(learner.tickets), coding=coding)
     else:
         learner.end()
-    response = StreamingResponse(_heard(answer, reader, learner), answer.status_code)
-    response.raw_headers = _passed(answer.headers.raw)
+    response = StreamingResponse(_heard(answer, reader, learner), answer.status)
+    response.raw_headers = _passed(answer.raw_headers)
     return response
 
 
-async def _heard(answer: httpx2.Response, reader: AnswerReader | None, learner: _Learner) -> AsyncIterator[bytes]:
+async def _heard(
+    answer: aiohttp.ClientResponse, reader: AnswerReader | None, learner: _Learner
+) -> AsyncIterator[bytes]:
     """Yield the bytes of an answer as they come; a client that leaves ends the engine's work on it."""
     has_ended = False
     try:
-        async for data in answer.aiter_raw():
+        async for data in answer.content.iter_any():
             if reader is not None:
                 reader.feed(data)
                 learner.hear(reader.num_tokens)
             yield data
         has_ended = True
-    except httpx2.TransportError as error:
+    except (aiohttp.ClientError, OSError) as error:
         _log.warning("the engine cut an answer off: %s", error or type(error).__name__)
         raise CutAnswer from None
     finally:
@@ -222,32 +237,41 @@ async def _heard(answer: httpx2.Response, reader: AnswerReader | None, learner: 
             learner.end(reader.lengths())
         elif reader is not None:
             learner.end([Length(count, is_cut=True) if count else None for count in reader.num_tokens])
-        with anyio.CancelScope(shield=True):
-            await answer.aclose()
+        answer.close()  # of an answer that has ended the connection is kept already
 
 
-def _passed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _text(value: bytes) -> str:
+    """Return the value of a header as aiohttp takes it, which writes UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _passed(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     connection = b",".join(value for name, value in headers if name.lower() == b"connection")
     named = {token.strip().lower() for token in connection.split(b",")}
     left_out = _HOP_BY_HOP | named | _OURS | {b"host"}
     return [(name, value) for name, value in headers if name.lower() not in left_out]
 
 
-def _upstream_problem(error: httpx2.TransportError) -> JSONResponse:
-    status = 504 if isinstance(error, httpx2.TimeoutException) else 502
+def _upstream_problem(error: Exception) -> JSONResponse:
+    status = 504 if isinstance(error, TimeoutError) else 502
     message = f"the engine behind this proxy does not answer: {error or type(error).__name__}"
     return JSONResponse({"error": {"message": message, "type": "upstream_error", "code": status}}, status)
 
 
-def make_client(connect_timeout: float) -> httpx2.AsyncClient:
+def make_client(connect_timeout: float) -> aiohttp.ClientSession:
     """Return a client that adds no header, follows nothing, and waits for an answer as long as the engine takes."""
-    client = httpx2.AsyncClient(
-        timeout=httpx2.Timeout(None, connect=connect_timeout),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
-        trust_env=False,
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_IDLE),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        max_line_size=1 << 16,
+        max_field_size=1 << 16,
     )
-    client.headers.clear()
-    return client
 
 
 class CutAnswer(Exception):  # noqa: N818 - not an error of ours
