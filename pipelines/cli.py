@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Command] = {
         "pipelines.collect.stage", "pipelines.settings.collect.CollectSettings", writes_file=True,
     ),
     "train": Command(
-        "train and calibrate a predictor of lower bounds on response length",
+        "train and calibrate a predictor of lower bounds on response length, or a probe of a model's states",
         "pipelines.train.stage", "pipelines.settings.train.TrainSettings",
     ),
     "predict": Command(
@@ -52,7 +52,7 @@ COMMANDS: Mapping[str, Command] = {
         "pipelines.predict", "pipelines.settings.predict.PredictSettings", writes_file=True,
     ),
     "export": Command(
-        "export a predictor to ONNX, calibrated and measured on the exported graph",
+        "export a predictor to ONNX, calibrated and measured on the exported graph, or a probe",
         "pipelines.export", "pipelines.settings.export.ExportSettings",
     ),
     "serve": Command(
@@ -121,8 +121,8 @@ def _output(command: Command, settings: Any) -> AbstractContextManager[None]:
     """Return what keeps `--out` for this process while the stage runs; nothing for a stage without."""
     if getattr(settings, "out", None) is None or is_launched():
         return nullcontext()
-    owners = [settings, getattr(settings, "training", None)]
-    names = ("prompts", "data", "path", "run_folder", "predictor", "init", "encoder")
+    owners = [settings, getattr(settings, "training", None), getattr(settings, "probe", None)]
+    names = ("prompts", "data", "path", "run_folder", "predictor", "init", "encoder", "states", "prompt_predictor")
     named = [getattr(owner, name, None) for owner in owners for name in names]
     return claimed(
         settings.out,

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.files import atomic_directory
 from pipelines.predict import survivals_with_progress
+from pipelines.probe.export import export_probe, is_probe
 from pipelines.scheduling import FILE_NAME
 from pipelines.settings.export import ExportSettings
 from predictor.bounds.distribution import FloatArray
@@ -26,8 +27,12 @@ def run(settings: ExportSettings) -> None:
     """Write the export, whole or not at all, and print what was measured on the test split.
 
     Raises:
-        InputError: the folder holds no predictor, or int8 or fewer tokens are wanted without a calibration split.
+        InputError: the folder holds neither predictor nor probe, or int8 or fewer tokens are wanted without a
+            calibration split.
     """
+    if is_probe(settings.run_folder):
+        export_probe(settings)
+        return
     folder = predictor_folder(settings.run_folder)
     check_replaceable(settings.out)
     splits = folder.resolve().parent

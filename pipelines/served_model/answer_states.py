@@ -1,13 +1,15 @@
 """States of whole answers: the model reads prompt and answer once more, many answers in a forward pass."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipelines.served_model.hidden_states import captured
+from pipelines.served_model.hidden_states import captured, decoder_layers
 from pipelines.served_model.loading import ServedModel
 from predictor.probe.states import POSITIONS, HalfArray, States, StateSource
 
@@ -33,9 +35,14 @@ class Answer:
     tokens: Sequence[int]
 
     @property
+    def generated(self) -> list[int]:
+        """The kept positions that it reaches: the model read so many of its tokens, and wrote another."""
+        return [t for t in POSITIONS if t < len(self.tokens)]
+
+    @property
     def read(self) -> list[int]:
-        """What the model read to write the answer: its last token was never read."""
-        return [*self.prompt_tokens, *self.tokens[:-1]]
+        """What the model must read for the states at these positions."""
+        return [*self.prompt_tokens, *self.tokens[: self.generated[-1]]]
 
 
 def answer_states(served: ServedModel, source: StateSource, answers: Sequence[Answer]) -> States:
@@ -45,17 +52,37 @@ def answer_states(served: ServedModel, source: StateSource, answers: Sequence[An
     before. Only one forward pass is held in memory.
     """
     parts: dict[int, States] = {}
-    with captured(served, source.layers) as found, torch.inference_mode():
+    with captured(served, source.layers) as found, _up_to(served, max(source.layers)), torch.inference_mode():
         for batch in _passes(answers):
             longest = max(len(answers[k].read) for k in batch)
             rows = [answers[k].read + [0] * (longest - len(answers[k].read)) for k in batch]
             # Padding follows what counts, where a causal model does not look: no mask is needed.
-            decoder = served.model.get_decoder()
-            decoder(input_ids=torch.tensor(rows, device=served.model.device), use_cache=False)
+            with suppress(_Enough):
+                served.model.get_decoder()(input_ids=torch.tensor(rows, device=served.model.device), use_cache=False)
             for row, k in enumerate(batch):
                 states = torch.stack([found[layer][row] for layer in source.layers]).float()
                 parts[k] = _kept(answers[k], states, source.window)
     return States.concatenate([parts[k] for k in range(len(answers))])
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    """Ends a forward pass where the highest layer that is wanted has given out its states."""
+
+
+@contextmanager
+def _up_to(served: ServedModel, layer: int) -> Iterator[None]:
+    """Leave out the layers after `layer`."""
+
+    def stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        raise _Enough
+
+    after = decoder_layers(served)[layer:]
+    hook = after[0].register_forward_pre_hook(stop) if after else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _passes(answers: Sequence[Answer]) -> Iterator[list[int]]:
@@ -74,7 +101,7 @@ def _passes(answers: Sequence[Answer]) -> Iterator[list[int]]:
 def _kept(answer: Answer, states: Tensor, window: int) -> States:
     """Return the rows of one answer from its states [L, T, H]."""
     size = len(answer.prompt_tokens)
-    generated = [t for t in POSITIONS if t < len(answer.tokens)]
+    generated = answer.generated
     places = [size - 1 + t for t in generated]
     recent = [states[:, max(size - 1, place + 1 - window) : place + 1].mean(dim=1) for place in places]
     mean = states[:, :size].mean(dim=1)

@@ -13,7 +13,7 @@ class ExportSettings:
     """Settings of `amin export`."""
 
     run_folder: Annotated[Path, Positional("RUN")]
-    """Folder that amin train wrote, or a predictor folder."""
+    """Folder that amin train wrote, also of a probe, or a predictor folder."""
     out: Path
     """Folder of the export."""
     precision: Literal["fp32", "int8"] = "fp32"

@@ -1,11 +1,12 @@
 """What `amin train` is asked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pipelines.output.claim import is_launched
+from pipelines.settings.option import Metavar
 from predictor.errors import InputError
 from predictor.records.chat_turns import ChatOptions
 from predictor.training.config import TrainConfig
@@ -14,13 +15,35 @@ CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """What makes `amin train` train a probe of a served model in place of a predictor that reads prompts."""
+
+    states: str | None = None
+    """Folder that amin collect --states wrote next to the records of --data: train a probe, which reads the served
+    model's own states while it answers. Only --data, --seed, --tau, --split-by, --max-prompts and --progress go with
+    it."""
+    prompt_predictor: Annotated[str | None, Metavar("RUN_OR_EXPORT")] = None
+    """Predictor that reads the prompt, to compare the probe with, and to learn how much of each to use together."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an option that needs the other."""
+        if self.prompt_predictor is not None and self.states is None:
+            raise InputError("--prompt-predictor: is for a probe; give --states as well")
+
+
+FOR_PROBES = {"data", "model", "seed", "tau", "split_by", "max_prompts", "progress"}
+"""Settings of the training of a predictor that the training of a probe takes, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSettings:
     """Settings of `amin train`.
 
     Examples:
-      amin train --data records.parquet --out run
-      amin train --data lmsys/lmsys-chat-1m --model vicuna-13b --tokenizer lmsys/vicuna-13b-v1.5 --out run
-      amin train --out run --resume
+        amin train --data records.parquet --out run
+        amin train --data lmsys/lmsys-chat-1m --model vicuna-13b --tokenizer lmsys/vicuna-13b-v1.5 --out run
+        amin train --out run --resume
+    amin train --data records.parquet --states records.parquet.states --prompt-predictor run --out probe-run
     """
 
     out: Path
@@ -33,6 +56,18 @@ class TrainSettings:
     """Data, network and training."""
     conversations: ChatOptions = field(default_factory=ChatOptions)
     """Conversation data."""
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
+    """Probe of a served model's states."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an option that a probe does not take."""
+        if self.probe.states is None:
+            return
+        for given in (self.training, self.conversations):
+            usual = type(given)()
+            for each in fields(given):
+                if each.name not in FOR_PROBES and getattr(given, each.name) != getattr(usual, each.name):
+                    raise InputError(f"--{each.name.replace('_', '-')}: has no effect with --states; leave it out")
 
     def defaults(self) -> Mapping[str, Any]:
         """Return what stands where no option is given: the settings of the resumed run, the shape of `--init`.
@@ -59,7 +94,7 @@ class TrainSettings:
             raise InputError(f"{file}: not YAML ({' '.join(str(error).split())}); give another --out") from None
         if not isinstance(value, dict) or "data" not in value:
             raise InputError(f"{file}: not the settings of a run; give another --out")
-        names = {*TrainConfig.__dataclass_fields__, *ChatOptions.__dataclass_fields__}
+        names = {each.name for kind in (TrainConfig, ChatOptions, ProbeOptions) for each in fields(kind)}
         return {name: setting for name, setting in value.items() if name in names}
 
 

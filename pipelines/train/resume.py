@@ -40,7 +40,7 @@ def _require_same(place: str, what: str, before: Mapping[str, Any], now: Mapping
 
 def flat_settings(settings: TrainSettings) -> dict[str, Any]:
     """Return one value for each option of `amin train` but those of `--out`."""
-    return {**asdict(settings.training), **asdict(settings.conversations)}
+    return {**asdict(settings.training), **asdict(settings.conversations), **asdict(settings.probe)}
 
 
 def write_config(settings: TrainSettings) -> None:

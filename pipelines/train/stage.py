@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipelines.files import atomic_file, atomic_files, discard, write_json
 from pipelines.memory import keep_freed_memory
 from pipelines.output.claim import is_launched
+from pipelines.probe.stage import train_probe
 from pipelines.settings.train import TrainSettings
 from pipelines.train.data import digest, load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
@@ -40,6 +41,9 @@ def run(settings: TrainSettings) -> None:
     """
     keep_freed_memory()
     quiet_libraries()
+    if settings.probe.states is not None:
+        train_probe(settings)
+        return
     config, out = settings.training, settings.out
     inputs = {} if is_launched() else input_digests(config)
     if not is_launched():

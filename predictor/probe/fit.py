@@ -1,6 +1,7 @@
 """Training of a probe: one small network on states of one layer, with Lightning; the layer chosen in validation."""
 
 import copy
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,13 +10,14 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from predictor.bounds.bins import IntArray, LengthBins
-from predictor.bounds.distribution import BoolArray, cdf
+from predictor.bounds.distribution import BoolArray, FloatArray, cdf
 from predictor.errors import InputError
-from predictor.probe.calibration import StageCalibration
+from predictor.probe.calibration import Scores, StageCalibration
 from predictor.probe.network import ProbeNetwork, ProbeShape
 from predictor.probe.probe import Probe, ProbeInputs, remaining_survival
 from predictor.probe.states import States, StateSource
@@ -73,6 +75,12 @@ class ProbeData:
         stacked = np.stack([states.last[:, layer], states.recent[:, layer], states.prompt_mean[:, layer]], axis=1)
         return ProbeInputs(stacked.astype(np.float32), states.generated, self.num_prompt_tokens)
 
+    def scores(self, bins: LengthBins, survival: FloatArray) -> Scores:
+        """Return what calibration needs of forecasts P(remaining > edge) [S, K+1]."""
+        score = cdf(bins, survival, self.remaining + 1)
+        states = self.states
+        return Scores(states.prompt, states.draw, states.generated, score, self.remaining, self.is_truncated)
+
 
 @dataclass(frozen=True, slots=True)
 class FittedProbe:
@@ -102,9 +110,8 @@ def fit_probe(data: Mapping[str, ProbeData], source: StateSource, config: ProbeC
     best = min(range(len(fitted)), key=lambda place: fitted[place][1])
     network = fitted[best][0]
     held_out = data["calibration"]
-    scores = cdf(bins, remaining_survival(network, held_out.inputs(best)), held_out.remaining + 1)
-    states = held_out.states
-    calibration = StageCalibration.fit(states.prompt, states.draw, states.generated, scores)
+    survival = remaining_survival(network, held_out.inputs(best))
+    calibration = StageCalibration.fit(held_out.scores(bins, survival))
     calibration.level(config.tau, 0)
     probe = Probe(network, bins, replace(source, layers=(source.layers[best],)), calibration)
     return FittedProbe(probe, best, {source.layers[place]: loss for place, (_, loss) in enumerate(fitted)})
@@ -136,8 +143,14 @@ def _fit_layer(
         )
         generator = torch.Generator().manual_seed(config.seed)
         batches = DataLoader(train, config.batch_size, shuffle=True, generator=generator)
-        trainer.fit(module, batches, DataLoader(validation, len(validation)))
-    network.load_state_dict(module.best_state)
+        try:
+            trainer.fit(module, batches, DataLoader(validation, len(validation)))
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None  # Lightning's own has code 0, as if it were done
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+    # What is calibrated is what is saved: in half precision.
+    network.load_state_dict({name: value.half().float() for name, value in module.best_state.items()})
     return network.eval(), module.best_loss
 
 

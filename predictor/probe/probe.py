@@ -14,6 +14,7 @@ from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import BoolArray, FloatArray, lower_bound, survival_from_hazard_logits
 from predictor.errors import InputError
 from predictor.probe.calibration import StageCalibration
+from predictor.probe.conditioned import Mixture
 from predictor.probe.network import ProbeNetwork, ProbeShape
 from predictor.probe.states import StateSource
 
@@ -47,7 +48,8 @@ class Renewal:
     Attributes:
         survival: P(remaining > edge) on the probe's bins, [N, K+1].
         lower_bounds: Bounds of the whole length, generated tokens included, [N].
-        failed: Whether a state was not a number; its row says nothing, and the caller keeps the forecast it had, [N].
+        failed: Whether a state was not a number, [N]. Its row says nothing, and the caller keeps the forecast it had;
+            with `prompt_survival` it is that of the prompt alone.
     """
 
     survival: FloatArray
@@ -57,43 +59,58 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A network with its bins and calibration, and the one served model and layer that it reads."""
+    """A network with its bins and calibration, and the one served model and layer that it reads.
+
+    Attributes:
+        network: In evaluation mode.
+        bins: Of the remaining length.
+        source: What the states are of; one layer.
+        calibration: Of the network's forecasts.
+        mixture: How it goes together with one prompt-only predictor, if it was trained next to one.
+    """
 
     network: ProbeNetwork
     bins: LengthBins
     source: StateSource
     calibration: StageCalibration
+    mixture: Mixture | None = None
 
     @property
     def layer(self) -> int:
         """The hidden state that it reads, counted as transformers does."""
         return self.source.layers[0]
 
-    def renew(self, inputs: ProbeInputs, tau: float, *, over_answer: bool = False) -> Renewal:
+    def renew(
+        self, inputs: ProbeInputs, tau: float, *, over_answer: bool = False, prompt_survival: FloatArray | None = None
+    ) -> Renewal:
         """Return forecasts and bounds after `generated` tokens.
 
         Args:
             inputs: Of the answers that go on.
             tau: Probability allowed below the bound.
             over_answer: Whether all bounds of an answer hold together with 1 - tau, not each by itself.
+            prompt_survival: What the predictor of the mixture says of them, P(remaining > edge) [N, K+1], by
+                `predictor.probe.conditioned.conditioned` on the probe's bins; both together are then read.
 
         Raises:
-            InputError: `tau` is finer than the calibration supports.
+            InputError: `tau` is finer than the calibration supports, or the probe knows no mixture.
         """
         survival = remaining_survival(self.network, inputs)
         failed = np.isnan(survival[:, 0])
-        if over_answer:
-            levels = np.full(len(inputs), self.calibration.level_over_answer(tau))
-        else:
-            by_count = {int(t): self.calibration.level(tau, int(t)) for t in np.unique(inputs.generated)}
-            levels = np.array([by_count[int(t)] for t in inputs.generated])
+        calibration = self.calibration
+        if prompt_survival is not None:
+            if self.mixture is None:
+                raise InputError("the probe was trained without a prompt-only predictor; give --prompt-predictor")
+            calibration = self.mixture.calibration
+            survival = self.mixture.survival(survival, prompt_survival)
         bounds = inputs.generated + 1
-        known = ~failed
-        bounds[known] = inputs.generated[known] + lower_bound(self.bins, survival[known], levels[known])
+        known = ~np.isnan(survival[:, 0])
+        levels = calibration.levels(tau, inputs.generated, over_answer=over_answer)[known]
+        bounds[known] = inputs.generated[known] + lower_bound(self.bins, survival[known], levels)
         return Renewal(survival, bounds, failed)
 
     def save(self, folder: Path) -> None:
-        """Write `probe.json` and `probe.safetensors` into an existing folder."""
+        """Write `probe.json` and `probe.safetensors`, in half precision, into an existing folder."""
         shape = self.network.shape
         spec = {
             "format": FORMAT,
@@ -101,11 +118,12 @@ class Probe:
             "bins": self.bins.to_list(),
             "width": shape.width,
             "calibration": self.calibration.to_dict(),
+            "mixture": None if self.mixture is None else self.mixture.to_dict(),
         }
-        save_file(
-            {name: value.contiguous() for name, value in self.network.state_dict().items()}, folder / WEIGHTS_FILE
-        )
-        (folder / SPEC_FILE).write_text(json.dumps(spec, allow_nan=False) + "\n", encoding="utf-8")
+        weights = {name: value.to(torch.float16).contiguous() for name, value in self.network.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        text = json.dumps(spec, allow_nan=False, separators=(",", ":"))
+        (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Probe":
@@ -120,10 +138,11 @@ class Probe:
             network = ProbeNetwork(ProbeShape(source.hidden_size, bins.num_bins, int(spec["width"])))
             network.load_state_dict(load_file(folder / WEIGHTS_FILE))
             calibration = StageCalibration.from_dict(spec["calibration"])
+            mixture = None if spec["mixture"] is None else Mixture.from_dict(spec["mixture"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: no probe that can be read ({reason}); train it again") from None
-        return cls(network.eval(), bins, source, calibration)
+        return cls(network.eval(), bins, source, calibration, mixture)
 
 
 def remaining_survival(network: ProbeNetwork, inputs: ProbeInputs) -> FloatArray:

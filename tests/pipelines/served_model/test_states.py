@@ -34,12 +34,14 @@ def test_states_are_what_a_forward_pass_gives_out(served: ServedModel) -> None:
     answers = made_up(np.random.default_rng(0), [(7, 40), (30, 9), (12, 1), (3, 17)])
     source = state_source(served, (0, 1))
     states = answer_states(served, source, answers)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in served.model.modules())
     expected = [t for answer in answers for t in (0, 8, 16, 32) if t < len(answer.tokens)]
     assert states.generated.tolist() == expected
     for answer in answers:
         rows = np.flatnonzero(states.prompt == answer.prompt)
         with torch.inference_mode():
-            found = served.model(torch.tensor([answer.read]), output_hidden_states=True).hidden_states
+            whole_answer = torch.tensor([[*answer.prompt_tokens, *answer.tokens]])
+            found = served.model(whole_answer, output_hidden_states=True).hidden_states
         size = len(answer.prompt_tokens)
         for place in (0, 1):
             whole = found[place][0].numpy()

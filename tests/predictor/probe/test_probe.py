@@ -9,7 +9,7 @@ import pytest
 
 from predictor.bounds.distribution import quantile
 from predictor.errors import InputError
-from predictor.probe.calibration import StageCalibration
+from predictor.probe.calibration import Scores, StageCalibration
 from predictor.probe.fit import FittedProbe, ProbeConfig, ProbeData, fit_probe
 from predictor.probe.probe import Probe, ProbeInputs
 from predictor.probe.states import States, StateSource, read_source, read_states, write_shard, write_source
@@ -110,7 +110,7 @@ def test_a_damaged_probe_is_one_line(fitted: FittedProbe, tmp_path: Path, damage
     elif damage == "field":
         spec.write_text(spec.read_text().replace('"bins"', '"bims"'))
     else:
-        spec.write_text(spec.read_text().replace('"format": 1', '"format": 9'))
+        spec.write_text(spec.read_text().replace('"format":1', '"format":9'))
     with pytest.raises(InputError, match=r"train (it|the probe) again") as error:
         Probe.load(tmp_path)
     assert "\n" not in str(error.value)
@@ -155,7 +155,8 @@ def test_a_stage_with_few_alive_joins_the_one_before() -> None:
     rng = np.random.default_rng(0)
     prompt = np.concatenate([np.arange(200), np.arange(60), np.arange(5)])
     generated = np.repeat([0, 16, 64], [200, 60, 5])
-    calibration = StageCalibration.fit(prompt, np.zeros_like(prompt), generated, rng.random(len(prompt)))
+    scores, ends = rng.random(len(prompt)), np.ones_like(prompt)
+    calibration = StageCalibration.fit(Scores(prompt, 0 * ends, generated, scores, ends, ends < 0))
     assert calibration.starts == (0, 16)
     assert calibration.level(0.1, 15) == calibration.level(0.1, 0)
     assert calibration.level(0.1, 900) == calibration.level(0.1, 16)
