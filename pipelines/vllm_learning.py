@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.request_bounds import RequestBounds
+from pipelines.watched_folder import WatchedFolder
 from predictor.bounds.online import OnlineCalibration
 from predictor.sidecar.state import read_state, write_state
 from scheduler.integrations.background_predictions import BackgroundPredictions
@@ -32,6 +33,7 @@ class LearningPredictions:
         decode: Callable[[Sequence[int]], str],
         timeout: float = 0.05,
         state: Path | None = None,
+        renewed: WatchedFolder[RequestBounds] | None = None,
     ) -> None:
         """Start idle.
 
@@ -40,11 +42,12 @@ class LearningPredictions:
             decode: Returns the text that the predictor reads from a prompt's token ids.
             timeout: The most seconds that a request waits for its prediction.
             state: File that keeps what is learnt, read now if it is there.
+            renewed: Where another predictor comes from while the engine runs; closed with this.
 
         Raises:
             InputError: The file is not one that this class wrote, or of another predictor.
         """
-        self._bounds, self._decode, self._state = bounds, decode, state
+        self._bounds, self._decode, self._state, self._renewed = bounds, decode, state, renewed
         self._online = OnlineCalibration(bounds.bins, bounds.calibration)
         if state is not None:
             nothing: dict[str, object] = {"answers": []}
@@ -67,11 +70,23 @@ class LearningPredictions:
 
     def close(self) -> None:
         """Stop the thread, and keep what was learnt."""
+        if self._renewed is not None:
+            self._renewed.close()
         self.background.close()
         self._take_in_ends()
         self._save()
 
+    def _take_over(self, bounds: RequestBounds) -> None:
+        """Predict by another predictor from now on; what was learnt of the one before does not hold for it."""
+        if bounds.bins != self._bounds.bins:  # requests in the engine are compared on the edges of the old ones
+            logger.error("the predictor stays as it is: the new one has other length bins; restart the engine")
+            return
+        self._bounds, self._online = bounds, OnlineCalibration(bounds.bins, bounds.calibration)
+        self._tickets.clear()
+
     def _predict(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
+        if self._renewed is not None and (bounds := self._renewed.take()) is not None:
+            self._take_over(bounds)
         predicted = self._bounds.predicted(requests, [self._decode(ids) for ids in prompts])
         corrected = [self._correct(request) for request in predicted]
         self._take_in_ends()

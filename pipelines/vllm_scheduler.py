@@ -5,7 +5,8 @@
 
 Further keys next to `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
 `timeout` (seconds), `tokenizer` (folder or hub name; by default the one vLLM uses), `state` (a file that keeps what is
-learnt from the answers over a restart). A request that brings a bound of its own keeps it.
+learnt from the answers over a restart). A request that brings a bound of its own keeps it. Another export that takes
+the folder's place is taken up within seconds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
 from pipelines.request_bounds import RequestBounds
 from pipelines.vllm_learning import LearningPredictions
+from pipelines.watched_folder import WatchedFolder
 from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
 
@@ -34,13 +36,19 @@ class PredictingScheduler(AminScheduler):
         if "predictor" not in settings:
             raise InputError('additional_config: amin: predictor: missing; give a folder that "amin export" wrote')
         tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
-        bounds = RequestBounds.read(Path(settings["predictor"]), settings.get("model"), settings.get("tau", 0.1))
+        folder = Path(settings["predictor"])
+
+        def read() -> RequestBounds:
+            return RequestBounds.read(folder, settings.get("model"), settings.get("tau", 0.1))
+
+        bounds = read()
 
         def text(token_ids: Sequence[int]) -> str:
             return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
         state = Path(settings["state"]) if "state" in settings else None
-        self.predictions = LearningPredictions(bounds, text, settings.get("timeout", 0.05), state)
+        renewed = WatchedFolder(folder, read)
+        self.predictions = LearningPredictions(bounds, text, settings.get("timeout", 0.05), state, renewed)
         return self.predictions
 
     def shutdown(self) -> None:

@@ -27,7 +27,7 @@ class Collected:
 
     Attributes:
         ended: Answers that ended or reached the cap.
-        begun: Tokens so far of those that are being generated here.
+        begun: Tokens so far of those that are being generated here; where the tokens are kept, of the ended ones too.
         cut: Prompt and length of each answer that was lost on the way: it has at least so many tokens.
         num_prompt_tokens: By prompt, where a server counts them.
     """

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.collect.draws import PartialFile
+from pipelines.evaluate.reference import reference_answers
 from pipelines.request_bounds import RequestBounds
-from pipelines.served_model.answers import generate
 from pipelines.served_model.chats import chat_of
 from pipelines.served_model.loading import ServedModel, encode_chats
 from pipelines.settings.evaluate import EvaluateSettings
@@ -39,6 +40,7 @@ def prepare(
     served: ServedModel,
     policy_options: Mapping[str, dict[str, Any]],
     kept: dict[str, Any] | None,
+    partial: PartialFile,
 ) -> Case:
     """Return the case: prompts read and encoded, bounds predicted, reference lengths taken or made.
 
@@ -47,6 +49,7 @@ def prepare(
         served: The model.
         policy_options: By name of a policy, what it is built with.
         kept: `output_lens` and `reference` of an interrupted evaluation, or None.
+        partial: Where reference answers are kept until they are whole.
 
     Raises:
         InputError: A file, option or prompt that the user can fix.
@@ -64,9 +67,9 @@ def prepare(
     output_lens = _recorded_lens(settings) if settings.decoding == "forced" else None
     reference = None
     if output_lens is None and settings.decoding != "sample":
-        answers = generate(served, prompts, max_running=32, seed=settings.seed, description="reference")
-        output_lens = [len(answer.tokens) for answer in answers]
-        reference = [answer.tokens for answer in answers] if settings.decoding == "greedy" else None
+        answers = reference_answers(served, prompts, settings.seed, partial)
+        output_lens = list(map(len, answers))
+        reference = answers if settings.decoding == "greedy" else None
     return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options)
 
 

@@ -41,7 +41,7 @@ def run(settings: EvaluateSettings) -> None:
             exact=settings.decoding == "greedy",
             trust_remote_code=settings.trust_remote_code,
         )
-        case = prepare(settings, served, options, store.case)
+        case = prepare(settings, served, options, store.case, store.partial_reference)
         store.require_prompts(case.texts)
         kv_cache = KvCache(settings.kv_blocks or default_blocks(case, settings.block_size), settings.block_size)
         if served.tokenizer.chat_template is None:

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.collect.draws import PartialFile
 from pipelines.evaluate.run import MeasuredRun
 from pipelines.files import atomic_file, write_json
 from pipelines.results import PolicyRun
@@ -27,13 +28,15 @@ class RunStore:
     """`OUT/runs`: the settings, the reference lengths, and a file for each finished run."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Look at what is there; nothing is written before the first `keep`.
+        """Look at what is there; no run or setting is written or removed before the first `keep`.
 
         Raises:
             InputError: `resume`, and the runs that are there were made with other settings or inputs.
         """
         self._folder, self._settings, self._resume = out / "runs", dict(settings), resume
         there = self._read("settings.json") if resume else None
+        if not resume:
+            self.partial_reference.remove()
         for name, value in self._settings.items():
             if there is not None and there.get(name) != value:
                 value = there.get(name)
@@ -47,6 +50,11 @@ class RunStore:
         """Reference lengths and tokens of the evaluation that is continued, or None."""
         return self._read("case.json") if self._resume else None
 
+    @property
+    def partial_reference(self) -> PartialFile:
+        """Where reference answers are kept until they are whole."""
+        return PartialFile(self._folder / "reference", self._settings)
+
     def require_prompts(self, prompts: Sequence[str]) -> None:
         """Raise InputError if the evaluation that is continued had other prompts."""
         if self.case is not None and self.case["prompts"] != digest(prompts):
@@ -59,6 +67,7 @@ class RunStore:
                 replaced.unlink()
             write_json(self._folder / "settings.json", self._settings)
             write_json(self._folder / "case.json", dict(case))
+            self.partial_reference.remove()
         self._resume = True
         run = measured.run
         with atomic_file(self._path(run.policy, run.seed)) as aside, aside.open("wb") as file:

@@ -27,29 +27,36 @@ def is_launched() -> bool:
 
 @contextmanager
 def claimed(
-    out: Path, *, is_folder: bool, inputs: Sequence[Path] = (), force: bool = False, resume: bool | None = None
+    out: Path,
+    *,
+    is_folder: bool,
+    inputs: Sequence[Path] = (),
+    force: bool = False,
+    resume: bool | None = None,
+    option: str = "--out",
 ) -> Iterator[None]:
     """Have `out` for this process alone while a stage runs that writes it.
 
     Args:
-        out: What `--out` gives.
+        out: What is to be written.
         is_folder: Whether it is to be a folder or a file.
         inputs: Files that must stay.
         force: What is there may be replaced.
         resume: What is there may be gone on with; None where the stage cannot.
+        option: What gives `out`, for the error.
 
     Raises:
         InputError: before any work, where nothing can be written there, where it is one of the inputs, where something
             is there and neither `force` nor `resume` says what to do with it, or where another process has it.
     """
-    check_output(out, "--out", is_folder=is_folder, inputs=inputs)
+    check_output(out, option, is_folder=is_folder, inputs=inputs)
     if not force and not resume and _holds_something(out):
         ways = "replace it with --force" if resume is None else "go on with --resume, replace it with --force"
-        raise InputError(f"--out: {out} is there already; {ways}, or give another name")
+        raise InputError(f"{option}: {out} is there already; {ways}, or give another name")
     made = [parent for parent in out.absolute().parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(out):
+        with _locked(out, option):
             sweep(out.parent)
             if out.is_dir():
                 sweep(out)
@@ -119,7 +126,7 @@ def _holds_something(out: Path) -> bool:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path, option: str) -> Iterator[None]:
     # The name of the file does not grow with that of `out`, which may be as long as names can be.
     digest = hashlib.sha256(os.fsencode(out.name)).hexdigest()[:16]
     file = out.parent / f"{PREFIX}{digest}{LOCK}"
@@ -128,7 +135,9 @@ def _locked(out: Path) -> Iterator[None]:
             descriptor = take_lock(file)
         except BlockingIOError:
             holder = file.read_text(encoding="utf-8").strip()
-            raise InputError(f"--out: {out} is being written by {holder}; wait for it, or give another name") from None
+            raise InputError(
+                f"{option}: {out} is being written by {holder}; wait for it, or give another name"
+            ) from None
         # Its last holder, or a sweep, may have removed the file between our opening and our locking it.
         if descriptor is None or (file.exists() and os.path.samestat(os.fstat(descriptor), file.stat())):
             break

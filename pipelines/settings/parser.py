@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -87,13 +88,20 @@ def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[st
     try:
         values = dict(parser.parse_args(list(argv)).as_dict())
     except argparse.ArgumentError as error:
-        raise InputError(_in_one_line(str(error), {option.field.name: option for option in options})) from None
+        line = _in_one_line(str(error), {option.field.name: option for option in options})
+        raise InputError(line.replace("--config:", f"--config {_configs(argv)}:", 1)) from None
     except (RecursionError, UnicodeDecodeError, YAMLError) as error:
-        raise InputError(f"--config: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"--config {_configs(argv)}: not YAML: {' '.join(str(error).split())}") from None
     for option in options:
         if values[option.field.name] is None and not option.may_be_none:  # jsonargparse takes null for any type
             raise InputError(f"{option.spelled}: must be {option.wanted}, not null")
     return values
+
+
+def _configs(argv: Sequence[str]) -> str:
+    """Return the files that --config names on a command line."""
+    joined = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    return ", ".join([*joined, *(following for word, following in pairwise(argv) if word == "--config")])
 
 
 def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
@@ -111,5 +119,11 @@ def _in_one_line(message: str, options: Mapping[str, Option]) -> str:
         return f"{options[key[1]].spelled}: {' '.join(message[key.end() + 1 :].split())}"
     if boolean := re.fullmatch(r"Value not boolean: (.*)\.", message):
         return f"--config: {boolean[1]!r} where true or false is wanted"
-    line = " ".join(message.split()).replace("Unexpected config:", "--config: no mapping of settings:")
+    if loop := re.fullmatch(r"Config file loop detected: (.*)", message):
+        return f"--config: reads itself ({loop[1]}); take the line `config:` out of it"
+    if (text := re.fullmatch(r"Unexpected config:(.*)", message, re.DOTALL)) is not None:
+        lines = [line.strip() for line in text[1].splitlines() if line.strip() and not line.strip().startswith("#")]
+        found = f"{' '.join(lines)[:80]!r} is no mapping of settings" if lines else "empty"
+        return f"--config: {found}; write them as `seed: 3`, one a line"
+    line = " ".join(message.split())
     return line.replace("Problems parsing config:", "--config: not YAML:").replace('Parser key "config":', "--config:")

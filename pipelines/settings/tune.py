@@ -40,6 +40,8 @@ class TuneSettings:
     """Requests of a run; drawn with replacement, by seed."""
     seeds: Annotated[int, Range(2, 1000)] = 10
     """Runs of each candidate, on the same requests."""
+    force: bool = False
+    """Replace the scheduling.json that is there."""
     progress: bool = True
     """Show progress bars."""
 

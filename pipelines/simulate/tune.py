@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.files import write_json
-from pipelines.output.claim import check_output
+from pipelines.output.claim import claimed
 from pipelines.predict import survivals_with_progress
 from pipelines.results import print_table
 from pipelines.scheduling import FILE_NAME
@@ -82,13 +82,18 @@ def run(settings: TuneSettings) -> None:
     load = _load(settings.load)
     if settings.objective == "goodput" and settings.ttft_target is None and settings.tpot_target is None:
         raise InputError("--objective goodput counts what keeps targets: give --ttft-target, --tpot-target or both")
-    worker = make_worker(settings.worker)
     file = _folder(settings) / FILE_NAME
-    check_output(file, "SERVING", is_folder=False, inputs=[settings.data])
+    with claimed(file, is_folder=False, inputs=[settings.data], force=settings.force, option="SERVING"):
+        _tune(settings, load, file)
+
+
+def _tune(settings: TuneSettings, load: float | None, file: Path) -> None:
+    worker = make_worker(settings.worker)
     length_predictor = resolve_predictor(settings.path)
     by_tau = _workloads(settings, length_predictor)
     policies: dict[str, Any] = {}
-    rows = []
+    rows: list[list[str]] = []
+    tied: list[str] = []
     for policy, candidates in CANDIDATES.items():
         known = [candidate for candidate in candidates if candidate.tau in by_tau]
         figures = _figures(known, by_tau, worker, load, settings)
@@ -97,7 +102,10 @@ def run(settings: TuneSettings) -> None:
             "tau" if policy == "amin" else "options": best.tau if policy == "amin" else dict(best.options),
             "candidates": [{"name": c.name, **_means(figures[c.name])} for c in known],
         }
-        rows += [_row(c, figures, known[0].name, settings.objective, is_chosen=c == best) for c in known]
+        mark = "chosen"
+        if all_tie(figures, settings.objective):
+            mark, tied = "default", [*tied, policy]
+        rows += [_row(c, figures, known[0].name, settings.objective, mark if c == best else "") for c in known]
     value = {"served_model": length_predictor.spec.choose(settings.model), **setting(settings.worker)}
     value |= {name: getattr(settings, name) for name in ("load", "split", "objective", "requests", "seeds")}
     write_json(file, value | {"policies": policies})
@@ -107,6 +115,8 @@ def run(settings: TuneSettings) -> None:
     )
     header = ["policy", "candidate", "mean latency", f"{settings.objective} / default's", "p99", "evictions"]
     print_table([*header, "recomputed", ""], rows)
+    for policy in tied:
+        print(f"{policy}: nothing chosen, its default stays: all do the same here. Give a higher --load or less memory")
     print(f"{file}: pass it to amin simulate or amin evaluate as --scheduling")
 
 
@@ -220,15 +230,19 @@ def choose(
     return min(near, key=lambda c: (c.num_changes, float(losses[c.name].mean())))
 
 
+def all_tie(figures: Mapping[str, Sequence[Mapping[str, Any]]], objective: str) -> bool:
+    """Return whether every candidate comes to the same in every seed, as where nothing ever waits."""
+    losses = [[loss(run, objective) for run in runs] for runs in figures.values()]
+    return all(each == losses[0] for each in losses)
+
+
 def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = ("mean_latency", "p99_latency", "num_evictions", "recomputed_share", "attainment", "goodput")
     kept = [{name: run[name] for name in names} for run in runs]
     return {"mean": mean_over_seeds(kept), "interval_95": interval_over_seeds(kept)}
 
 
-def _row(
-    candidate: Candidate, figures: Mapping[str, Any], default: str, objective: str, *, is_chosen: bool
-) -> list[str]:
+def _row(candidate: Candidate, figures: Mapping[str, Any], default: str, objective: str, mark: str) -> list[str]:
     runs, means = figures[candidate.name], _means(figures[candidate.name])
     pairs = zip(runs, figures[default], strict=True)
     ratios: list[dict[str, Any]] = [{"ratio": loss(run, objective) / loss(other, objective)} for run, other in pairs]
@@ -241,5 +255,5 @@ def _row(
         f"{means['mean']['p99_latency']:.4g}",
         f"{means['mean']['num_evictions']:.0f}",
         f"{means['mean']['recomputed_share']:.0%}",
-        "chosen" if is_chosen else "",
+        mark,
     ]

@@ -5,8 +5,8 @@
 
 A closed loop: each connection sends its next request when the last was answered. With `--rate` an open one: requests
 come at random times, whatever becomes of those before, and their latency counts from then. `--overload` measures the
-capacity by a closed loop and then offers multiples of it. It takes its share of the cores: run it on others than the
-server where there are some.
+capacity by a closed loop and then offers multiples of it. Give server and load a core each, so that neither takes the
+other's: `taskset -c 0 amin serve SERVING` and `taskset -c 1 python -m pipelines.studies.load ...`.
 """
 
 import argparse
@@ -20,20 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 
 from pipelines.files import write_json
 from pipelines.results import print_table
+from pipelines.studies.load_client import Client
 from predictor.errors import InputError
 from predictor.records.records import read_prompts
 
 HISTOGRAM_MS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 200, 500, 1000)
 NUM_WARM_UP = 100
-# Beyond any time limit that the server keeps: an answer that takes longer is lost.
-PATIENCE = 60.0
 MAX_CONNECTIONS = 400
-HEADERS = {"content-type": "application/json"}
+Address = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -47,48 +45,42 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-def make_client(url: str, connections: int) -> httpx2.AsyncClient:
-    """Return a client that keeps so many connections."""
-    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    return httpx2.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, headers=HEADERS, trust_env=False)
-
-
-async def send(client: httpx2.AsyncClient, body: bytes, outcome: Outcome, start: float) -> None:
+async def send(client: Client, body: bytes, outcome: Outcome, start: float) -> None:
     """Send one body; its latency counts from `start`."""
     try:
-        answer = await client.post("/v1/predict", content=body)
-    except httpx2.TransportError as error:
+        status, answer = await client.post("/v1/predict", body)
+    except (OSError, EOFError) as error:  # a TimeoutError is an OSError
         outcome.errors[type(error).__name__] += 1
         return
     seconds = time.perf_counter() - start
-    if answer.status_code != 200:
-        outcome.errors[f"status {answer.status_code}"] += 1
+    if status != 200:
+        outcome.errors[f"status {status}"] += 1
         return
     outcome.latencies.append(seconds)
-    reasons = [row["reason"] or row["source"] for row in answer.json()["predictions"]]
+    reasons = [row["reason"] or row["source"] for row in json.loads(answer)["predictions"]]
     outcome.answers.update(reasons)
     if all(reason == "model" for reason in reasons):
         outcome.in_time.append(seconds)
 
 
-async def _send_all(client: httpx2.AsyncClient, bodies: Iterator[bytes], outcome: Outcome) -> None:
+async def _send_all(client: Client, bodies: Iterator[bytes], outcome: Outcome) -> None:
     for body in bodies:
         await send(client, body, outcome, time.perf_counter())
 
 
-async def load(url: str, bodies: Sequence[bytes], concurrency: int) -> Outcome:
+async def load(server: Address, bodies: Sequence[bytes], concurrency: int) -> Outcome:
     """Return the outcome of one request per body over `concurrency` connections, a closed loop."""
     outcome, waiting = Outcome(), iter(bodies)
-    async with make_client(url, concurrency) as client:
+    async with Client(*server, concurrency) as client:
         await asyncio.gather(*(_send_all(client, waiting, outcome) for _ in range(concurrency)))
     return outcome
 
 
-async def open_load(url: str, bodies: Sequence[bytes], rate: float, seed: int = 0) -> Outcome:
+async def open_load(server: Address, bodies: Sequence[bytes], rate: float, seed: int = 0) -> Outcome:
     """Return the outcome of one request per body at random times, `rate` a second on average."""
     outcome = Outcome()
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, len(bodies)))
-    async with make_client(url, MAX_CONNECTIONS) as client, asyncio.TaskGroup() as requests:
+    async with Client(*server, MAX_CONNECTIONS) as client, asyncio.TaskGroup() as requests:
         begin = time.perf_counter()
         for body, arrival in zip(bodies, arrivals, strict=True):
             await asyncio.sleep(max(0.0, begin + arrival - time.perf_counter()))
@@ -136,17 +128,19 @@ def show(figures: dict[str, Any]) -> None:
         print(f"{ms:<9}{count:>9}{share:>9}  {bar}".rstrip())
 
 
-def overload(url: str, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace) -> dict[str, Any]:
+def overload(
+    server: Address, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace
+) -> dict[str, Any]:
     """Return goodput, answers predicted and in time a second, at multiples of the capacity, and show it as a table."""
     start = time.perf_counter()
-    closed = asyncio.run(load(url, bodies[: args.requests], args.concurrency))
+    closed = asyncio.run(load(server, bodies[: args.requests], args.concurrency))
     capacity = len(closed.in_time) / (time.perf_counter() - start)
     rows, figures = [], []
     for multiple in multiples:
         rate = multiple * capacity
         sent = [bodies[i % len(bodies)] for i in range(max(1, round(rate * args.seconds)))]
         start = time.perf_counter()
-        outcome = asyncio.run(open_load(url, sent, rate))
+        outcome = asyncio.run(open_load(server, sent, rate))
         seconds = time.perf_counter() - start
         in_time = sum(latency <= args.in_time_ms / 1000 for latency in outcome.in_time) / seconds
         figures.append({"offered": len(sent) / seconds, "goodput": in_time, "share_of_capacity": in_time / capacity})
@@ -193,15 +187,15 @@ def main() -> None:
         parser.error(str(error))
     bodies = [json.dumps({"prompt": prompt, **options}).encode() for prompt in prompts]
     bodies *= -(-args.requests // len(bodies))
-    url = f"http://{args.host}:{args.port}"
-    asyncio.run(load(url, bodies[:NUM_WARM_UP], args.concurrency))
+    server = (args.host, args.port)
+    asyncio.run(load(server, bodies[:NUM_WARM_UP], args.concurrency))
     if multiples:
-        figures = overload(url, bodies, multiples, args)
+        figures = overload(server, bodies, multiples, args)
         has_errors = any(each["errors"] for each in figures["loads"])
     else:
         start = time.perf_counter()
         bodies = bodies[: args.requests]
-        loaded = load(url, bodies, args.concurrency) if args.rate is None else open_load(url, bodies, args.rate)
+        loaded = load(server, bodies, args.concurrency) if args.rate is None else open_load(server, bodies, args.rate)
         outcome = asyncio.run(loaded)
         figures = summarize(outcome, args.requests, args.concurrency, time.perf_counter() - start)
         show(figures)

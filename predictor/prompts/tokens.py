@@ -32,7 +32,9 @@ def load_tokenizer(path: Path) -> "Tokenizer":
         raise InputError(f"{path}: no such file; a predictor needs its tokenizer.json next to it")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # the library raises nothing narrower than Exception, and panics besides
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: no tokenizer that can be read ({reason}); copy or train the predictor again"
@@ -111,10 +113,14 @@ def _encoded(tokenizer: "Tokenizer", prompts: Sequence[str]) -> list[list[int]]:
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
     except BaseException as error:
-        # A panic of the Rust code is no Exception: it would end a thread that predicts.
-        if type(error).__name__ != "PanicException":
+        if not _is_panic(error):
             raise
         raise RuntimeError(f"the tokenizer panics: {error}") from None
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Return whether Rust code panicked: that is no Exception, and would end a thread that predicts."""
+    return type(error).__name__ == "PanicException"
 
 
 def pad(token_ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[IntArray, IntArray]:

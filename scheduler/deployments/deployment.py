@@ -101,7 +101,8 @@ class Deployment:
             InputError: A field is unknown, missing or out of its range.
         """
         values = dict(_object(value, cls, "a deployment"))
-        values["clock"] = CostModel(**_object(values["clock"], CostModel, "clock"))
+        # A term left out would be free, and what is simulated too good.
+        values["clock"] = CostModel(**_object(values["clock"], CostModel, "clock", is_whole=True))
         if values.get("clock_error") is not None:
             values["clock_error"] = ClockError(**_object(values["clock_error"], ClockError, "clock_error"))
         return cls(**values)
@@ -132,14 +133,14 @@ def read_deployment(name_or_file: str) -> Deployment:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
-def _object(value: Any, of: type[Any], name: str) -> Mapping[str, Any]:
-    """Return a JSON object whose keys are the fields of a dataclass; InputError for any other value."""
+def _object(value: Any, of: type[Any], name: str, *, is_whole: bool = False) -> Mapping[str, Any]:
+    """Return a JSON object whose keys are the fields of a dataclass, all of them where `is_whole`; else InputError."""
     known = {field.name: field for field in fields(of)}
     if not isinstance(value, dict):
         raise InputError(f"{name} must be an object with {', '.join(known)}")
     if unknown := sorted(set(value) - set(known)):
         raise InputError(f"unknown field {unknown[0]!r} of {name}; the fields are {', '.join(known)}")
-    required = [field.name for field in fields(of) if field.default is MISSING]
+    required = [field.name for field in fields(of) if is_whole or field.default is MISSING]
     if missing := [each for each in required if each not in value]:
         raise InputError(f"{name} lacks the field {missing[0]!r}")
     return value

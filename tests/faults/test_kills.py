@@ -3,11 +3,13 @@
 import json
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,23 @@ from predictor.export_folder import read_export
 ROOT = Path(__file__).parents[2]
 NUM_TRIALS = int(os.environ.get("AMIN_FAULT_TRIALS", "2"))
 """Kills of each stage."""
-Stage = tuple[list[object], Callable[[Path], bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A command that writes.
+
+    Attributes:
+        words: What is typed, apart from where it writes.
+        is_whole: Whether that is there; then it is whole.
+        goes_on: What makes the next call go on with what a killed one left.
+        place: Makes the folder to work in, and returns the words that name where it writes, and that place.
+    """
+
+    words: list[object]
+    is_whole: Callable[[Path], bool]
+    goes_on: Sequence[str] = ()
+    place: Callable[[Path], tuple[list[object], Path]] = lambda folder: (["--out", folder / "out"], folder / "out")
 
 
 def amin(argv: Sequence[object], shell: str = ":") -> "subprocess.CompletedProcess[str]":
@@ -27,33 +45,9 @@ def amin(argv: Sequence[object], shell: str = ":") -> "subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def kill(argv: Sequence[object], folder: Path, longest: float, rng: random.Random) -> bool:
-    """Run a command, kill it within `longest` seconds of its first trace in `folder`; return whether it still ran.
-
-    The seconds that imports take say nothing about outputs.
-    """
-    words, before = [sys.executable, "-m", "pipelines.cli", *map(str, argv)], set(folder.iterdir())
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    while process.poll() is None and set(folder.iterdir()) == before:
-        wait(process, 0.002)
-    wait(process, longest * rng.random() ** 2)
-    still_ran = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return still_ran
-
-
-def wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    """Wait so long, or until the process ends."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
 def leftovers(folder: Path) -> list[Path]:
     """Return what killed commands have left in a folder, or in one below it."""
-    return list(folder.rglob(".amin-*"))
+    return list(folder.rglob(".amin-*")) + list(folder.rglob("*.partial.json"))
 
 
 def simulated(out: Path) -> bool:
@@ -75,66 +69,109 @@ def predicted(out: Path) -> bool:
     return out.exists() and len([json.loads(line) for line in out.read_text().splitlines()]) == 160
 
 
+def collected(out: Path) -> bool:
+    """Return whether the records are there, with all draws of each prompt."""
+    return out.exists() and [len(lens) for lens in pq.read_table(out)["output_lens"].to_pylist()] == [4] * 20
+
+
+def evaluated(out: Path) -> bool:
+    """Return whether results are there, of as many runs as they say."""
+    if not (out / "results.json").exists():
+        return False
+    results = json.loads((out / "results.json").read_text())
+    num_runs = sum(len(policy["seeds"]) for policy in results["policies"].values())
+    assert results["partial"] == (num_runs < 4)
+    assert pq.read_table(out / "requests.parquet").num_rows == num_runs * 10
+    return (out / "report.html").exists()
+
+
+def mapped(out: Path) -> bool:
+    """Return whether the map and its picture are there."""
+    if not (out / "map.json").exists():
+        return False
+    assert len(json.loads((out / "map.json").read_text())["cells"]) == 3
+    return (out / "map.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+def tuned(file: Path) -> bool:
+    """Return whether the levels are there."""
+    return file.exists() and set(json.loads(file.read_text())["policies"]) == {"amin", "amin-survival"}
+
+
 @pytest.fixture
-def stages(run_folder: Path, exports: dict[str, Path], records_file: Path) -> dict[str, Stage]:
-    """Each stage that writes: its words before `--out`, and whether that is there, whole."""
-    simulate = [
-        "simulate",
-        "lmsys-shaped:300",
-        "--kv-budget",
-        4000,
-        "--policies",
-        "fcfs,sjf",
-        "--predictions",
-        "noise:0.4",
-    ]
-    predict = ["predict", exports["fp32"], "--data", records_file, "--no-progress"]
+def stages(run_folder: Path, exports: dict[str, Path], records_file: Path, chat_model: Path) -> dict[str, Stage]:
+    """Each stage that writes, by its name."""
+    base = ["--kv-budget", 4000, "--no-progress"]
+    simulate = ["simulate", "lmsys-shaped:300", *base, "--policies", "fcfs,sjf", "--predictions", "noise:0.4"]
+    served = ["--served-model", chat_model, "--prompts", records_file, "--device", "cpu"]
+    collect = ["collect", *served, "--limit", 20, "--draws", 4, "--max-new-tokens", 32]
+    evaluate = ["evaluate", "--predictor", exports["fp32"], *served, "--limit", 10, "--max-new-tokens", 24]
+    evaluate += ["--decoding", "greedy", "--policies", "fcfs,amin", "--seeds", 2, "--kv-blocks", 100, "--block-size", 4]
+    mapping = ["map", "lmsys-shaped:200", *base, "--loads", 0.9, "--noise", "0,0.4", "--seeds", 2, "--policy", "sjf"]
+    tune = ["--data", records_file, *base, "--requests", 50, "--seeds", 2]
+
+    def tuned_folder(folder: Path) -> tuple[list[object], Path]:
+        shutil.copytree(exports["fp32"], folder / "serving")
+        return [folder / "serving"], folder / "serving/scheduling.json"
+
     return {
-        "simulate": (simulate, simulated),
-        "export": (["export", run_folder, "--no-progress"], exported),
-        "predict": (predict, predicted),
+        "simulate": Stage(simulate, simulated),
+        "export": Stage(["export", run_folder, "--no-progress"], exported),
+        "predict": Stage(["predict", exports["fp32"], "--data", records_file, "--no-progress"], predicted),
+        "collect": Stage(collect, collected),
+        "evaluate": Stage(evaluate, evaluated, ["--resume"]),
+        "map": Stage(mapping, mapped),
+        "tune": Stage(["tune", *tune], tuned, (), tuned_folder),
     }
 
 
-@pytest.mark.parametrize("name", ["simulate", "export", "predict"])
+STAGES = ("simulate", "export", "predict", "collect", "evaluate", "map", "tune")
+
+
+@pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replacing"])
 @pytest.mark.faults
 def test_a_killed_stage_leaves_its_output_whole_or_as_it_was(
-    name: str, is_there: bool, stages: dict[str, Stage], tmp_path: Path
+    name: str, is_there: bool, stages: dict[str, Stage], warm: Any, tmp_path: Path
 ) -> None:
     """The next call does its work and removes what the killed ones left."""
-    words, is_whole = stages[name]
-    out, rng = tmp_path / "out", random.Random(name)
-    argv = [*words, "--out", out]
-    again = ["--force"] if is_there else []
+    stage, rng = stages[name], random.Random(name)
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    where, _ = stage.place(tmp_path / "whole")
+    seconds = warm.seconds([*stage.words, *where])
+    where, out = stage.place(tmp_path / "killed")
+    argv, num_killed = [*stage.words, *where], 0
     if is_there:
-        assert amin(argv).returncode == 0
-    num_killed = 0
+        warm.seconds(argv)
+    again = ["--force"] if is_there else list(stage.goes_on)
     for _ in range(NUM_TRIALS):
-        num_killed += kill([*argv, *again], tmp_path, 2.0, rng)
-        assert is_whole(out) or not is_there
-        if not is_there and is_whole(out):
+        num_killed += warm.kill([*argv, *again], seconds * rng.random())
+        assert stage.is_whole(out) or not is_there
+        if not is_there and stage.is_whole(out) and not stage.goes_on:
             again = ["--force"]
-    done = amin([*argv, *again])
-    assert done.returncode == 0, done.stderr
-    assert is_whole(out)
+    code, said = warm.run([*argv, *again])
+    assert code == 0, said
+    assert stage.is_whole(out)
     assert not leftovers(tmp_path)
-    print(f"{name}: killed {num_killed} of {NUM_TRIALS} times before its end")
+    print(f"{name}: killed {num_killed} of {NUM_TRIALS} times before its end, which takes {seconds:.1f} s")
 
 
 @pytest.mark.faults
 def test_a_training_killed_again_and_again_ends_in_the_same_weights(
-    run_folder: Path, tiny_encoder: Path, records_file: Path, tmp_path: Path
+    run_folder: Path, tiny_encoder: Path, records_file: Path, warm: Any, tmp_path: Path
 ) -> None:
     """To the last bit, whatever the moments."""
     settings = "--epochs 2 --batch-size 16 --max-prompt-tokens 16 --max-length 256 --num-bins 16 --head-lr 0.01"
-    argv = ["train", "--data", records_file, "--out", tmp_path / "run", "--encoder", tiny_encoder, *settings.split()]
-    argv += ["--no-progress", "--accelerator", "cpu", "--no-baselines", "--resume"]
+    argv = ["train", "--data", records_file, "--encoder", tiny_encoder, *settings.split()]
+    argv += ["--no-progress", "--accelerator", "cpu", "--no-baselines"]
+    seconds = warm.seconds([*argv, "--out", tmp_path / "whole"])
+    argv += ["--out", tmp_path / "run", "--resume"]
     rng, num_killed = random.Random(0), 0
-    while num_killed < NUM_TRIALS and kill(argv, tmp_path, 15.0, rng):
+    while num_killed < NUM_TRIALS and warm.kill(argv, seconds * rng.random()):
         num_killed += 1
-    done = amin(argv)
-    assert done.returncode == 0, done.stderr
+    code, said = warm.run(argv)
+    assert code == 0, said
     weights = [folder / "predictor" / "model.safetensors" for folder in (run_folder, tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not leftovers(tmp_path)
@@ -158,7 +195,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.faults
 def test_a_full_disk_is_one_line_that_names_it(name: str, stages: dict[str, Stage], small_disk: Path) -> None:
     """And nothing half-written, old or new, stays on it."""
-    words, _ = stages[name]
+    words = stages[name].words
     filler = small_disk / "filler"
     filler.write_bytes(bytes(126 * 1024))
     done = amin([*words, "--out", small_disk / "out"])

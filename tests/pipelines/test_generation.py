@@ -240,6 +240,43 @@ def test_evaluate_writes_results_and_a_report(
     assert page.count("data:image/png") == 6
 
 
+def test_interrupted_reference_answers_go_on_where_they_were(
+    chat_model: Path,
+    exports: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that had begun too, token by token; with other settings they are refused, with --force made again."""
+    import pipelines.collect.draws
+
+    snapshot_each_iteration(monkeypatch)
+    base = ["--kv-blocks", "40", "--decoding", "greedy", "--seeds", "1", "--policies", "fcfs"]
+    run = functools.partial(evaluate, chat_model, exports["fp32"], prompts_file)
+    assert run(tmp_path / "whole", *base) == 0
+    out, reference = tmp_path / "out", tmp_path / "out/runs/reference.partial.json"
+    kept: list[dict[str, Any]] = []
+    for more in ([], ["--resume"], ["--resume"]):
+        with monkeypatch.context() as patch:
+            count_calls(patch, pipelines.collect.draws.PartialFile, "keep", interrupt_after=6)
+            assert run(out, *base, *more) == 130
+        kept.append(json.loads(reference.read_text()))
+    assert len(kept[0]["ended"]) < len(kept[2]["ended"])
+    assert run(out, *base) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert run(out, *base, "--resume", "--seed", "7") == 2
+    assert "holds answers made with seed 0, now it is 7" in capsys.readouterr().err
+    assert run(out, *base, "--resume") == 0
+    cases = [json.loads((folder / "runs/case.json").read_text()) for folder in (tmp_path / "whole", out)]
+    assert cases[0] == cases[1]
+    for before in kept:
+        for i, _, tokens in before["begun"]:
+            assert cases[1]["reference"][i][: len(tokens)] == tokens
+    assert not reference.exists()
+    assert "identical_outputs" in (out / "results.json").read_text()
+
+
 def test_evaluate_takes_the_levels_that_were_tuned(
     chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_file_of_settings_is_read_and_options_win(tmp_path: Path, capsys: pyte
         (["in", "--kv-budget", "5", "--block-size", "0"], "--block-size: must be at least 1, not 0"),
         (["in", "--kv-budget", "5", "--kind", "three"], "--kind: must be one of one, two, not 'three'"),
         (["in", "--kv-budget", "5", "--kv", "6"], "unrecognized arguments: --kv 6"),
-        (["in", "--kv-budget", "5", "--config", "none.yaml"], "--config: File does not exist"),
+        (["in", "--kv-budget", "5", "--config", "none.yaml"], "--config none.yaml: File does not exist"),
     ],
 )
 def test_a_wrong_value_is_one_line(
@@ -132,7 +132,9 @@ def test_a_wrong_value_is_one_line(
         ("tau: null\n", "--tau: must be a number, not null"),
         ("force: null\n", "--force: must be true or false, not null"),
         ("[1, 2\n", "--config: not YAML"),
-        ("- 1\n", "--config: no mapping of settings"),
+        ("- 1\n", "--config: '- 1' is no mapping of settings; write them as `seed: 3`"),
+        ("# tau: 0.1\n", "--config: empty; write them"),
+        ("config: wrong.yaml\n", "--config: reads itself ("),
     ],
 )
 def test_a_wrong_file_is_one_line(text: str, line: str, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_wrong_file_is_one_line(text: str, line: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(InputError) as caught:
         read("in", "--kv-budget", 5, "--config", file)
-    assert str(caught.value).startswith(line)
+    assert str(caught.value).startswith(line.replace("--config:", f"--config {file}:"))
     assert "\n" not in str(caught.value)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.request_bounds import RequestBounds
 from pipelines.vllm_learning import LearningPredictions
+from pipelines.watched_folder import WatchedFolder
 from predictor.errors import InputError
 from predictor.serving import LengthPredictor
 from scheduler.policy import Status
@@ -84,3 +85,42 @@ def test_a_file_that_is_no_state_is_refused(bounds: RequestBounds, tmp_path: Pat
     file.write_text("[]")
     with pytest.raises(InputError, match=r"learnt.json: not a state that amin wrote .*remove it to start afresh"):
         LearningPredictions(bounds, decode, 1.0, file)
+
+
+def test_another_export_is_taken_up_by_a_running_engine(
+    bounds: RequestBounds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bounds hold from the next request on; one that cannot be read, or with other bins, changes nothing."""
+    folder, manifest = tmp_path / "serving", tmp_path / "serving/manifest.json"
+    folder.mkdir()
+    manifest.write_text("{}")
+    new = [RequestBounds(LengthPredictor(SERVING, num_threads=1), "average", 0.4)]
+
+    def read() -> RequestBounds:
+        if not new:
+            raise InputError("spoilt")
+        return new[0]
+
+    watched = WatchedFolder(folder, read, seconds=3600.0)
+    predictions = LearningPredictions(bounds, decode, 30.0, renewed=watched)
+    first = predict(predictions, ["a"])["a"]
+    watched.look()
+    assert predict(predictions, ["b"])["b"] == first
+    predictions.learn("a", Status.ANSWERED, 2)
+    put_in_place_of(manifest, "{ }")
+    watched.look()
+    second = predict(predictions, ["c"])["c"]
+    assert second > first
+    new.clear()
+    put_in_place_of(manifest, "{  }")
+    watched.look()
+    assert predict(predictions, ["d"])["d"] == second
+    assert "the predictor stays as it is: spoilt" in caplog.text
+    predictions.close()
+
+
+def put_in_place_of(file: Path, content: str) -> None:
+    """Write a new file and give it the name."""
+    new = file.with_name("new")
+    new.write_text(content)
+    new.replace(file)

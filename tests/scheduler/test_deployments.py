@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from scheduler.deployments.deployment import Deployment, bundled_names, read_deployment
 from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.errors import InputError
+from scheduler.simulation.cost_model import CostModel
+
+CLOCK_TERMS = [field.name for field in fields(CostModel)]
 
 
 @pytest.mark.parametrize("name", bundled_names())
@@ -48,7 +52,8 @@ def test_faster_cards_have_faster_clocks() -> None:
         ({"prefix_caching": "yes"}, "prefix_caching is 'yes'"),
         ({"slots": 3}, "unknown field 'slots'"),
         ({"clock": {}}, "clock lacks the field 'seconds_per_iteration'"),
-        ({"clock": {"seconds_per_iteration": -1}}, "seconds_per_iteration is -1"),
+        ({"clock": {"seconds_per_iteration": 1}}, "clock lacks the field 'seconds_per_prefill_token'"),
+        ({"clock": dict.fromkeys(CLOCK_TERMS, -1)}, "seconds_per_iteration is -1"),
         ({"model": ""}, "model is ''"),
     ],
 )

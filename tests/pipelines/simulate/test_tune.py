@@ -82,6 +82,26 @@ def test_tuning_writes_what_simulation_reads(
     assert latencies[0] != latencies[1]
 
 
+def test_what_was_tuned_stays_without_force(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused before any work, with --force replaced, and nothing but the file is left in the folder."""
+    monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
+    folder = tmp_path / "serving"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "scheduling.json").write_text("mine")
+    assert tune(folder, records) == 2
+    assert "scheduling.json is there already; replace it with --force" in capsys.readouterr().err
+    assert (folder / "scheduling.json").read_text() == "mine"
+    assert tune(folder, records, "--force", "--load", "0.01", "--kv-budget", "100000") == 0
+    printed = capsys.readouterr().out
+    assert "chosen\n" not in printed
+    assert "amin-survival: nothing chosen, its default stays: all do the same here" in printed
+    assert json.loads((folder / "scheduling.json").read_text())["policies"]["amin"]["tau"] == 0.1
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "scheduling.json"}
+
+
 def test_a_log_without_prompt_tokens_is_tuned_on(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,11 +1,14 @@
 """Bodies as engines are sent them: what is read of them, and what is answered without being read."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from predictor.prompts.tokens import encode_prompts
+from predictor.errors import InputError
+from predictor.prompts.tokens import encode_prompts, load_tokenizer
 from predictor.records.chat_turns import ChatOptions
 from predictor.sidecar.asks import asks_of
 from predictor.sidecar.schema import PredictRequest
@@ -101,3 +104,20 @@ def test_a_panic_of_the_tokenizer_is_an_ordinary_error() -> None:
     """So that predicting next to an engine goes on."""
     with pytest.raises(RuntimeError, match="panics"):
         encode_prompts(PanickingTokenizer(), ["x"], 8, [])  # type: ignore[arg-type]
+
+
+def test_a_panic_while_a_tokenizer_is_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any damage is; what is no panic, such as Ctrl-C, goes through."""
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    raised: BaseException = PanicException("index out of bounds")
+
+    def from_file(path: str) -> None:
+        raise raised
+
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_file=from_file))
+    with pytest.raises(InputError, match="no tokenizer that can be read"):
+        load_tokenizer(file)
+    raised = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(file)

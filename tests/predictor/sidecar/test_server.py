@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,7 @@ from starlette.testclient import TestClient
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.calibration import PitCalibration
 from predictor.prompts.context import RequestContext
+from predictor.sidecar import bodies
 from predictor.sidecar.answers import SidecarSettings
 from predictor.sidecar.app import create_app
 from predictor.spec import PredictorSpec
@@ -427,6 +429,46 @@ def test_large_bodies_do_not_hold_up_the_loop(
         assert client.post("/v1/predict", content=content, headers=headers).status_code in (200, 422)
         watcher.cancel()
     assert worst < 0.5
+
+
+def test_many_bodies_of_reports_are_read_one_at_a_time_off_the_loop(
+    length_predictor: MadeUpPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """25 of 4,000 reports each: on the one thread that parses; between two looks at other requests few are taken."""
+    app = create_app(length_predictor, replace(PATIENT, max_body_bytes=1 << 20))
+    reports = [{"request_id": str(i), "num_tokens": 9, "state": "finished"} for i in range(4000)]
+    content, headers = json.dumps({"reports": reports}).encode(), {"content-type": "application/json"}
+    read, parsers, num_taken = bodies._read, list[str](), Counter[int]()
+
+    def noting_read(*arguments: Any) -> Any:
+        parsers.append(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr(bodies, "_read", noting_read)
+    num_looks = 0
+
+    async def look() -> None:
+        nonlocal num_looks
+        while True:
+            num_looks += 1
+            await asyncio.sleep(0)
+
+    with TestClient(app, base_url="http://localhost") as client, ThreadPoolExecutor(25) as senders:
+        ledger = app.state.sidecar.ledger
+        report = ledger.report
+
+        def counting_report(*arguments: Any) -> Any:
+            num_taken[num_looks] += 1
+            return report(*arguments)
+
+        monkeypatch.setattr(type(ledger), "report", lambda self, *arguments: counting_report(*arguments))
+        looking = client.portal.start_task_soon(look)  # type: ignore[union-attr]
+        answers = list(senders.map(lambda _: client.post("/v1/feedback", content=content, headers=headers), range(25)))
+        looking.cancel()
+    assert [answer.status_code for answer in answers] == [200] * 25
+    assert set(parsers) == {"parse_0"}
+    assert num_taken.total() == 25 * 4000
+    assert max(num_taken.values()) <= 25 * 128
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
