@@ -21,7 +21,7 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         """End the connections."""
-        for _, writer in self._idle:
+        for _reader, writer in self._idle:
             writer.close()
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
