@@ -17,6 +17,7 @@ import pytest
 from predictor.export_folder import read_export
 
 ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "checkpoints/length-predictor-small"
 NUM_TRIALS = int(os.environ.get("AMIN_FAULT_TRIALS", "2"))
 """Kills of each stage."""
 
@@ -98,31 +99,35 @@ def tuned(file: Path) -> bool:
     return file.exists() and set(json.loads(file.read_text())["policies"]) == {"amin", "amin-survival"}
 
 
+def tuned_folder(folder: Path) -> tuple[list[object], Path]:
+    """Copy the bundled export into a folder: levels are written next to it."""
+    shutil.copytree(BUNDLED, folder / "serving")
+    return [folder / "serving"], folder / "serving/scheduling.json"
+
+
 @pytest.fixture
-def stages(run_folder: Path, exports: dict[str, Path], records_file: Path, chat_model: Path) -> dict[str, Stage]:
-    """Each stage that writes, by its name."""
+def stage(name: str, request: pytest.FixtureRequest, records_file: Path) -> Stage:
+    """The stage of that name; what is trained or made for it, only for those that need it."""
     base = ["--kv-budget", 4000, "--no-progress"]
-    simulate = ["simulate", "lmsys-shaped:300", *base, "--policies", "fcfs,sjf", "--predictions", "noise:0.4"]
-    served = ["--served-model", chat_model, "--prompts", records_file, "--device", "cpu"]
-    collect = ["collect", *served, "--limit", 20, "--draws", 4, "--max-new-tokens", 32]
-    evaluate = ["evaluate", "--predictor", exports["fp32"], *served, "--limit", 10, "--max-new-tokens", 24]
-    evaluate += ["--decoding", "greedy", "--policies", "fcfs,amin", "--seeds", 2, "--kv-blocks", 100, "--block-size", 4]
-    mapping = ["map", "lmsys-shaped:200", *base, "--loads", 0.9, "--noise", "0,0.4", "--seeds", 2, "--policy", "sjf"]
-    tune = ["--data", records_file, *base, "--requests", 50, "--seeds", 2]
-
-    def tuned_folder(folder: Path) -> tuple[list[object], Path]:
-        shutil.copytree(exports["fp32"], folder / "serving")
-        return [folder / "serving"], folder / "serving/scheduling.json"
-
-    return {
-        "simulate": Stage(simulate, simulated),
-        "export": Stage(["export", run_folder, "--no-progress"], exported),
-        "predict": Stage(["predict", exports["fp32"], "--data", records_file, "--no-progress"], predicted),
-        "collect": Stage(collect, collected),
-        "evaluate": Stage(evaluate, evaluated, ["--resume"]),
-        "map": Stage(mapping, mapped),
-        "tune": Stage(["tune", *tune], tuned, (), tuned_folder),
-    }
+    if name == "simulate":
+        words = ["simulate", "lmsys-shaped:300", *base, "--policies", "fcfs,sjf", "--predictions", "noise:0.4"]
+        return Stage(words, simulated)
+    if name == "map":
+        few = ["--loads", 0.9, "--noise", "0,0.4", "--seeds", 2, "--policy", "sjf"]
+        return Stage(["map", "lmsys-shaped:200", *base, *few], mapped)
+    if name == "tune":
+        return Stage(["tune", "--data", records_file, *base, "--requests", 50, "--seeds", 2], tuned, (), tuned_folder)
+    if name == "predict":
+        return Stage(["predict", BUNDLED, "--data", records_file, "--no-progress"], predicted)
+    if name == "export":
+        return Stage(["export", request.getfixturevalue("run_folder"), "--no-progress"], exported)
+    model = request.getfixturevalue("chat_model")
+    served = ["--served-model", model, "--prompts", records_file, "--device", "cpu"]
+    if name == "collect":
+        return Stage(["collect", *served, "--limit", 20, "--draws", 4, "--max-new-tokens", 32], collected)
+    few = ["--limit", 10, "--max-new-tokens", 24, "--seeds", 2, "--kv-blocks", 100, "--block-size", 4]
+    words = ["evaluate", "--predictor", BUNDLED, *served, *few, "--decoding", "greedy", "--policies", "fcfs,amin"]
+    return Stage(words, evaluated, ["--resume"])
 
 
 STAGES = ("simulate", "export", "predict", "collect", "evaluate", "map", "tune")
@@ -132,10 +137,10 @@ STAGES = ("simulate", "export", "predict", "collect", "evaluate", "map", "tune")
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replacing"])
 @pytest.mark.faults
 def test_a_killed_stage_leaves_its_output_whole_or_as_it_was(
-    name: str, is_there: bool, stages: dict[str, Stage], warm: Any, tmp_path: Path
+    name: str, is_there: bool, stage: Stage, warm: Any, tmp_path: Path
 ) -> None:
     """The next call does its work and removes what the killed ones left."""
-    stage, rng = stages[name], random.Random(name)
+    rng = random.Random(name)
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     where, _ = stage.place(tmp_path / "whole")
@@ -193,12 +198,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["simulate", "export", "predict"])
 @pytest.mark.faults
-def test_a_full_disk_is_one_line_that_names_it(name: str, stages: dict[str, Stage], small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_that_names_it(stage: Stage, small_disk: Path) -> None:
     """And nothing half-written, old or new, stays on it."""
-    words = stages[name].words
     filler = small_disk / "filler"
     filler.write_bytes(bytes(126 * 1024))
-    done = amin([*words, "--out", small_disk / "out"])
+    done = amin([*stage.words, "--out", small_disk / "out"])
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert f"{small_disk / 'out'}" in line
