@@ -277,7 +277,7 @@ def test_goodput_stays_at_the_capacity_in_an_overload(times: float) -> None:
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         goodput, capacity = runner.run(main())
-    assert capacity == pytest.approx(200, rel=0.02)
+    assert capacity == pytest.approx(200, rel=0.1)
     assert goodput >= 0.85 * capacity
 
 
