@@ -21,6 +21,7 @@ class RunningBatch:
         self._block_size = kv_cache.block_size
         self._num_blocks = kv_cache.num_blocks
         self._rows: dict[int, tuple[int, int]] = {}
+        self._shared: dict[int, int] = {}
         self._by_residue = [0] * self._block_size
         self._offset_sum = 0
         self.clock = 0
@@ -29,6 +30,8 @@ class RunningBatch:
         """Blocks that all running requests hold during the next iteration, `common_blocks` included."""
         self.common_blocks = 0
         """Blocks in use that are charged to no single one of them."""
+        self.shared_tokens = 0
+        """Tokens in such blocks, counted once for each request that reads them."""
         self.stalled: Sequence[int] = ()
         """Requests that the last iteration gave no token: in prefill, or left out of a full iteration."""
 
@@ -47,8 +50,12 @@ class RunningBatch:
         return index in self._rows
 
     def num_tokens(self, index: int) -> int:
-        """Return the tokens that a request holds in the KV cache: prompt and generated."""
+        """Return the tokens that a request holds for itself in the KV cache: prompt and generated."""
         return self._rows[index][0] + self.clock
+
+    def num_shared(self, index: int) -> int:
+        """Return the tokens that it begins with and holds together with others, not among `num_tokens`."""
+        return self._shared.get(index, 0)
 
     def num_generated(self, index: int) -> int:
         """Return the tokens that a request has generated."""
@@ -65,7 +72,7 @@ class RunningBatch:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that all running requests hold now."""
+        """Tokens that all running requests hold for themselves now."""
         return self._offset_sum + len(self._rows) * self.clock
 
     def columns(self) -> tuple[Ints, Ints, Ints]:
@@ -74,9 +81,12 @@ class RunningBatch:
         offsets = np.array(list(self._rows.values()), dtype=np.int64).reshape(-1, 2) + self.clock
         return indices, offsets[:, 0], offsets[:, 1]
 
-    def append(self, index: int, num_prompt_tokens: int, num_generated: int) -> None:
-        """Add a request as the last admitted."""
+    def append(self, index: int, num_prompt_tokens: int, num_generated: int, num_shared: int = 0) -> None:
+        """Add a request as the last admitted; `num_shared` further prompt tokens are in common blocks."""
         clock, size = self.clock, self._block_size
+        if num_shared:
+            self._shared[index] = num_shared
+            self.shared_tokens += num_shared
         offset = num_prompt_tokens + num_generated - clock
         self._rows[index] = (offset, num_generated - clock)
         self._by_residue[offset % size] += 1
@@ -94,6 +104,8 @@ class RunningBatch:
         self._by_residue[offset % size] -= 1
         self._offset_sum -= offset
         self.next_blocks += -(offset + self.clock + 1) // size
+        if self._shared:
+            self.shared_tokens -= self._shared.pop(index, 0)
         if index in self.stalled:
             self.stalled = [other for other in self.stalled if other != index]
 

@@ -14,6 +14,7 @@ from scheduler.errors import InputError
 from scheduler.executor import Executor
 from scheduler.kv_cache import Ints
 from scheduler.policy import Policy, Status
+from scheduler.prefix_cache import PrefixCache
 from scheduler.renewals import NoRenewals, RenewalSource
 from scheduler.request import Request
 
@@ -144,6 +145,9 @@ class Loop:
         self._num_waiting = 0
         self._running = RunningBatch(self._worker.kv_cache)
         self._kept_tokens: dict[int, int] = {}
+        self._cache: PrefixCache | None = None
+        if self._worker.prefix_caching:
+            self._cache = policy.waiting.cached = PrefixCache(self._worker.kv_cache, policy.waiting.prefixes)
         self._outcomes = Outcomes(requests)
         self._without_token: list[int] = []  # running requests that have never produced one
 
@@ -169,6 +173,8 @@ class Loop:
                 self._evict(preempted)
             if admitted:
                 self._admit(admitted)
+            if self._cache is not None:
+                running.hold_common(self._policy.waiting.prefixes.num_held)
             finished = self._iterate(valid_for)
             if on_finish and finished:
                 on_finish(finished)
@@ -199,7 +205,11 @@ class Loop:
         outcomes = self._outcomes
         for index in preempted:
             outcomes.num_evictions[index] += 1
-            outcomes.num_recomputed_tokens[index] += running.num_tokens(index) - self._executor.evict(index)
+            computed = running.num_tokens(index) - self._executor.evict(index)
+            if self._cache is None:
+                outcomes.num_recomputed_tokens[index] += computed
+            else:
+                self._cache.evict(index, computed + running.num_shared(index))
             if self._worker.resume:
                 self._kept_tokens[index] = running.num_generated(index)
             running.remove(index)
@@ -212,14 +222,33 @@ class Loop:
         self._num_waiting -= len(admitted)
         for index in admitted:
             num_prompt_tokens, kept = self._requests[index].num_prompt_tokens, self._kept_tokens.pop(index, 0)
-            self._running.append(index, num_prompt_tokens, kept)
-            self._executor.admit(index, num_prompt_tokens + kept, kept)
+            shared, found = (0, 0) if self._cache is None else self._find(self._cache, index, num_prompt_tokens + kept)
+            self._running.append(index, num_prompt_tokens - shared, kept, shared)
+            self._executor.admit(index, num_prompt_tokens + kept - found, kept)
             self._renewals.start(index, self._running)
             if not outcomes.num_evictions[index]:
                 outcomes.admission_time[index] = now
                 self._without_token.append(index)
             elif math.isnan(outcomes.first_token_time[index]):
                 self._without_token.append(index)
+
+    def _find(self, cache: PrefixCache, index: int, num_tokens: int) -> tuple[int, int]:
+        """Return how many tokens of a request that is admitted are in common blocks, and how many need no prefill."""
+        kv_cache = self._worker.kv_cache
+        cache.overwrite(max(0, kv_cache.num_blocks - self._running.next_blocks))
+        found, lost = cache.admit(index, num_tokens)
+        self._outcomes.num_recomputed_tokens[index] += lost
+        return kv_cache.block_size * self._policy.waiting.prefixes.num_taken(index), found
+
+    def _end(self, index: int) -> None:
+        """Let go of a request with its last token."""
+        running, output_len = self._running, self._running.num_generated(index)
+        self._outcomes.finish_time[index] = self._executor.now
+        self._outcomes.output_len[index] = output_len
+        if self._cache is not None:
+            self._cache.release(index, running.num_tokens(index) + running.num_shared(index))
+        running.remove(index)
+        self._policy.end(index, Status.ANSWERED, output_len)
 
     def _iterate(self, valid_for: float) -> Sequence[int]:
         running, executor, first_blocks = self._running, self._executor, self._running.next_blocks
@@ -234,11 +263,12 @@ class Loop:
         last_blocks = running.advance(num_iterations, stalled)
         if self._without_token:
             self._note_first_tokens(first_end, stalled)
+        if self._cache is not None:
+            self._cache.overwrite(self._worker.kv_cache.num_blocks - last_blocks)
         for index in finished:
-            self._outcomes.finish_time[index] = now
-            self._outcomes.output_len[index] = output_len = running.num_generated(index)
-            running.remove(index)
-            self._policy.end(index, Status.ANSWERED, output_len)
+            self._end(index)
+        if self._cache is not None and finished:
+            running.hold_common(self._policy.waiting.prefixes.num_held)
         num_waiting = self._num_waiting + self._arrivals.num_held
         entry = (now, now - started, num_iterations, num_waiting, count, first_blocks, last_blocks)
         self._outcomes.entries.extend(entry)

@@ -11,9 +11,10 @@ import numpy as np
 
 from scheduler.batch import RunningBatch
 from scheduler.overtaking import Overtaking
+from scheduler.prefix_cache import PrefixCache
 from scheduler.renewals import Renewal
 from scheduler.request import Request
-from scheduler.shared_prefixes import SharedPrefixes
+from scheduler.shared_prefixes import SharedPrefixes, whole_blocks
 from scheduler.worker import Worker
 
 
@@ -58,7 +59,7 @@ class Policy(ABC):
             rng: For what is random, ties above all.
         """
         self.worker, self.rng = worker, rng
-        self.waiting = WaitingQueue(worker.kv_cache.block_size)
+        self.waiting = WaitingQueue(worker.kv_cache.block_size, shares_prefixes=worker.prefix_caching)
 
     @abstractmethod
     def add(self, index: int, request: Request) -> None:
@@ -93,9 +94,11 @@ class WaitingQueue:
     It remembers a request after it is popped, until `remove`, so that it can be queued again.
     """
 
-    def __init__(self, block_size: int = 1) -> None:
-        """Start empty; `block_size` is that of the prompts' common blocks."""
-        self.prefixes, self._block_size = SharedPrefixes(), block_size
+    def __init__(self, block_size: int = 1, *, shares_prefixes: bool = False) -> None:
+        """Start empty; `block_size` is that of the prompts' common blocks, where they share them."""
+        self.prefixes, self._block_size, self._shares_prefixes = SharedPrefixes(), block_size, shares_prefixes
+        self.cached: PrefixCache | None = None
+        """What the engine finds again without computing it, where the caller knows."""
         self.has_priorities = False
         """Whether any request had a priority other than 0."""
         self._heap: list[_Place] = []
@@ -125,8 +128,11 @@ class WaitingQueue:
         self._num_added += 1
         self._requests[index] = (self._num_added, key, request)
         self.has_priorities |= request.priority != 0
-        if request.prefix:
-            self.prefixes.add(index, request.prefix)
+        if request.prefix and self._shares_prefixes:
+            tokens, size = request.prefix_tokens or self._block_size, self._block_size
+            names, blocks_each = whole_blocks(request.prefix, tokens, request.num_prompt_tokens, size)
+            if names:
+                self.prefixes.add(index, names, blocks_each)
 
     def requeue(self, index: int, num_generated: int, key: float | None = None) -> None:
         """Queue a known request (again), by the key that it was added with or by another.

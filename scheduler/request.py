@@ -21,7 +21,9 @@ class Request:
         output_len_prediction: Central prediction (median) in tokens, if there is one.
         forecast: Predicted distribution of the output length, if there is one.
         priority: Lower goes first and is evicted last, whatever the lengths.
-        prefix: Names of the full blocks that the prompt begins with, where the engine stores equal ones once.
+        prefix: Names of the parts that the prompt begins with, anything but negative numbers; where the engine has
+            prefix caching, equal ones are stored once. A name stands for all tokens up to the end of its part.
+        prefix_tokens: Tokens that each name stands for; 0 for a block of the engine.
         group: Names what it belongs to with others of like lengths, such as answers to one prompt; "" for none.
         service_class: Tenant or kind, for figures and limits of its own; "" where none is said.
     """
@@ -36,6 +38,7 @@ class Request:
     forecast: Forecast | None = None
     priority: int = 0
     prefix: Sequence[Hashable] = ()
+    prefix_tokens: int = 0
     group: str = ""
     service_class: str = ""
 

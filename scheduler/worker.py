@@ -18,7 +18,9 @@ class Worker:
         watermark_blocks: Blocks that must stay free in the iteration after an admission (vLLM v0's watermark).
         max_batch_tokens: Most tokens of one iteration, or None. Requests in decode come first with one each, then
             prefills in order of admission, split where they do not fit (chunked prefill).
-        cost_model: What an iteration takes where it is simulated; None for the iteration clock.
+        cost_model: What an iteration takes, where that is known; None for the iteration clock.
+        prefix_caching: Whether equal beginnings of prompts are stored once, and blocks that nobody uses are found again
+            until they are overwritten.
     """
 
     kv_cache: KvCache
@@ -27,6 +29,7 @@ class Worker:
     watermark_blocks: int = 0
     max_batch_tokens: int | None = None
     cost_model: CostModel | None = None
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges.

@@ -14,14 +14,17 @@ from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.renewals import Renewal
 from scheduler.request import Request
+from scheduler.shared_prefixes import PrefixNames
 
 Ints = NDArray[np.int64]
 MAX_TOKENS = 1 << 53
 NO_CAP = MAX_TOKENS
 """`max_new_tokens` where nobody states one. A cap made from true lengths would tell policies how long answers get."""
+DEFAULT_PREFIX_TOKENS = 16
+"""Tokens that a name in a prefix stands for, where the workload does not say: a block of vLLM."""
 MAX_TIME = 1e10
-MIN_TAIL, MAX_TAIL = 0.1, 100.0
 """A clock beyond it would not move by the time of an iteration."""
+MIN_TAIL, MAX_TAIL = 0.1, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ def workload_from_rows(
     output_lens = [_integer(row, "output_len", place) for place, row in rows]
     lens = np.asarray(output_lens)
     cap = _checked_cap(lens, max_new_tokens, places)
-    requests = [_request(row, place, cap, edges) for place, row in rows]
+    named = PrefixNames()
+    requests = [_request(row, place, cap, edges, named) for place, row in rows]
     _refuse_above_limit(lens, np.array([request.max_new_tokens for request in requests]), places)
     renewals = {i: _renewals(row, place, edges) for i, (place, row) in enumerate(rows) if row.get("renewals")}
     return Workload(requests, output_lens, renewals if edges is not None else {})
@@ -79,7 +83,7 @@ def workload_lines(workload: Workload) -> Iterator[str]:
     their own, which `read_workload` is given.
     """
     for request, output_len in zip(workload.requests, workload.output_lens, strict=True):
-        line = {
+        line: dict[str, Any] = {
             "request_id": request.request_id,
             "arrival_time": request.arrival_time,
             "num_prompt_tokens": request.num_prompt_tokens,
@@ -95,6 +99,8 @@ def workload_lines(workload: Workload) -> Iterator[str]:
         if request.forecast is not None:
             line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
             line["tail"] = request.forecast.tail
+        if request.prefix:
+            line |= {"prefix": list(request.prefix), "prefix_tokens": request.prefix_tokens or DEFAULT_PREFIX_TOKENS}
         yield json.dumps({name: value for name, value in line.items() if value is not None}) + "\n"
 
 
@@ -182,7 +188,7 @@ def _integer(row: dict[str, Any], field: str, where: str) -> int:
     return value
 
 
-def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> Request:
+def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None, named: PrefixNames) -> Request:
     cap = _integer(row, "max_new_tokens", where) if row.get("max_new_tokens") is not None else cap
     optional: dict[str, Any] = {
         field: _integer(row, field, where)
@@ -198,6 +204,9 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None) -> R
         raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
     forecast = _forecast(row, where, edges)
     num_prompt_tokens = _integer(row, "num_prompt_tokens", where)
+    if row.get("prefix"):
+        optional["prefix_tokens"], names = _prefix(row, where, num_prompt_tokens)
+        optional["prefix"] = named.chain(names)
     try:
         return Request(
             request_id=_name(row, "request_id", where) if row.get("request_id") is not None else where,
@@ -229,6 +238,23 @@ def _arrival(row: dict[str, Any], where: str) -> float:
             f"{where}: arrival_time is {arrival!r}, must be a number of seconds or iterations, {MAX_TIME:g} at most"
         )
     return float(arrival)
+
+
+def _prefix(row: dict[str, Any], where: str, num_prompt_tokens: int) -> tuple[int, list[str | int]]:
+    """Return the tokens that a name stands for, and the names of the fields prefix and prefix_tokens."""
+    names = row["prefix"]
+    if not isinstance(names, list) or not all(isinstance(each, str | int) for each in names):
+        raise InputError(f"{where}: prefix must be a list of names, texts or whole numbers")
+    given = row.get("prefix_tokens") is not None
+    tokens = _integer(row, "prefix_tokens", where) if given else DEFAULT_PREFIX_TOKENS
+    if tokens < 1:
+        raise InputError(f"{where}: prefix_tokens is {tokens}, must be >= 1")
+    if (len(names) - 1) * tokens >= num_prompt_tokens:
+        raise InputError(
+            f"{where}: prefix has {len(names)} names of {tokens} tokens each, more than the prompt's "
+            f"{num_prompt_tokens}; say in prefix_tokens how many a name stands for"
+        )
+    return tokens, names
 
 
 def _renewals(row: dict[str, Any], where: str, edges: Ints | None) -> list[Renewal]:

@@ -165,8 +165,8 @@ def _notes(
         ("fcfs", "vLLM's default order and eviction, simulated; not measured on your servers"),
         (
             "Not in here",
-            "prefix caching, the time of a prediction (a few milliseconds), and that clients may ask otherwise when "
-            "they wait less",
+            "equal beginnings of prompts that the log does not tell of, the time of a prediction (a few "
+            "milliseconds), and that clients may ask otherwise when they wait less",
         ),
     ]
 

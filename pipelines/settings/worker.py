@@ -36,6 +36,9 @@ class WorkerSettings:
     (docs/architecture.md)."""
     eviction: Literal["restart", "resume"] = "restart"
     """Whether evicted requests keep their tokens."""
+    prefix_caching: bool = False
+    """Whether equal beginnings of prompts are stored once, and what evicted and ended requests leave is found again
+    until it is overwritten."""
     replicas: Annotated[int, Range(1, 4096)] = 1
     """Workers side by side."""
 
@@ -51,6 +54,7 @@ class WorkerSettings:
             "max_batch_tokens": found.max_batch_tokens,
             "cost_model": OF_DEPLOYMENT,
             "eviction": "resume",
+            "prefix_caching": found.prefix_caching,
             "replicas": found.replicas,
         }
 

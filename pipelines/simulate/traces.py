@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.simulate.prefixes import prefixes_of, share_seen_before
 from predictor.errors import InputError as ReadError
 from predictor.records.columns import ALIASES
 from predictor.records.data_files import DataFile, data_files
@@ -29,10 +30,19 @@ PLAIN = ("output_lens", "output_len", "num_prompt_tokens", "arrival_time", "max_
 """Columns that make a workload by themselves."""
 OWN = (
     "request_id", "output_len_lower_bound", "output_len_upper_bound", "output_len_prediction", "survival", "priority",
-    "group", "class", "prefix", "renewals",
+    "group", "class", "prefix", "prefix_tokens", "renewals",
 )  # fmt: skip
 """Further columns of a workload of ours; each may be missing in any row."""
-COUNTS = ("max_new_tokens", "output_len_lower_bound", "output_len_upper_bound", "output_len_prediction", "priority")
+CHATS = ("chat_id", "parent_chat_id")
+"""Columns that say which turn of a chat follows which."""
+COUNTS = (
+    "prefix_tokens",
+    "max_new_tokens",
+    "output_len_lower_bound",
+    "output_len_upper_bound",
+    "output_len_prediction",
+    "priority",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,14 @@ class TraceReport:
     left_out: LeftOut
     arrivals: str
     """Over which time the requests arrive, and how the file says it."""
+    prefixes: str = ""
+    """What of the prompts is equal, and how the file says it; nothing where it does not."""
 
     def line(self) -> str:
         """Return the report as one line for the terminal."""
         left_out = f"; left out: {self.left_out}" if self.left_out.counts else ""
-        return f"{self.source}: {self.num_requests} requests, {self.arrivals}{left_out}"
+        prefixes = f"; {self.prefixes}" if self.prefixes else ""
+        return f"{self.source}: {self.num_requests} requests, {self.arrivals}{prefixes}{left_out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +112,16 @@ def read_trace(
     kept = np.flatnonzero(outputs)
     if not kept.size:
         raise InputError(f"{path}: no request whose {table.theirs[_output(table)]} is above 0")
-    workload = _workload(path, table, kept, outputs, times, max_new_tokens, edges)
+    prompts = _prompts(path, table)
+    prefixes = _take_prefixes(table, kept, prompts)
+    workload = _workload(table, kept, prompts, outputs, times, max_new_tokens, edges)
     arrivals = "all at 0 (no times)" if told is None else _span(table, times[kept], told)
-    return workload, TraceReport(str(path), kept.size, table.left_out, arrivals)
+    return workload, TraceReport(str(path), kept.size, table.left_out, arrivals, prefixes)
 
 
 def _read_table(path: Path, files: Sequence[DataFile]) -> _Table:
     columns: dict[str, list[Any]] = {}
-    wanted = {*PLAIN, *OWN}
+    wanted = {*PLAIN, *OWN, *CHATS}
     places: list[str] = []
     left_out = LeftOut()
     for file, number, fields in numbered_rows(files):
@@ -156,22 +171,43 @@ def _outputs(table: _Table) -> NDArray[np.int64]:
     return _tokens(table, _output(table), first)
 
 
+def _prompts(path: Path, table: _Table) -> NDArray[np.int64]:
+    if "num_prompt_tokens" in table.columns:
+        return _tokens(table, "num_prompt_tokens", table.columns["num_prompt_tokens"])
+    if "request_id" in table.columns:
+        raise InputError(f"{table.places[0]}: num_prompt_tokens is None, must be an integer")
+    logger.warning("%s: no num_prompt_tokens; prompts count as 0 tokens", path)
+    return np.zeros(len(table.places), dtype=np.int64)
+
+
+def _take_prefixes(table: _Table, kept: NDArray[np.int64], prompts: NDArray[np.int64]) -> str:
+    """Put what a trace says of equal beginnings into our columns, of the rows that are kept; return it in words."""
+    columns, tokens, rows = table.columns, prompts[kept].tolist(), kept.tolist()
+    is_own = table.theirs.get("prefix") == "prefix"
+    of_kept = {name: [columns[name][row] for row in rows] for name in ("prefix", *CHATS) if name in columns}
+    found = None if is_own else prefixes_of(of_kept, table.theirs, tokens)
+    for name in CHATS if is_own else ("prefix", *CHATS):
+        columns.pop(name, None)
+    if found is None:
+        return "" if is_own or "prefix" not in of_kept else f"{table.theirs['prefix']} not used: fit no size of parts"
+    prefixes, size, source = found
+    columns["prefix"] = [None] * len(prompts)
+    columns["prefix_tokens"] = [size] * len(prompts)
+    for row, prefix in zip(rows, prefixes, strict=True):
+        columns["prefix"][row] = prefix
+    share = share_seen_before(prefixes, size, tokens)
+    return f"{share:.0%} of the prompt tokens begin an earlier prompt, too ({source}, in parts of {size} tokens)"
+
+
 def _workload(
-    path: Path,
     table: _Table,
     kept: NDArray[np.int64],
+    prompts: NDArray[np.int64],
     outputs: NDArray[np.int64],
     times: NDArray[np.float64],
     max_new_tokens: int | None,
     edges: NDArray[np.int64] | None,
 ) -> Workload:
-    prompts = np.zeros_like(outputs)
-    if "num_prompt_tokens" in table.columns:
-        prompts = _tokens(table, "num_prompt_tokens", table.columns["num_prompt_tokens"])
-    elif "request_id" in table.columns:
-        raise InputError(f"{table.places[0]}: num_prompt_tokens is None, must be an integer")
-    else:
-        logger.warning("%s: no num_prompt_tokens; prompts count as 0 tokens", path)
     places = [table.places[i] for i in kept.tolist()]
     if set(table.columns) <= set(PLAIN):
         limits = table.columns.get("max_new_tokens")

@@ -15,6 +15,7 @@ def make_worker(settings: WorkerSettings) -> Worker:
         watermark_blocks=int(settings.watermark * kv_cache.num_blocks),
         max_batch_tokens=settings.max_batch_tokens,
         cost_model=settings.clock(),
+        prefix_caching=settings.prefix_caching,
     )
 
 
@@ -43,6 +44,7 @@ def setting(settings: WorkerSettings) -> dict[str, object]:
         "block_size": settings.block_size,
         "cost_model": clock,
         "eviction": settings.eviction,
+        "prefix_caching": settings.prefix_caching,
         "limits": {name: getattr(settings, name) for name in ("max_running", "max_batch_tokens", "watermark")},
         "replicas": settings.replicas,
     }

@@ -46,6 +46,7 @@ class Timed(Policy):
     def __init__(self, policy: Policy, num_waiting: int) -> None:
         super().__init__(policy.worker, policy.rng)
         self._policy, self._num_waiting = policy, num_waiting
+        self.waiting = policy.waiting
         self.is_timed = False
         self.num_running: list[int] = []
         self.seconds: list[float] = []

@@ -23,7 +23,7 @@ ALIASES = {
     "answer": ("completion", "response", "answer", "output"),
     "tools": ("tools", "functions"),
     "system": ("system", "system_prompt"),
-    "prefix": ("prefix",),
+    "prefix": ("prefix", "hash_ids"),
     "class": ("class", "log_type"),
 }  # fmt: skip
 """Our name of a column, and the names that it has in public files, the first preferred; spelling is set aside."""
@@ -37,7 +37,7 @@ OTHERS = frozenset(
         "earlier_characters", "last_answer_characters", "num_tools", "is_json", "num_answers", "priority", "renewals",
         "survival", "output_len_lower_bound", "output_len_upper_bound", "output_len_prediction", "type", "delay",
         "input_lens", "errors", "start_times", "prompts", "generated_texts", "status", "incomplete_details", "role",
-        "content",
+        "content", "chat_id", "parent_chat_id", "prefix_tokens",
     }
 )  # fmt: skip
 """Other columns that are read under their own name."""

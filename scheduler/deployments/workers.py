@@ -13,4 +13,5 @@ def worker_of(deployment: Deployment) -> Worker:
         max_running=deployment.max_running,
         max_batch_tokens=deployment.max_batch_tokens,
         cost_model=deployment.clock,
+        prefix_caching=deployment.prefix_caching,
     )

@@ -73,8 +73,9 @@ class PolicyRunner:
             self._kept_tokens[index] = self.running.num_generated(index)
             self.running.remove(index)
         for index in decision.admit:
-            own_tokens = self._requests[index].num_prompt_tokens - size * prefixes.num_taken(index)
-            self.running.append(index, own_tokens, self._kept_tokens.pop(index, 0))
+            shared = size * prefixes.num_taken(index)
+            own_tokens = self._requests[index].num_prompt_tokens - shared
+            self.running.append(index, own_tokens, self._kept_tokens.pop(index, 0), shared)
         self.running.hold_common(prefixes.num_held + self.num_outside_blocks)
         self.running.stalled = ()
         self.num_evictions += len(decision.preempt)

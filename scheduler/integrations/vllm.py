@@ -95,6 +95,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
             resume=True,
             max_running=self.max_num_active_reqs,
             watermark_blocks=manager.watermark_blocks,
+            prefix_caching=manager.enable_caching,
         )
 
     def add_request(self, request: Any) -> None:

@@ -63,7 +63,8 @@ class SglangRatio(Policy):
         kv_cache, requests = self.worker.kv_cache, self.waiting.request
         size, blocks = kv_cache.block_size, kv_cache.blocks
         free = kv_cache.kv_budget - size * running.current_blocks
-        unborn = self._max_new_sum - (running.total_tokens - self._prompt_sum)
+        generated = running.total_tokens + running.shared_tokens - self._prompt_sum
+        unborn = self._max_new_sum - generated
         if self._num_clipped:
             unborn = sum(min(requests(index).max_new_tokens - running.num_generated(index), CLIP) for index in running)
         reserved = self._ratio * unborn

@@ -74,7 +74,9 @@ class SimulatedExecutor(Executor):
                 prefill_tokens += tokens
                 self._end_at(index, clock + remaining)
             self._prefill.clear()
-        held = 0 if self._clock.is_constant else running.total_tokens + count - len(stalled)
+        held = 0
+        if not self._clock.is_constant:
+            held = running.total_tokens + running.shared_tokens + count - len(stalled)
         self._ticks += self._clock.first(prefill_tokens, num_decoding, held)
         self.now = first_end = self._read_clock()
         num_iterations = 1

@@ -16,7 +16,7 @@ from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
-from scheduler.policy import Decision, Policy, Status
+from scheduler.policy import Decision, Policy, Status, WaitingQueue
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulation.cost_model import CostModel
@@ -77,6 +77,11 @@ class Recorder(Policy):
     def worker(self) -> Worker:
         """That of the policy."""
         return self.policy.worker
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """That of the policy."""
+        return self.policy.waiting
 
 
 class GuardedExecutor(SimulatedExecutor):

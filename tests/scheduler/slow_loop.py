@@ -55,6 +55,8 @@ class SlowLoop:
         limits = max_overtakes or {}
         self.most = [limits.get(r.service_class, limits.get("", math.inf)) for r in self.requests]
         self.by_clock, self.came = by_clock or {}, dict[int, int]()
+        self.left: list[int] = []  # the request of each block that nobody uses, first the next to be overwritten
+        self.thrown = dict.fromkeys(everyone, 0)
         self.renewals = {i: list(renewals.get(i, ())) for i in everyone} if renewals else {}
 
     def first_estimate(self, i: int) -> int:
@@ -119,7 +121,7 @@ class SlowLoop:
             came = [(self.requests[k].arrival_time, k) for k in (i, j)]
             self.overtaken[j] += came[1] < came[0] and self.requests[i].priority == self.requests[j].priority
         self.running.append(i)
-        self.to_prefill[i] = self.held(i)
+        self.start_prefill(i)
         self.admission_time.setdefault(i, now)
 
     def is_overdue(self, i: int) -> bool:
@@ -161,12 +163,39 @@ class SlowLoop:
             count += 1
             self.running.remove(victim)
             self.num_evictions[victim] += 1
-            self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
+            self.throw_away(victim)
             if self.name in ("amin", "amin-eviction"):
                 self.estimate[victim] = max(self.estimate[victim], self.generated[victim])
             if not self.resume:
                 self.generated[victim] = 0
         return count > 0
+
+    def start_prefill(self, i: int) -> None:
+        """Note what a request that has just been admitted computes: what it does not find."""
+        self.to_prefill[i] = self.held(i)
+        if self.worker.prefix_caching:
+            self.overwrite(self.next_blocks([j for j in self.running if j != i]))
+            found = self.left.count(i) * self.kv_cache.block_size
+            self.left = [j for j in self.left if j != i]
+            self.num_recomputed[i] += max(0, self.thrown[i] - min(found, self.held(i)))
+            self.thrown[i] = 0
+            while found > 0 and found >= self.held(i):  # the last token is always computed, and with it its block
+                found -= self.kv_cache.block_size
+            self.to_prefill[i] -= max(0, found)
+
+    def throw_away(self, victim: int) -> None:
+        """Note what an eviction costs; with prefix caching, that is known when the request comes back."""
+        computed = self.held(victim) - self.to_prefill[victim]
+        if self.worker.prefix_caching:
+            self.thrown[victim] = computed
+            self.left += [victim] * (computed // self.kv_cache.block_size)
+        else:
+            self.num_recomputed[victim] += computed
+
+    def overwrite(self, num_used: int) -> None:
+        """Lose the oldest of the blocks that are left, as many as do not fit beside those in use."""
+        while len(self.left) > max(0, self.kv_cache.num_blocks - num_used):
+            del self.left[0]
 
     def fits(self, candidate: int) -> bool:
         """Return whether the running requests and the candidate fit together, as the policy sees it."""
@@ -261,12 +290,14 @@ class SlowLoop:
             got, duration = self.compute()
             self.durations.append(duration)
             now += duration
+            self.overwrite(self.blocks_used[-1])
             for i in sorted(got):
                 self.generated[i] += 1
                 self.first_token_time.setdefault(i, now)
                 if self.generated[i] == self.output_lens[i]:
                     self.finish_time[i] = now
                     self.running.remove(i)
+                    self.left += [i] * (self.held(i) // self.kv_cache.block_size)
                     self.finished(i)
             self.renew_forecasts(got)
 
@@ -349,7 +380,7 @@ class SlowSglang(SlowLoop):
                 return
             free -= self.blocks(self.held(i)) * size + min(caps[i], 4096)
             self.running.append(i)
-            self.to_prefill[i] = self.held(i)
+            self.start_prefill(i)
             self.admission_time.setdefault(i, now)
 
     def evict(self) -> bool:
@@ -366,7 +397,7 @@ class SlowSglang(SlowLoop):
             victim = min(self.running, key=lambda i: (self.generated[i], -self.requests[i].num_prompt_tokens, i))
             self.running.remove(victim)
             self.num_evictions[victim] += 1
-            self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
+            self.throw_away(victim)
             if not self.resume:
                 self.generated[victim] = 0
             self.num_queued += 1
@@ -410,7 +441,7 @@ class SlowPastFuture(SlowLoop):
             if (full or peak >= (1 - 0.05) * budget) and self.running:
                 break
             self.running.append(i)
-            self.to_prefill[i] = self.held(i)
+            self.start_prefill(i)
             self.admission_time.setdefault(i, now)
 
     def first_cap(self) -> int:
@@ -636,7 +667,7 @@ class SlowPreemptive(SlowLoop):
         self.running.remove(victim)
         self.started.discard(victim)
         self.num_evictions[victim] += 1
-        self.num_recomputed[victim] += self.held(victim) - self.to_prefill[victim]
+        self.throw_away(victim)
         if not self.resume:
             self.lost[victim] = self.lost.get(victim, 0) + self.generated[victim]
             self.generated[victim] = 0

@@ -60,17 +60,18 @@ def test_common_and_held_blocks_are_those_counted_by_hand(prefixes: list[tuple[s
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_prompt_that_everyone_has_takes_its_blocks_once(name: str) -> None:
     """24 requests with 96 tokens in common on 14 blocks: what runs fits, counted block by block, and all end."""
-    runner = PolicyRunner(make_policy(name, Worker(KvCache(14, SIZE), resume=True), np.random.default_rng(0)))
+    worker = Worker(KvCache(14, SIZE), resume=True, prefix_caching=True)
+    runner = PolicyRunner(make_policy(name, worker, np.random.default_rng(0)))
     prefix = tuple(range(6))
     for i in range(24):
         bounds = {"output_len_lower_bound": 15, "output_len_prediction": 20, "output_len_upper_bound": 24}
-        runner.add(Request(str(i), 96, 40, prefix=prefix, **bounds))  # type: ignore[arg-type]
+        runner.add(Request(str(i), 97, 40, prefix=prefix, **bounds))  # type: ignore[arg-type]
     generated = dict.fromkeys(runner.request_ids(), 0)
     most = 0
     for _ in range(400):
         runner.decide()
         running = list(runner.running_ids())
-        own = [KvCache(14, SIZE).blocks(generated[request_id] + 1) for request_id in running]
+        own = [KvCache(14, SIZE).blocks(generated[request_id] + 2) for request_id in running]
         shares = len(prefix) if running else 0
         assert sum(own) + shares == runner.running.next_blocks <= 14
         most = max(most, len(running))

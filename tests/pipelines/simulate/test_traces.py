@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.simulate.traces import read_requests, read_trace
 from scheduler.errors import InputError
-from scheduler.workload import NO_CAP, Workload, read_workload
+from scheduler.workload import NO_CAP, Workload, read_workload, workload_lines
 
 Columns = dict[str, list[Any]]
 
@@ -356,3 +356,69 @@ def test_the_report_says_how_the_times_were_read(tmp_path: Path) -> None:
         "3 requests, arriving over 60 s (TIMESTAMP read as dates, from 2023-11-16 18:15:46 UTC)"
     )  # fmt: skip
     assert "all at 0 (no times)" in read_trace(write_csv(tmp_path, {"n_tok": [7, 0]}), None)[1].line()
+
+
+@WRITERS
+@pytest.mark.parametrize("size", [16, 512])
+def test_hashes_of_a_trace_are_prefixes(tmp_path: Path, write: Write, size: int) -> None:
+    """Their number says how many tokens each stands for; equal hashes after different ones are different."""
+    columns: Columns = {
+        "timestamp": [1000, 2000, 3000, 4000],
+        "input_length": [3 * size, 2 * size + 1, size + 5, 3],
+        "output_length": [5, 5, 5, 5],
+        "hash_ids": [[7, 8, 9], [7, 8, 10], [11, 8], [12]],
+    }
+    workload, report = read_trace(write(tmp_path, columns), None)
+    first, second, third, fourth = (request.prefix for request in workload.requests)
+    assert [len(prefix) for prefix in (first, second, third, fourth)] == [3, 3, 2, 1]
+    assert first[:2] == second[:2]
+    assert len({*first, *second, *third, *fourth}) == 7
+    assert {request.prefix_tokens for request in workload.requests} == {size}
+    assert f"{2 * size / (6 * size + 9):.0%} of the prompt tokens begin an earlier prompt, too" in report.line()
+    assert f"(hash_ids, in parts of {size} tokens)" in report.line()
+
+
+def test_hashes_that_fit_no_size_are_left_out_and_it_is_said(tmp_path: Path) -> None:
+    """Two hashes for 6,758 tokens and one for 7,322."""
+    workload, report = read_trace(write_jsonl(tmp_path, MOONCAKE), None)
+    assert all(not request.prefix for request in workload.requests)
+    assert "hash_ids not used: fit no size of parts" in report.line()
+
+
+@WRITERS
+def test_turns_of_a_chat_begin_with_the_prompt_of_the_turn_before(tmp_path: Path, write: Write) -> None:
+    """Without hashes: two turns that follow one begin alike as far as its prompt goes, and no further."""
+    columns: Columns = {
+        "chat_id": [0, 1, 2, 3],
+        "parent_chat_id": [-1, 0, 0, 77],
+        "timestamp": [0.5, 1.5, 2.5, 3.5],
+        "input_length": [40, 100, 120, 50],
+        "output_length": [5, 5, 5, 5],
+    }
+    workload, report = read_trace(write(tmp_path, columns), None)
+    first, left, right, other = (request.prefix for request in workload.requests)
+    assert left[:2] == right[:2] == first
+    assert not set(left[2:]) & set(right[2:])
+    assert not set(other) & {*left, *right}
+    assert "chat_id and parent_chat_id, in parts of 16 tokens" in report.line()
+
+
+def test_a_prefix_of_our_own_workload_is_read_written_and_checked(tmp_path: Path) -> None:
+    """Names are texts or numbers, of 16 tokens each unless the line says otherwise; no more than the prompt has."""
+    row = {"request_id": "a", "num_prompt_tokens": 70, "output_len": 3, "prefix": ["s", 4], "prefix_tokens": 32}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "request_id": "b", "prefix_tokens": None}) + "\n")
+    workload, _ = read_trace(path, None)
+    assert [request.prefix_tokens for request in workload.requests] == [32, 16]
+    path.write_text("".join(workload_lines(workload)))
+    again, _ = read_trace(path, None)
+    assert [request.prefix for request in again.requests] == [request.prefix for request in workload.requests]
+    for wrong, message in (
+        ({"prefix": "abc"}, "must be a list of names"),
+        ({"prefix": [1.5]}, "must be a list of names"),
+        ({"prefix": ["s"] * 4}, "more than the prompt's 70; say in prefix_tokens"),
+        ({"prefix_tokens": 0}, "prefix_tokens is 0, must be >= 1"),
+    ):
+        path.write_text(json.dumps({**row, **wrong}) + "\n")
+        with pytest.raises(InputError, match=message):
+            read_trace(path, None)
