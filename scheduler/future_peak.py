@@ -60,6 +60,17 @@ class FuturePeak:
         self._num_blocks -= common
         self._put(index, clock, held, clock + remaining)
 
+    def extend(self, index: int, clock: int, end: int) -> None:
+        """Let a request that was to end with iteration `clock` or before end with iteration `end` > `clock`."""
+        offset = self._entries[index][0]
+        first, last, origin = offset + clock + 1, offset + end + 1, self._origin
+        if end - origin >= len(self._used) or last > len(self._blocks):
+            self._reserve(clock, end, last)
+            origin = self._origin
+        self._entries[index] = offset, end
+        used = self._used[clock + 1 - origin : end + 1 - origin]
+        used += self._blocks[first:last]
+
     def move(self, index: int, clock: int, held: int, end: int) -> None:
         """Let a request that holds `held` tokens after `clock` iterations end with iteration `end` > `clock`."""
         if self._entries[index][1] > clock:

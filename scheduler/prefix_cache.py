@@ -29,13 +29,15 @@ class PrefixCache:
         self._thrown, self._lost = 0, 0
         self._computed: dict[int, int] = {}
 
-    def num_found(self, index: int, num_tokens: int) -> int:
-        """Return how many of the first `num_tokens` of a request need no prefill; its last token always does."""
-        return min(self._found(index), max(0, num_tokens - 1) // self._size) * self._size
+    def expected_prefill(self, index: int, num_tokens: int, *, was_evicted: bool) -> float:
+        """Return how many of its `num_tokens` a waiting request is expected to prefill.
 
-    def expected_prefill(self, num_tokens: int) -> float:
-        """Return how many of `num_tokens` a request that is evicted now will prefill again, by what others had to."""
-        return num_tokens * (1 + self._lost) / (1 + self._thrown)
+        Of one that was evicted the share that evicted ones have had to compute again so far, since what is left of it
+        now will be overwritten before it comes back; of another, what is not there now.
+        """
+        if was_evicted:
+            return num_tokens * (1 + self._lost) / (1 + self._thrown)
+        return num_tokens - min(self._found(index), max(0, num_tokens - 1) // self._size) * self._size
 
     def admit(self, index: int, num_tokens: int) -> tuple[int, int]:
         """Take what is found of a request out of the queue.

@@ -84,7 +84,7 @@ class AminSurvival(Policy):
         limit = min(request.max_new_tokens, self.worker.kv_cache.kv_budget - request.num_prompt_tokens)
         self._entries[index] = entry = Entry(request, limit, *predicted(request, request.forecast_or_bounds()))
         self.waiting.remember(index, request)
-        self._resource.add(index, self._demand(entry, 0))
+        self._resource.add(index, self._demand(index, entry))
         self._new.append(index)
 
     def renew(self, index: int, renewal: Renewal) -> None:
@@ -105,10 +105,10 @@ class AminSurvival(Policy):
             entry.bound = min(entry.limit, max(entry.known + 1, bound))
         if entry.arrival is None:  # nobody has seen it yet
             self._resource.remove(index)
-            self._resource.add(index, self._demand(entry, 0))
+            self._resource.add(index, self._demand(index, entry))
             return
         self._boost.leave(index)
-        work = self._resource.iterations(self._demand(entry, entry.kept))
+        work = self._resource.iterations(self._demand(index, entry))
         self.waiting.move(index, self._boost.queue(index, entry.arrival, work))
 
     def schedule(self, running: RunningBatch) -> Decision:
@@ -128,7 +128,7 @@ class AminSurvival(Policy):
 
     def _queue_new(self, clock: int) -> None:
         new = [index for index in self._new if index in self._entries]
-        works = [self._resource.iterations(self._demand(self._entries[index], 0)) for index in new]
+        works = [self._resource.iterations(self._demand(index, self._entries[index])) for index in new]
         if self._boost.arrive(works):
             self.waiting.reorder(self._boost.key)
         for index, work in zip(new, works, strict=True):
@@ -136,10 +136,15 @@ class AminSurvival(Policy):
             self.waiting.requeue(index, 0, self._boost.queue(index, clock, work))
         self._new.clear()
 
-    def _demand(self, entry: Entry, kept: int) -> Demand:
-        """Return what a request that keeps so many tokens asks for over the rest of its life."""
-        tokens, memory = entry.to_come(kept)
-        return Demand(memory, tokens, entry.request.num_prompt_tokens + kept)
+    def _demand(self, index: int, entry: Entry) -> Demand:
+        """Return what a request that waits asks for over the rest of its life, less what it finds in the cache."""
+        tokens, memory = entry.to_come(entry.kept)
+        prefill: float = entry.request.num_prompt_tokens + entry.kept
+        if self.waiting.cached is not None:
+            memory -= tokens * self.worker.kv_cache.block_size * self.waiting.prefixes.num_common(index)
+            held, was_evicted = entry.request.num_prompt_tokens + entry.kept, entry.known > 0
+            prefill = self.waiting.cached.expected_prefill(index, held, was_evicted=was_evicted)
+        return Demand(memory, tokens, prefill)
 
     def _follow(self, running: RunningBatch) -> None:
         """Take note of stalls, and renew the bounds that have been outlived."""
@@ -150,10 +155,16 @@ class AminSurvival(Policy):
             assert entry.start is not None
             entry.start += 1
             due.put(index, entry.start + entry.bound)
-        for index in due.pop(clock):
+        level, next_bound, extend = self._levels.pack_level, self._next_bound, self._peak.extend
+        for index in due.pop(clock):  # several in every iteration: nothing here is looked up twice
             entry = entries[index]
-            assert entry.start is not None
-            self._repack(index, entry, self._bound(entry, clock - entry.start), running)
+            start, bound = entry.start, entry.bound
+            assert start is not None
+            if bound <= clock - start:
+                bound = entry.bound = min(entry.limit, next_bound(entry, clock - start, level))
+            end = max(start + bound, clock + 1)
+            extend(index, clock, end)
+            due.put(index, end)
         for index in self._renewed:
             if index in running:
                 entry, generated = entries[index], running.num_generated(index)
@@ -183,6 +194,7 @@ class AminSurvival(Policy):
         entry.bound = entry.bound or entry.estimate
         entry.first_bound = entry.first_bound or entry.bound
         entry.start, entry.kept = clock - entry.kept, 0
+        entry.shared = self.worker.kv_cache.block_size * self.waiting.prefixes.num_taken(index)
         self._due.put(index, entry.start + entry.bound)
 
     def _evict(self, index: int, running: RunningBatch) -> None:
@@ -194,7 +206,7 @@ class AminSurvival(Policy):
         entry.kept = generated if self.worker.resume else 0
         entry.known = max(generated, entry.known)
         assert entry.arrival is not None
-        work = self._resource.iterations(self._demand(entry, entry.kept))
+        work = self._resource.iterations(self._demand(index, entry))
         self.waiting.requeue(index, entry.kept, self._boost.queue(index, entry.arrival, work))
 
     def _estimate(self, index: int) -> int:

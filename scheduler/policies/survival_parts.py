@@ -61,6 +61,7 @@ class Entry:
         estimate: Length that it was last looked at with before its first admission.
         first_bound: The bound at its first admission.
         start: Clock minus generated tokens, while it runs.
+        shared: Tokens of its prompt that it holds together with others, while it runs.
         known: Tokens that it had before an eviction, the most of several.
         kept: Tokens that it keeps while it waits.
     """
@@ -74,6 +75,7 @@ class Entry:
     estimate: int = 0
     first_bound: int = 0
     start: int | None = None
+    shared: int = 0
     known: int = 0
     kept: int = 0
 
@@ -101,9 +103,13 @@ def next_quantile(entry: Entry, generated: int, level: float) -> int:
 
 
 def progress(entry: Entry, generated: int, resume: bool) -> float:
-    """Return memory to be spent again over memory to come: the least work is lost for the most that is put off."""
-    kept = generated if resume else 0
-    return (entry.work.spent(generated + 1) - entry.work.spent(kept)) / entry.to_come(generated)[1]
+    """Return memory to be spent again over memory to come: the least work is lost for the most that is put off.
+
+    What it holds together with others is not freed, nor lost.
+    """
+    kept, work, shared = generated if resume else 0, entry.work, entry.shared
+    tokens, memory = entry.to_come(generated)
+    return (work.spent(generated + 1) - work.spent(kept) - shared * (generated + 1 - kept)) / (memory - shared * tokens)
 
 
 def predicted(request: Request, forecast: Forecast) -> tuple[ExpectedWork, int]:

@@ -57,6 +57,7 @@ class SlowLoop:
         self.by_clock, self.came = by_clock or {}, dict[int, int]()
         self.left: list[int] = []  # the request of each block that nobody uses, first the next to be overwritten
         self.thrown = dict.fromkeys(everyone, 0)
+        self.lost_share = (0, 0)  # tokens that were overwritten, of those that evictions left
         self.renewals = {i: list(renewals.get(i, ())) for i in everyone} if renewals else {}
 
     def first_estimate(self, i: int) -> int:
@@ -177,7 +178,9 @@ class SlowLoop:
             self.overwrite(self.next_blocks([j for j in self.running if j != i]))
             found = self.left.count(i) * self.kv_cache.block_size
             self.left = [j for j in self.left if j != i]
-            self.num_recomputed[i] += max(0, self.thrown[i] - min(found, self.held(i)))
+            lost = max(0, self.thrown[i] - min(found, self.held(i)))
+            self.num_recomputed[i] += lost
+            self.lost_share = (self.lost_share[0] + lost, self.lost_share[1] + self.thrown[i])
             self.thrown[i] = 0
             while found > 0 and found >= self.held(i):  # the last token is always computed, and with it its block
                 found -= self.kv_cache.block_size
@@ -539,7 +542,10 @@ class SlowSurvival(SlowLoop):
     def demand(self, i: int, kept: int) -> tuple[float, float, float]:
         """Return token-iterations, tokens and prefill tokens of the rest of a life."""
         tokens, memory = self.to_come(i, kept)
-        return memory, tokens, self.requests[i].num_prompt_tokens + kept
+        prefill: float = self.requests[i].num_prompt_tokens + kept
+        if self.worker.prefix_caching and self.known.get(i):
+            prefill = prefill * (1 + self.lost_share[0]) / (1 + self.lost_share[1])
+        return memory, tokens, prefill
 
     def shares(self, demand: tuple[float, float, float]) -> list[float]:
         """Return iterations of the whole worker on memory, slots and tokens, then what its own tokens add to them."""
