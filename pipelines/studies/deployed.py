@@ -6,7 +6,7 @@ python -m pipelines.studies.deployed --out deployed
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipelines.files import atomic_file, write_json
 from pipelines.simulate.resampling import seconds_per_iteration
 from pipelines.simulate.sources import MADE_UP
 from pipelines.simulate.workloads import arriving_at, served_tokens, with_predictions, with_times
-from pipelines.studies.beyond_tables import markdown
+from pipelines.studies.beyond.tables import markdown
 from scheduler.deployments.deployment import read_deployment
 from scheduler.deployments.workers import worker_of
 from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
@@ -42,23 +42,37 @@ class Cell:
     policies: Sequence[str] = POLICIES
     replicas: int = 1
     routing: str = "round-robin"
+    prefix_caching: bool = True
 
     @property
     def name(self) -> str:
         """What tells it from the others."""
         arrivals = "at once" if self.load is None else f"load {self.load:g}"
         routed = "" if self.replicas == 1 else f", {self.replicas} replicas, {self.routing}"
-        return f"{self.source}:{self.count} on {self.deployment}, {arrivals}{routed}"
+        cached = "" if self.prefix_caching else ", no prefix caching"
+        return f"{self.source}:{self.count} on {self.deployment}, {arrivals}{routed}{cached}"
+
+    @property
+    def group(self) -> str:
+        """What it is there to show."""
+        if self.replicas > 1:
+            return "replicas"
+        if not self.prefix_caching:
+            return "no-caching"
+        return "chats" if self.source.startswith("lmsys") else "long"
 
 
 def cells() -> Iterator[Cell]:
-    """Yield the cells: where it matters first, then where it does not, then replicas."""
+    """Yield the cells: where it matters first, then where it does not, without a prefix cache, then replicas."""
     for deployment in ("llama-3.1-8b-h100", "qwen3-32b-fp8-h100"):
         for load in (0.9, None):
             yield Cell(deployment, "reasoning", 2000, load)
     yield Cell("llama-3.1-8b-h100", "reasoning-mixed", 2000, 0.9)
     for deployment, load in (("llama-3.1-8b-h100", 0.8), ("llama-3.1-8b-h100", 1.1), ("qwen3-32b-h100", 0.9)):
         yield Cell(deployment, "lmsys-shaped", 8000, load)
+    for deployment in ("llama-3.1-8b-h100", "qwen3-32b-fp8-h100"):
+        for load in (0.9, None):
+            yield Cell(deployment, "reasoning", 2000, load, ("fcfs", "sjf", "amin-survival"), prefix_caching=False)
     behind_a_router = (
         ("llama-3.1-8b-h100", "lmsys-shaped", 8000),
         ("llama-3.1-8b-h100", "reasoning", 3000),
@@ -84,7 +98,7 @@ def requests(cell: Cell, worker: Worker, seed: int) -> Workload:
 
 def run_cell(cell: Cell, seeds: int) -> dict[str, Any]:
     """Return by policy the means of its figures, and its gains over fcfs on the same requests with their interval."""
-    worker = worker_of(read_deployment(cell.deployment))
+    worker = replace(worker_of(read_deployment(cell.deployment)), prefix_caching=cell.prefix_caching)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in cell.policies}
     for seed in range(seeds):
         workload = requests(cell, worker, seed)
@@ -134,10 +148,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.studies.deployed", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder; cells that it has are not run again")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", help="of long, chats, no-caching, replicas, separated by commas; default: all")
     args = parser.parse_args()
     path = args.out / "deployed.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    for cell in tqdm([cell for cell in cells() if cell.name not in done], desc="deployed", unit="cell"):
+    groups = args.only.split(",") if args.only else None
+    wanted = [cell for cell in cells() if groups is None or cell.group in groups]
+    for cell in tqdm([cell for cell in wanted if cell.name not in done], desc="deployed", unit="cell"):
         done[cell.name] = run_cell(cell, args.seeds)
         write_json(path, done)
     with atomic_file(args.out / "deployed.md") as aside:

@@ -19,7 +19,7 @@ from pipelines.deployment.fit import fit_clock
 from pipelines.deployment.measured_kernels import ask
 from pipelines.files import atomic_file, write_json
 from pipelines.simulate.resampling import arriving, volumes
-from pipelines.studies.beyond_tables import markdown
+from pipelines.studies.beyond.tables import markdown
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
 from scheduler.simulation.arrivals import poisson_arrivals

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipelines.files import atomic_file, write_json
 from pipelines.simulate.resampling import resample
-from pipelines.studies.beyond_sources import with_upper_bounds
+from pipelines.studies.beyond.sources import with_upper_bounds
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
 from scheduler.policies import POLICIES

@@ -6,10 +6,10 @@ import pytest
 
 from pipelines.simulate.resampling import resample
 from pipelines.simulate.workloads import DEFAULT_EDGES
-from pipelines.studies.beyond import run_cell
-from pipelines.studies.beyond_cells import FORECASTS, MODELS, cells
-from pipelines.studies.beyond_sources import WRONG_MODEL, source, with_upper_bounds
-from pipelines.studies.beyond_tables import tables
+from pipelines.studies.beyond.__main__ import run_cell
+from pipelines.studies.beyond.cells import FORECASTS, MODELS, cells
+from pipelines.studies.beyond.sources import WRONG_MODEL, source, with_upper_bounds
+from pipelines.studies.beyond.tables import tables
 from scheduler.latency_bounds import latency_lower_bound_with_arrivals, total_latency_lower_bound
 from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.workload import Workload, workload_from_columns
@@ -50,8 +50,8 @@ def test_a_cell_of_each_kind_is_measured_and_shown(base: Workload, group: str) -
 
 def test_forecasts_change_what_they_say(base: Workload) -> None:
     """Each kind of forecast is another one, and none changes a length."""
-    from pipelines.studies.beyond_cells import Variant
-    from pipelines.studies.beyond_sources import changed
+    from pipelines.studies.beyond.cells import Variant
+    from pipelines.studies.beyond.sources import changed
 
     medians = {}
     for kind in FORECASTS:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipelines.simulate.resampling import arriving, poisson, resample, volumes
 from pipelines.simulate.traces import read_requests
 from pipelines.simulate.workloads import DEFAULT_EDGES
-from pipelines.studies.beyond_cells import Variant
+from pipelines.studies.beyond.cells import Variant
 from pipelines.studies.paper import FAMILIES, LOW
 from scheduler.forecast import Forecast
 from scheduler.request import Request

@@ -6,8 +6,12 @@ from typing import Any
 
 from pipelines.studies.ablation import PARTS
 from pipelines.studies.paper import STYLISED_KV_BUDGET
+from scheduler.deployments.deployment import read_deployment
+from scheduler.deployments.workers import worker_of
+from scheduler.kv_cache import KvCache
 from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import MakePolicy
+from scheduler.worker import Worker
 
 KV_BUDGET = 16_492
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen2.5-7B-Instruct-1M", "gemma-3-4b-it")
@@ -60,14 +64,23 @@ class Cell:
     kv_budget: int = KV_BUDGET
     resume: bool = False
     cost_model: CostModel | None = None
+    deployment: str | None = None
 
     @property
     def name(self) -> str:
         """What tells it from the others."""
         load = "at once" if self.load is None else f"load {self.load:g}"
+        if self.deployment:
+            return f"{self.group}: {self.source} on {self.deployment}, {load}"
         clock = "iterations" if self.cost_model is None else "seconds"
         eviction = "resume" if self.resume else "restart"
         return f"{self.group}: {self.source}, {load}, M {self.kv_budget}, {eviction}, {clock}"
+
+    def worker(self) -> Worker:
+        """Return what its requests run on."""
+        if self.deployment:
+            return worker_of(read_deployment(self.deployment))
+        return Worker(KvCache(self.kv_budget), resume=self.resume, cost_model=self.cost_model)
 
 
 def cells() -> Iterator[Cell]:
@@ -100,6 +113,8 @@ def cells() -> Iterator[Cell]:
     for trace, kv_budget in (("azure_conv", 66_000), ("azure_code", 66_000), ("mooncake_conversation", 500_000)):
         for load in (0.8, 0.95):
             yield Cell("traces", trace, load, others, kv_budget)
+    for load in (None, 0.8, 0.95):
+        yield on_deployment(llama, "llama-3.1-8b-b60", load)
     taus = {f"amin, tau {tau:g}": Variant("amin", tau=tau) for tau in TAUS}
     for load in (None, 0.95):
         yield Cell("tau", llama, load, taus)
@@ -107,6 +122,13 @@ def cells() -> Iterator[Cell]:
     for family, value in (("two-point", 0.7), ("geometric", 0.7), ("linear-geometric", 0.5)):
         for inverse in (5, 20):
             yield Cell("stylised", f"{family}:{inverse}:{value}", None, stylised, STYLISED_KV_BUDGET)
+
+
+def on_deployment(source: str, name: str, load: float | None) -> Cell:
+    """Return a cell on a deployment that exists, with its memory, clock, slots and prefix cache."""
+    found = read_deployment(name)
+    variants = _policies(("sjf", "svf", "amin-survival", "hindsight-svf"))
+    return Cell("deployment", source, load, variants, found.kv_tokens, True, found.clock, name)
 
 
 def _policies(names: Sequence[str]) -> dict[str, Variant]:

@@ -15,10 +15,9 @@ from pipelines import predict
 from pipelines.files import atomic_file, write_json
 from pipelines.settings.predict import PredictSettings
 from pipelines.simulate.resampling import seconds_per_iteration, stretched
-from pipelines.studies.beyond_cells import MODELS, Cell, Variant, cells
-from pipelines.studies.beyond_sources import WRONG_MODEL, Draw, changed, source, with_upper_bounds
-from pipelines.studies.beyond_tables import tables
-from scheduler.kv_cache import KvCache
+from pipelines.studies.beyond.cells import MODELS, Cell, Variant, cells
+from pipelines.studies.beyond.sources import WRONG_MODEL, Draw, changed, source, with_upper_bounds
+from pipelines.studies.beyond.tables import tables
 from scheduler.latency_bounds import latency_lower_bound_with_arrivals
 from scheduler.metrics import Figures, interval_over_seeds, mean_over_seeds, summarize
 from scheduler.simulation.simulate import simulate
@@ -59,7 +58,7 @@ def run_cell(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count:
         seeds: How many runs of each variant.
         count: Requests of a run.
     """
-    worker = Worker(KvCache(cell.kv_budget), resume=cell.resume, cost_model=cell.cost_model)
+    worker = cell.worker()
     runs: dict[str, list[Figures]] = {name: [] for name in cell.variants}
     sample = draw(count, None, cell.kv_budget, np.random.default_rng(0))
     iteration = 1.0 if cell.load is None else seconds_per_iteration(worker, sample)
@@ -77,7 +76,8 @@ def run_cell(cell: Cell, draw: Draw, draw_wrong: Draw | None, seeds: int, count:
         for name, variant in cell.variants.items():
             run = references.get(name) or _figures(variant, changed(plain, wrong, variant, seed), worker, seed)
             runs[name].append(_ratios(run, references["hindsight"], references["fcfs"], bound, len(plain.requests)))
-    facts_of_cell = {"group": cell.group, "source": cell.source, "load": cell.load, "kv_budget": cell.kv_budget}
+    place = f"{cell.source} on {cell.deployment}" if cell.deployment else cell.source
+    facts_of_cell = {"group": cell.group, "source": place, "load": cell.load, "kv_budget": cell.kv_budget}
     means = {name: mean_over_seeds(each) for name, each in runs.items()}
     widths = {name: interval_over_seeds(each) for name, each in runs.items()}
     variants = {name: {"mean": means[name], "interval_95": widths[name]} for name in runs}

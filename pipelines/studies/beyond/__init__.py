@@ -1,0 +1,1 @@
+"""The experiments of docs/results/beyond.md: `python -m pipelines.studies.beyond`."""
