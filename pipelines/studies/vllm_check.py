@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 OWN = "vLLM's own"
+BLOCK_SIZE = 32
+"""Tokens; vLLM's attention on a CPU takes multiples of it."""
 SECONDS_TO_START = 300.0
 COUNTS = (
     "vllm:num_preemptions_total", "amin_recomputed_tokens_total", "amin_predicted_total", "amin_fallbacks_total",
@@ -72,7 +74,14 @@ def vllm_server(args: argparse.Namespace, model: Path, policy: str | None) -> It
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
     command = [str(args.vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--model", str(model), "--served-model-name", "smollm2", "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--block-size", "16", "--enable-prefix-caching"]
+    command += [
+        "--enforce-eager",
+        "--max-model-len",
+        str(args.max_model_len),
+        "--block-size",
+        "16",
+        "--enable-prefix-caching",
+    ]
     command += ["--num-gpu-blocks-override", str(args.num_blocks + 1)]  # vLLM keeps one for itself
     if policy:
         settings = {"policy": policy, "predictor": str(args.predictor), "model": args.predictor_model}
@@ -162,8 +171,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--policies", nargs="+", default=["amin-survival", "amin"])
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds that a request waits for its prediction")
     parser.add_argument("--num-requests", type=int, default=80)
-    parser.add_argument("--num-blocks", type=int, default=160, help="of 16 tokens")
+    parser.add_argument("--num-blocks", type=int, default=80, help=f"of {BLOCK_SIZE} tokens")
     parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max-model-len", type=int, default=1024, help="must fit into the blocks")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--loads", nargs="*", type=float, default=[0.7, 0.9, 1.1])
     parser.add_argument("--capacity", type=float, help="requests a second at load 1; default: measured at once")

@@ -1,5 +1,6 @@
 """The plug-in in a real engine: the OpenAI-compatible server, on a CPU, with a random model of two layers."""
 
+import asyncio
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,18 @@ import pytest
 
 pytest.importorskip("vllm", reason="make test-vllm has an environment with vLLM")
 
+from pipelines.collect.draws import PartialFile
+from pipelines.collect.endpoint import collect_from
+from pipelines.evaluate.endpoint.knock import find_servers
+from pipelines.evaluate.endpoint.measure import measure, plan
+from pipelines.settings.collect import CollectSettings
+from pipelines.settings.evaluate import EvaluateSettings
+from pipelines.settings.sampling import Sampling
+from pipelines.settings.server import Servers
+from predictor.errors import InputError
+
 ROOT = Path(__file__).parents[4]
+CHATS = [[{"role": "user", "content": f"number {i} and its friends"}] for i in range(8)]
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -30,8 +43,8 @@ ENVIRONMENT = {
 class Server:
     """Asks a vLLM server."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, model: str) -> None:
+        self.url, self.model = url, model
 
     def get(self, path: str) -> str:
         """Return what stands there."""
@@ -75,7 +88,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
-            asked = Server(f"http://127.0.0.1:{port}")
+            asked = Server(f"http://127.0.0.1:{port}", str(tiny_model))
             _wait_until_ready(asked, process, folder / "log")
             yield asked
         finally:
@@ -132,3 +145,47 @@ def test_grammars_are_compiled_beside_the_others(server: Server) -> None:
         answer = choice.result()["choices"][0]["text"]
         assert answer.replace(" ", "") in ("yes", "no")  # the tokenizer of the random model puts spaces between pieces
         assert all(each.result()["usage"]["completion_tokens"] == 48 for each in plain)
+
+
+def test_lengths_are_collected_from_a_real_server(server: Server, tmp_path: Path) -> None:
+    """Two draws of each prompt under the cap, as the server counts them, and the prompts' lengths."""
+    settings = CollectSettings(
+        prompts=tmp_path / "unread",
+        out=tmp_path / "records.parquet",
+        served_model=server.model,
+        endpoint=f"{server.url}/v1",
+        draws=2,
+        max_new_tokens=24,
+        sampling=Sampling(temperature=1.0),
+    )
+    partial = PartialFile(settings.out, {})
+    _, sizes = collect_from(settings, CHATS, partial)
+    ended = partial.read().ended
+    assert set(ended) == {(i, d) for i in range(len(CHATS)) for d in range(2)}
+    assert all(1 <= length <= 24 and is_cut == (length == 24) for length, is_cut in ended.values())
+    assert all(size is not None and size > 4 for size in sizes)
+
+
+def test_a_real_server_is_measured_from_outside(server: Server, tmp_path: Path) -> None:
+    """Its model is found, every request answered, in the order of time; greedy answers are the same in every seed."""
+    settings = EvaluateSettings(
+        prompts=tmp_path / "unread",
+        out=tmp_path,
+        max_new_tokens=24,
+        sampling=Sampling(temperature=0.0),
+        servers=Servers(endpoint=f"{server.url}/v1"),
+    )
+    (found,) = asyncio.run(find_servers(settings, CHATS))
+    assert found.model == server.model
+    runs = [
+        asyncio.run(measure(found, seed, plan(arrivals, len(CHATS), seed), CHATS, settings))
+        for seed, arrivals in enumerate(("all-at-once", "poisson:20"))
+    ]
+    for run in runs:
+        assert not any(sent.error for sent in run.requests)
+        assert all(s.arrival_time < s.first_token_time <= s.finish_time and s.output_len <= 24 for s in run.requests)
+    first, second = ({sent.prompt: (sent.output_len, sent.answer) for sent in run.requests} for run in runs)
+    assert first == second
+    nobody = replace(settings.servers, endpoint=f"{server.url}/v2")
+    with pytest.raises(InputError, match="no such model or path"):
+        asyncio.run(find_servers(replace(settings, servers=nobody), CHATS))
