@@ -18,7 +18,7 @@ CONFIG_FILE = "config.yaml"
 class ProbeOptions:
     """What makes `amin train` train a probe of a served model in place of a predictor that reads prompts."""
 
-    states: str | None = None
+    states: Annotated[str | None, Metavar("FOLDER")] = None
     """Folder that amin collect --states wrote next to the records of --data: train a probe, which reads the served
     model's own states while it answers. Only --data, --seed, --tau, --split-by, --max-prompts and --progress go with
     it."""

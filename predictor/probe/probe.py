@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from predictor.bounds.bins import IntArray, LengthBins
 from predictor.bounds.distribution import BoolArray, FloatArray, lower_bound, survival_from_hazard_logits
@@ -121,7 +121,7 @@ class Probe:
             "mixture": None if self.mixture is None else self.mixture.to_dict(),
         }
         weights = {name: value.to(torch.float16).contiguous() for name, value in self.network.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
+        (folder / WEIGHTS_FILE).write_bytes(save(weights))  # save_file keeps others from reading it
         text = json.dumps(spec, allow_nan=False, separators=(",", ":"))
         (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
 

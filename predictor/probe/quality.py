@@ -12,7 +12,7 @@ from predictor.bounds.metrics import bound_quality
 from predictor.probe.fit import ProbeData
 
 FEWEST_ANSWERS = 30
-"""A measure of fewer answers says nothing."""
+"""Later on, a measure of fewer answers says nothing."""
 MEASURES = ("coverage", "tightness", "pinball_loss", "kendall_tau")
 
 
@@ -35,7 +35,7 @@ class Forecasts:
 
 
 def by_generated(data: ProbeData, forecasts: Forecasts, tau: float, cap: int | None = None) -> dict[str, Any]:
-    """Return the measures at each number of tokens out that enough answers reach; answers weigh the same.
+    """Return the measures at 0 tokens out, and at each number that enough answers reach; answers weigh the same.
 
     Args:
         data: S states with their remaining lengths.
@@ -47,7 +47,7 @@ def by_generated(data: ProbeData, forecasts: Forecasts, tau: float, cap: int | N
     generated = data.states.generated
     for t in np.unique(generated).tolist():
         rows = np.flatnonzero(generated == t)
-        if len(rows) < FEWEST_ANSWERS or (cap is not None and t >= cap):
+        if (t and len(rows) < FEWEST_ANSWERS) or (cap is not None and t >= cap):
             continue
         most = int(data.remaining.max()) if cap is None else cap - t
         quality = bound_quality(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
@@ -113,7 +113,8 @@ class States:
 
 def write_shard(path: Path, states: States) -> None:
     """Write one shard; the caller renames it into place."""
-    save_file({field.name: np.ascontiguousarray(getattr(states, field.name)) for field in fields(states)}, path)
+    arrays = {field.name: np.ascontiguousarray(getattr(states, field.name)) for field in fields(states)}
+    path.write_bytes(save(arrays))  # save_file keeps others from reading it
 
 
 def write_source(folder: Path, source: StateSource, records_sha256: str) -> None:

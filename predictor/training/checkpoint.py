@@ -45,12 +45,12 @@ def save_predictor(
 
     Writes `model.safetensors` (encoder and head), `config.json` (the encoder's), `tokenizer.json` and `predictor.json`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    save_file(state, folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).write_bytes(save(state))  # save_file keeps others from reading it
     network.encoder.config.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / SPEC_FILE).write_text(json.dumps({**spec.to_dict(), "network": network.shape.to_dict()}) + "\n")

@@ -109,6 +109,8 @@ def test_measures_by_tokens_out() -> None:
     for row in found.values():
         assert row["coverage"] == row["tightness"] == row["kendall_tau"] == 1
     assert by_generated(data, perfect, 0.1, cap=16).keys() == {"0"}
+    few = ProbeData(data.states.select(np.arange(12)), *(each[:12] for each in (0 * of, data.remaining, of < 0)))
+    assert list(by_generated(few, Forecasts(few.remaining, few.remaining * 1.0), 0.1)) == ["0"]
     assert mean_kendall_tau(found) == 1
     assert mean_kendall_tau({"0": found["0"]}) is None
     assert over_answers(data, data.remaining) == 1

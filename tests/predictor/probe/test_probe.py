@@ -98,6 +98,8 @@ def test_a_saved_probe_is_the_same(fitted: FittedProbe, tmp_path: Path) -> None:
     np.testing.assert_array_equal(fitted.probe.renew(inputs, 0.1).survival, again.renew(inputs, 0.1).survival)
     assert again.source == fitted.probe.source
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 500_000
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["probe.safetensors"] == modes["probe.json"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "field", "format"])
