@@ -69,6 +69,13 @@ class Forecast:
         before, after = self.survival.item(right - 1), self.survival.item(right)
         return left + (before - alive) / (before - after) * (self.edges.item(right) - left)
 
+    def on(self, edges: NDArray[np.int64]) -> "Forecast":
+        """Return the forecast on other edges, from 0 on; what lies between two of them is taken to fall linearly."""
+        last = self.edges.item(-1)
+        beyond = 0.0 if self.tail is None else self.survival.item(-1) * (last / np.maximum(edges, last)) ** self.tail
+        survival = np.where(edges > last, beyond, np.interp(edges, self.edges, self.survival))
+        return Forecast(edges, survival, self.tail)
+
     def mean(self, cap: float = np.inf) -> float:
         """Return E[min(length, cap)] in tokens; infinite where the tail has no mean and nothing caps it."""
         return self._area(0.0, cap)

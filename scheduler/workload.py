@@ -82,7 +82,7 @@ def workload_lines(workload: Workload) -> Iterator[str]:
     Forecasts are written as their survival, to six digits; the edges of their bins, the same for all, go into a file of
     their own, which `read_workload` is given.
     """
-    for request, output_len in zip(workload.requests, workload.output_lens, strict=True):
+    for index, (request, output_len) in enumerate(zip(workload.requests, workload.output_lens, strict=True)):
         line: dict[str, Any] = {
             "request_id": request.request_id,
             "arrival_time": request.arrival_time,
@@ -97,11 +97,20 @@ def workload_lines(workload: Workload) -> Iterator[str]:
             "class": request.service_class or None,
         }
         if request.forecast is not None:
-            line["survival"] = np.minimum.accumulate(request.forecast.survival.round(6)).tolist()
+            line["survival"] = _rounded(request.forecast)
             line["tail"] = request.forecast.tail
+            line["renewals"] = [
+                [renewal.num_generated, _rounded(renewal.forecast), renewal.output_len_lower_bound]
+                for renewal in workload.renewals.get(index, ())
+            ] or None
         if request.prefix:
             line |= {"prefix": list(request.prefix), "prefix_tokens": request.prefix_tokens or DEFAULT_PREFIX_TOKENS}
         yield json.dumps({name: value for name, value in line.items() if value is not None}) + "\n"
+
+
+def _rounded(forecast: Forecast) -> list[float]:
+    survival: list[float] = np.minimum.accumulate(forecast.survival.round(6)).tolist()
+    return survival
 
 
 def workload_from_columns(

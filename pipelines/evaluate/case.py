@@ -33,6 +33,8 @@ class Case:
     """Token ids of the unconstrained greedy run, to compare with."""
     policy_options: Mapping[str, dict[str, Any]]
     """By name of a policy, what it is built with."""
+    tokens: list[list[int]] | None = None
+    """Token ids that the answers are made to have, where their states are read; otherwise lengths alone are forced."""
 
 
 def prepare(
@@ -48,7 +50,7 @@ def prepare(
         settings: Settings of `amin evaluate`.
         served: The model.
         policy_options: By name of a policy, what it is built with.
-        kept: `output_lens` and `reference` of an interrupted evaluation, or None.
+        kept: `output_lens`, `reference` and `tokens` of an interrupted evaluation, or None.
         partial: Where reference answers are kept until they are whole.
 
     Raises:
@@ -63,14 +65,17 @@ def prepare(
     facts = [Request(row.prompt_id, len(p), settings.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
     requests = bounds.predicted(facts, texts)
     if kept is not None:
-        return Case(bounds, texts, prompts, facts, requests, kept["output_lens"], kept["reference"], policy_options)
-    output_lens = _recorded_lens(settings) if settings.decoding == "forced" else None
-    reference = None
+        known = (kept["output_lens"], kept["reference"], policy_options, kept.get("tokens"))
+        return Case(bounds, texts, prompts, facts, requests, *known)
+    is_forced = settings.decoding == "forced"
+    output_lens = _recorded_lens(settings) if is_forced and settings.probe is None else None
+    reference = tokens = None
     if output_lens is None and settings.decoding != "sample":
         answers = reference_answers(served, prompts, settings.seed, partial)
         output_lens = list(map(len, answers))
-        reference = answers if settings.decoding == "greedy" else None
-    return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options)
+        reference = None if is_forced else answers
+        tokens = answers if is_forced and settings.probe else None
+    return Case(bounds, texts, prompts, facts, requests, output_lens, reference, policy_options, tokens)
 
 
 def _recorded_lens(settings: EvaluateSettings) -> list[int] | None:

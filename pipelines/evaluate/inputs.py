@@ -18,7 +18,7 @@ def shared_by_runs(settings: EvaluateSettings) -> dict[str, Any]:
     """Return the settings that all runs share as text, with a hash of what is in each file or folder that they name."""
     named = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in FREE}
     shared: dict[str, Any] = {name: str(value) for name, value in named.items()}
-    for name in ("predictor", "prompts", "scheduling", "arrivals", "served_model"):
+    for name in ("predictor", "probe", "prompts", "scheduling", "arrivals", "served_model"):
         value = named[name]
         if value is not None and value != BUNDLED and Path(value).exists():
             shared[f"contents of {name}"] = content_digest(Path(value))

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from pipelines.evaluate.report import write_report
 from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun, reads_predictions
 from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
+from pipelines.probe.use import is_mixed
 from pipelines.results import policy_figures, print_table, table, write_results
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.simulate.workload_file import write_workload
+from predictor.probe.probe import Probe
 from scheduler.kv_cache import KvCache
 from scheduler.worker import Worker
 from scheduler.workload import Workload
@@ -60,6 +63,8 @@ def write_all(
     print_table(*table(results["policies"]))
     for name, same in (results["identical_outputs"] or {}).items():
         print(f"{name}: tokens identical to the unconstrained run for {same} of {len(case.facts)} requests")
+    if results["probe"] is not None:
+        print(_in_words(results["probe"]))
     if results.get("replay"):
         ratios = [f"{name} {entry['simulated_over_measured']:.2f}" for name, entry in results["replay"].items()]
         print(f"simulated over measured mean latency: {', '.join(ratios)}")
@@ -75,7 +80,7 @@ def _write_inputs(
     write_json(settings.out / "cost_model.json", asdict(fitted.cost_model))
     shown = _with_predictions(runs)
     workload = settings.out / "workload.jsonl"
-    write_workload(workload, Workload(list(shown.run.requests), shown.run.result.output_len.tolist()))
+    write_workload(workload, Workload(list(shown.run.requests), shown.run.result.output_len.tolist(), shown.renewals))
     bins = ["--bins", f"{workload}.bins.json"] if shown.run.requests[0].forecast is not None else []
     command = [
         "amin", "simulate", str(workload), *bins, "--kv-budget", str(worker.kv_cache.kv_budget), "--block-size",
@@ -127,6 +132,7 @@ def evaluation_results(
         "eviction": settings.eviction,
         "total_latency_lower_bound": None,
         "bounds": bound_figures(settings, case, runs),
+        "probe": _probe_figures(settings, runs),
         "identical_outputs": _identical(runs) if settings.decoding == "greedy" else None,
         "environment": environment(served),
         "policies": policies,
@@ -158,6 +164,38 @@ def bound_figures(settings: EvaluateSettings, case: Case, runs: Sequence[Measure
         lower, lens = np.array(pairs).T
         figures |= {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())}
     return figures
+
+
+def _probe_figures(settings: EvaluateSettings, runs: Sequence[MeasuredRun]) -> dict[str, Any] | None:
+    """Return what a probe did in the runs under policies that read predictions; None without one, or such runs."""
+    used = [measured for measured in runs if "renewal_share" in measured.run.extra]
+    if not used:
+        return None
+    held = [
+        renewal.output_len_lower_bound <= length
+        for measured in used
+        for index, length in enumerate(measured.run.result.output_len.tolist())
+        for renewal in measured.renewals.get(index, ())
+    ]
+    return {
+        "folder": str(settings.probe),
+        "renew_every": settings.renew_every,
+        "with_predictor": is_mixed(Probe.load(Path(str(settings.probe))), settings.predictor),
+        "num_renewals": sum(int(measured.run.extra["num_renewals"]) for measured in used),
+        "num_failed_states": sum(int(measured.run.extra["num_failed_states"]) for measured in used),
+        "share_of_time": _mean(used, "renewal_share"),
+        "coverage": float(np.mean(held)) if held else None,
+    }
+
+
+def _in_words(probe: Mapping[str, Any]) -> str:
+    """Return what a probe did, in a line."""
+    both = " with the predictor" if probe["with_predictor"] else ""
+    text = f"probe{both}: {probe['num_renewals']} renewals in {probe['share_of_time']:.2%} of the time"
+    if probe["coverage"] is not None:
+        text += f", renewed bounds reached by {probe['coverage']:.1%}"
+    failed = probe["num_failed_states"]
+    return text + (f"; {failed} states were not numbers: those requests kept their forecasts" if failed else "")
 
 
 def _mean(used: Sequence[MeasuredRun], name: str) -> float | None:

@@ -59,7 +59,9 @@ def _mean_latencies(measured: MeasuredRun, worker: Worker, options: Mapping[str,
         replace(request, arrival_time=float(time))
         for request, time in zip(run.requests, measured.entry_times, strict=True)
     ]
-    result = simulate(run.policy, Workload(requests, run.result.output_len.tolist()), worker, run.seed, **options)
+    result = simulate(
+        run.policy, Workload(requests, run.result.output_len.tolist(), measured.renewals), worker, run.seed, **options
+    )
     simulated = replace(result, arrival_time=run.result.arrival_time)
     return mean_latency(simulated, run.num_warm_up), mean_latency(run.result, run.num_warm_up)
 

@@ -1,7 +1,8 @@
 """Generation under one policy with one seed, on an honest clock."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.evaluate.arrival_predictions import PredictedArrivals
-from pipelines.evaluate.case import Case
+from pipelines.evaluate.case import DEFAULT_TAU, Case
 from pipelines.evaluate.timed_policy import TimedPolicy
+from pipelines.probe.use import ProbeRenewals, RenewedBounds, is_mixed, state_reader
 from pipelines.results import PolicyRun
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
+from predictor.probe.probe import Probe
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_fifo import EngineFifo
+from scheduler.integrations.transformers_states import StateReader
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, Reads, make_policy
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.simulation.arrivals import arrival_times
 from scheduler.worker import Worker
@@ -41,6 +46,8 @@ class MeasuredRun:
     """Seconds, prefill tokens, decoding requests and KV tokens of each iteration, shape [iterations, 4]."""
     num_identical: int
     """Answers equal to the unconstrained ones; 0 if not compared."""
+    renewals: Mapping[int, Sequence[Renewal]] = field(default_factory=dict)
+    """Renewed forecasts as the policy got them, by request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class _Trial:
     """True lengths where they are known, for policies that know them."""
     forced_lens: list[int] | None
     """Lengths that the answers are made to have."""
+    forced_tokens: list[list[int]] | None
+    """Tokens that they are made to have, where their states are read."""
     title: str
 
 
@@ -67,8 +76,12 @@ def run_policy(
     case: Case,
     kv_cache: KvCache,
     warm_up: bool = False,
+    probe: Probe | None = None,
 ) -> MeasuredRun:
-    """Return the run of one policy; with `warm_up` of a few requests, to be thrown away."""
+    """Return the run of one policy; with `warm_up` of a few requests, to be thrown away.
+
+    With a `probe` the forecasts of running requests are renewed under policies that read predictions.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(case.facts)).tolist()
     times = arrival_times(settings.arrivals, len(order), rng)
@@ -77,11 +90,12 @@ def run_policy(
     requests = [replace(case.facts[i], arrival_time=float(t)) for i, t in zip(order, times, strict=True)]
     lens = None if case.output_lens is None else [case.output_lens[i] for i in order]
     forced = lens if settings.decoding == "forced" else None
+    tokens = None if case.tokens is None else [case.tokens[i] for i in order]
     title = "warm-up" if warm_up else f"{name} seed {seed}"
-    trial = _Trial(name, seed, order, requests, [case.prompts[i] for i in order], lens, forced, title)
+    trial = _Trial(name, seed, order, requests, [case.prompts[i] for i in order], lens, forced, tokens, title)
     if name == ENGINE_FIFO:
         return _by_engine(trial, settings, served, case, kv_cache)
-    return _by_loop(trial, settings, served, case, kv_cache, rng)
+    return _by_loop(trial, settings, served, case, kv_cache, rng, probe if reads_predictions(name) else None)
 
 
 def _by_engine(
@@ -115,32 +129,57 @@ def _by_loop(
     case: Case,
     kv_cache: KvCache,
     rng: np.random.Generator,
+    probe: Probe | None,
 ) -> MeasuredRun:
     """Return the run under a policy in our loop, with predictions as they arrive where it reads them."""
     name, order, requests = trial.name, trial.order, trial.requests
     worker = Worker(kv_cache, resume=settings.eviction == "resume", max_batch_tokens=settings.max_batch_tokens)
     policy = TimedPolicy(make_policy(name, worker, rng, output_lens=trial.lens, **case.policy_options[name]))
-    executor = TransformersExecutor(
-        served.model, trial.prompts, worker, served.generation_config, forced_lens=trial.forced_lens, seed=trial.seed
-    )
-    arrivals = _predicted(settings, case, order, requests, executor) if reads_predictions(name) else None
-    try:
+    with ExitStack() as open_things:
+        states = None if probe is None else state_reader(probe, served, settings.max_batch_tokens)
+        if states is not None:
+            open_things.callback(states.close)
+        executor = TransformersExecutor(
+            served.model,
+            trial.prompts,
+            worker,
+            served.generation_config,
+            forced_lens=trial.forced_lens,
+            forced_tokens=trial.forced_tokens,
+            states=states,
+            seed=trial.seed,
+        )
+        open_things.callback(executor.close)
+        arrivals = _predicted(settings, case, order, requests, executor) if reads_predictions(name) else None
+        renewals = None if probe is None else _renewals(probe, states, settings, served, arrivals)
         with tqdm(total=len(order), desc=trial.title, unit="request") as bar:
-            loop = Loop(policy, executor, requests, arrivals=arrivals)
+            loop = Loop(policy, executor, requests, arrivals=arrivals, renewals=renewals)
             if arrivals:
+                open_things.callback(arrivals.close)
                 arrivals.start()
             result = loop.run(lambda finished: bar.update(len(finished)) and None)
-    finally:
-        if arrivals:
-            arrivals.close()
-        executor.close()
     entry_times = result.arrival_time
     if arrivals:
         requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
         entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
-    run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals))
+    run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals, renewals))
     iterations = np.array(executor.iterations).reshape(-1, 4)
-    return MeasuredRun(run, order, entry_times, iterations, _identical(case, order, executor.outputs))
+    given = renewals.in_order() if renewals else {}
+    return MeasuredRun(run, order, entry_times, iterations, _identical(case, order, executor.outputs), given)
+
+
+def _renewals(
+    probe: Probe,
+    states: StateReader | None,
+    settings: EvaluateSettings,
+    served: ServedModel,
+    arrivals: PredictedArrivals | None,
+) -> ProbeRenewals:
+    assert states is not None, "a probe without states"
+    assert arrivals is not None, "a probe without first predictions"
+    mixed = is_mixed(probe, settings.predictor)
+    bounds = RenewedBounds(probe, settings.tau or DEFAULT_TAU, served.model.device, is_mixed=mixed)
+    return ProbeRenewals(bounds, states, arrivals.handed_over.__getitem__, settings.renew_every)
 
 
 def _policy_run(
@@ -186,7 +225,12 @@ def _num_warm_up(settings: EvaluateSettings, requests: Sequence[Request]) -> int
     return 0 if settings.arrivals == "all-at-once" else int(settings.warm_up * len(requests))
 
 
-def _figures(result: RunResult, scheduling_seconds: float, arrivals: PredictedArrivals | None) -> dict[str, float]:
+def _figures(
+    result: RunResult,
+    scheduling_seconds: float,
+    arrivals: PredictedArrivals | None,
+    renewals: ProbeRenewals | None = None,
+) -> dict[str, float]:
     """Return what `scheduler.metrics.summarize` does not know: the shares of wall time, and how predictions came."""
     wall = float(result.finish_time.max() - result.arrival_time.min())
     figures = {
@@ -196,6 +240,12 @@ def _figures(result: RunResult, scheduling_seconds: float, arrivals: PredictedAr
         "fallback_share": 0.0,
         "mean_prediction_delay": 0.0,
     }
+    if renewals is not None:
+        figures |= {
+            "renewal_share": renewals.all_seconds / wall,
+            "num_renewals": renewals.bounds.num_renewed,
+            "num_failed_states": renewals.bounds.num_failed,
+        }
     if arrivals is not None:
         count = len(result.arrival_time)
         delays = [arrivals.times[index] - result.arrival_time[index] for index in range(count)]

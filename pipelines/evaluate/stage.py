@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,14 @@ from pipelines.evaluate.inputs import shared_by_runs
 from pipelines.evaluate.output import write_all
 from pipelines.evaluate.run import ENGINE_FIFO, run_policy
 from pipelines.evaluate.store import RunStore, digest
+from pipelines.probe.use import read_probe, require_model
 from pipelines.scheduling import policy_options, tuned_tau
 from pipelines.served_model.loading import ServedModel, device_memory, load_served_model
 from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.settings.sampling import Sampling
 from pipelines.simulate import stage as simulate
 from predictor.errors import InputError
+from predictor.probe.probe import Probe
 from predictor.records.records import select_rows
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES, Reads, policies_that_read
@@ -30,6 +33,7 @@ def run(settings: EvaluateSettings) -> None:
     options = {name: policy_options(settings.scheduling, name) for name in POLICIES}
     tuned = None if settings.scheduling is None else tuned_tau(settings.scheduling)
     settings = replace(settings, tau=settings.tau or tuned or DEFAULT_TAU)
+    probe = None if settings.probe is None else read_probe(settings.probe, settings.tau or DEFAULT_TAU)
     torch.manual_seed(settings.seed)
     store = RunStore(settings.out, shared_by_runs(settings), resume=settings.resume)
     with device_memory("lower --kv-blocks, --max-batch-tokens or --max-new-tokens"):
@@ -41,12 +45,14 @@ def run(settings: EvaluateSettings) -> None:
             exact=settings.decoding == "greedy",
             trust_remote_code=settings.trust_remote_code,
         )
+        if probe is not None:
+            require_model(probe, settings.probe or Path(), served)
         case = prepare(settings, served, options, store.case, store.partial_reference)
         store.require_prompts(case.texts)
         kv_cache = KvCache(settings.kv_blocks or default_blocks(case, settings.block_size), settings.block_size)
         if served.tokenizer.chat_template is None:
             print(f"{served.name} has no chat template: prompts go to it as they are")
-        _measure_all(settings, names, served, case, kv_cache, store)
+        _measure_all(settings, names, served, case, kv_cache, store, probe)
 
 
 def _measure_all(
@@ -56,9 +62,11 @@ def _measure_all(
     case: Case,
     kv_cache: KvCache,
     store: RunStore,
+    probe: Probe | None,
 ) -> None:
     """Make the runs that are missing, one policy after the other in each seed; write what there is in any case."""
     shared = {"prompts": digest(case.texts), "output_lens": case.output_lens, "reference": case.reference}
+    shared |= {} if case.tokens is None else {"tokens": case.tokens}
     # The first policy changes from seed to seed: a machine that slows down must not always hit the same ones.
     turns = [[*names[k % len(names) :], *names[: k % len(names)]] for k in range(settings.seeds)]
     wanted = [(name, settings.seed + k) for k, turn in enumerate(turns) for name in turn]
@@ -70,7 +78,7 @@ def _measure_all(
             run_policy("fcfs", settings.seed, settings, served, case, kv_cache, warm_up=True)
         for key in wanted:
             if key not in runs:
-                measured = run_policy(*key, settings, served, case, kv_cache)
+                measured = run_policy(*key, settings, served, case, kv_cache, probe=probe)
                 store.keep(measured, shared)
                 runs[key] = measured
     finally:

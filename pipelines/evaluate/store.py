@@ -19,6 +19,7 @@ from pipelines.results import PolicyRun
 from predictor.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.loop import RunResult, Timeline
+from scheduler.renewals import Renewal
 from scheduler.request import Request
 
 NO_VALUE = -1
@@ -130,7 +131,30 @@ def _columns(measured: MeasuredRun) -> dict[str, Any]:
     if forecasts:
         columns |= {"edges": forecasts[0].edges, "survival": np.array([forecast.survival for forecast in forecasts])}
         columns["tail"] = np.array([np.nan if forecast.tail is None else forecast.tail for forecast in forecasts])
-    return columns
+    return columns | _renewal_columns(measured.renewals)
+
+
+def _renewal_columns(renewals: Mapping[int, Sequence[Renewal]]) -> dict[str, Any]:
+    """Return all renewals one after the other; their edges differ, but a probe gives all the same number of them."""
+    rows = [(index, renewal) for index, each in renewals.items() for renewal in each]
+    if not rows:
+        return {}
+    return {
+        "renewed": np.array([index for index, _ in rows]),
+        "renewed_after": np.array([renewal.num_generated for _, renewal in rows]),
+        "renewed_edges": np.array([renewal.forecast.edges for _, renewal in rows]),
+        "renewed_survival": np.array([renewal.forecast.survival for _, renewal in rows]),
+        "renewed_lower": np.array([renewal.output_len_lower_bound for _, renewal in rows]),
+    }
+
+
+def _renewals(columns: dict[str, Any]) -> dict[int, list[Renewal]]:
+    found: dict[int, list[Renewal]] = {}
+    if "renewed" in columns:
+        names = ("renewed", "renewed_after", "renewed_edges", "renewed_survival", "renewed_lower")
+        for index, after, edges, survival, lower in zip(*(columns[name] for name in names), strict=True):
+            found.setdefault(int(index), []).append(Renewal(int(after), Forecast(edges, survival), int(lower)))
+    return found
 
 
 def _forecast(columns: dict[str, Any], k: int) -> Forecast | None:
@@ -163,4 +187,5 @@ def _measured(policy: str, seed: int, facts: Sequence[Request], columns: dict[st
             )
         )
     run = PolicyRun(policy, seed, requests, result, json.loads(str(columns["extra"])), int(columns["num_warm_up"]))
-    return MeasuredRun(run, order, columns["entry_times"], columns["iterations"], int(columns["num_identical"]))
+    num_identical = int(columns["num_identical"])
+    return MeasuredRun(run, order, columns["entry_times"], columns["iterations"], num_identical, _renewals(columns))

@@ -14,6 +14,7 @@ from predictor.ranges import LARGEST, Count, Probability, Range, Seed, check_ran
 SERVED_MODEL = "smollm2"
 OF_OUR_ENGINE = (
     "predictor", "predictor_model", "policies", "predict_timeout", "kv_blocks", "block_size", "max_batch_tokens", "tau",
+    "probe", "renew_every",
     "scheduling", "eviction", "decoding", "sweep", "device", "trust_remote_code",
 )  # fmt: skip
 """Settings that mean nothing to a server that runs elsewhere."""
@@ -26,6 +27,7 @@ class EvaluateSettings:
     Examples:
       amin evaluate --predictor serving --prompts records.parquet --split test --out evaluation
       amin evaluate ... --arrivals poisson:2 --sweep --out evaluation     # open loop, and a map of the gain over fcfs
+      amin evaluate ... --probe probe --out evaluation                    # forecasts renewed from the model's states
       amin evaluate ... --out evaluation --resume                         # continue, or add policies and seeds
       amin evaluate --endpoint http://A:8000/v1 --endpoint-b http://B:8000/v1 --prompts records.parquet --out servers
     With --endpoint running servers are measured from outside, and no predictor or model is needed.
@@ -70,6 +72,10 @@ class EvaluateSettings:
     """Cap of an answer."""
     max_batch_tokens: Count = 512
     """Most tokens of one iteration; longer prefills are split."""
+    probe: Path | None = None
+    """Folder of a probe of this served model: forecasts of running requests are renewed from the model's own states."""
+    renew_every: Count = 16
+    """With --probe: tokens from one renewal of all running requests to the next."""
     tau: Probability | None = None
     """Probability that an answer is shorter than its bound; default: what --scheduling says, otherwise 0.1."""
     scheduling: Path | None = None
@@ -77,7 +83,8 @@ class EvaluateSettings:
     eviction: Literal["restart", "resume"] = "resume"
     """Whether evicted requests keep their tokens."""
     decoding: Literal["forced", "greedy", "sample"] = "forced"
-    """Forced: every policy generates the lengths of one reference draw (the records' first, or made first); greedy:
+    """Forced: every policy generates the lengths of one reference draw (the records' first, or made first; with --probe
+    its tokens, made first); greedy:
     likeliest tokens in single precision, checked to be the same under every policy; sample: free, lengths differ."""
     sampling: Sampling = field(default_factory=Sampling)
     seeds: Count = 5

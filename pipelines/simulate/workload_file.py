@@ -2,10 +2,16 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from pipelines.files import atomic_file
 from scheduler.workload import Workload, workload_lines
+
+FINEST_STEP, MOST_STEPS = 8, 512
+"""Renewed forecasts are about what is left after any number of tokens: their edges are evenly spaced, in tokens."""
 
 
 def bins_file(workload: Path) -> Path:
@@ -15,6 +21,8 @@ def bins_file(workload: Path) -> Path:
 
 def write_workload(path: Path, workload: Workload) -> None:
     """Write a line for each request (JSONL) and, where they have forecasts, the edges of their bins next to it."""
+    if workload.renewals:
+        workload = _on_common_edges(workload)
     forecast = workload.requests[0].forecast
     with ExitStack() as both:
         with both.enter_context(atomic_file(path)).open("w", encoding="utf-8") as lines:
@@ -22,3 +30,22 @@ def write_workload(path: Path, workload: Workload) -> None:
         if forecast is not None:
             new_bins = both.enter_context(atomic_file(bins_file(path)))
             new_bins.write_text(json.dumps(forecast.edges.tolist()) + "\n", encoding="utf-8")
+
+
+def _on_common_edges(workload: Workload) -> Workload:
+    """Return a workload whose first forecasts, which all have, and renewed ones are on the same edges."""
+    first = workload.requests[0].forecast
+    assert first is not None, "renewals without first forecasts"
+    renewed = [renewal.forecast for each in workload.renewals.values() for renewal in each]
+    longest = max(int(forecast.edges[-1]) for forecast in (first, *renewed))
+    step = max(FINEST_STEP, -(-longest // MOST_STEPS))
+    edges = np.union1d(first.edges, np.arange(0, longest + step, step))
+    requests = [
+        replace(request, forecast=None if request.forecast is None else request.forecast.on(edges))
+        for request in workload.requests
+    ]
+    renewals = {
+        index: [replace(renewal, forecast=renewal.forecast.on(edges)) for renewal in each]
+        for index, each in workload.renewals.items()
+    }
+    return replace(workload, requests=requests, renewals=renewals)

@@ -17,6 +17,7 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor, Progress
 from scheduler.integrations.transformers_engine import Engine, Output
+from scheduler.integrations.transformers_states import Chunk, StateReader
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
 from scheduler.worker import Worker
@@ -37,7 +38,9 @@ class TransformersExecutor(Executor):
         generation_config: GenerationConfig,
         *,
         forced_lens: Sequence[int] | None = None,
+        forced_tokens: Sequence[Sequence[int]] | None = None,
         max_new_tokens: Sequence[int] | None = None,
+        states: StateReader | None = None,
         seed: int = 0,
     ) -> None:
         """Set the engine up with the worker's cache.
@@ -49,7 +52,10 @@ class TransformersExecutor(Executor):
             generation_config: Sampling settings.
             forced_lens: If given, request i generates exactly forced_lens[i] tokens, whatever the model says, so
                 that policies can be compared on the same work.
+            forced_tokens: Likewise, the tokens of each answer: what the model reads is then the answer that has this
+                length, as its states must be.
             max_new_tokens: Cap of each request's answer, in tokens; by default that of `generation_config` for all.
+            states: Is told what each iteration read; closed by the caller.
             seed: Of the engine's sampling.
 
         Raises:
@@ -57,6 +63,9 @@ class TransformersExecutor(Executor):
         """
         if worker.max_batch_tokens is None:
             raise InputError("max_batch_tokens is None, must be >= 1: an engine limits the tokens of an iteration")
+        if forced_tokens is not None:
+            forced_lens = [len(tokens) for tokens in forced_tokens]
+        self._forced_tokens = forced_tokens
         self._engine = Engine(
             model,
             worker.kv_cache,
@@ -65,8 +74,9 @@ class TransformersExecutor(Executor):
             is_forced=forced_lens is not None,
             seed=seed,
             safety_margin=0.0,  # memory is the policy's business
+            forced_token=None if forced_tokens is None else self._next_token,
         )
-        self.worker, self._prompts = worker, prompts
+        self.worker, self._prompts, self._reader = worker, prompts, states
         self._limits = forced_lens or max_new_tokens or [int(generation_config.max_new_tokens)] * len(prompts)
         self._states: dict[int, RequestState] = {}
         self._evicted: dict[int, RequestState] = {}
@@ -94,6 +104,15 @@ class TransformersExecutor(Executor):
             for index, state in self._states.items()
         }
 
+    def _next_token(self, state: RequestState) -> int:
+        """Return the token that a request is made to generate next."""
+        assert self._forced_tokens is not None
+        index = int(state.request_id)
+        return self._forced_tokens[index][self._num_generated(index, state)]
+
+    def _num_generated(self, index: int, state: RequestState) -> int:
+        return len(state.initial_tokens) + state.generated_len() - len(self._prompts[index])
+
     def wait_until(self, time: float) -> None:
         """Sleep until the clock reaches `time`."""
         _sleep(time - self.now)
@@ -103,6 +122,8 @@ class TransformersExecutor(Executor):
         """Free the blocks of a request in the engine; return how many tokens were still to be prefilled."""
         state = self._states.pop(index)
         num_missing = len(state.remaining_prefill_tokens)
+        if self._reader is not None:
+            self._reader.forget(state.request_id)
         queues = self._engine.queues
         if queues.waiting_requests.pop(state.request_id, None) is not None:
             queues.waiting_requests_order.remove(state.request_id)
@@ -126,12 +147,14 @@ class TransformersExecutor(Executor):
         prefill_tokens = self._engine.prepare()
         if self._engine.queues.starved_requests:
             raise RuntimeError("the engine ran out of blocks that the policy had counted as free")
+        read = () if self._reader is None else self._engine.read_in_batch()
         self._engine.forward()
+        if self._reader is not None:
+            self._reader.note([Chunk(s.request_id, at, size, self._prompt_len(s)) for s, at, size in read])
         stalled, finished = [], []
         for index in running:
             state = self._states[index]
-            generated = len(state.initial_tokens) + state.generated_len() - len(self._prompts[index])
-            if generated == running.num_generated(index):
+            if self._num_generated(index, state) == running.num_generated(index):
                 stalled.append(index)
             if state.status == RequestStatus.FINISHED:
                 finished.append(index)
@@ -142,7 +165,12 @@ class TransformersExecutor(Executor):
         self._last_end = now
         return Progress(now, finished, stalled)
 
+    def _prompt_len(self, state: RequestState) -> int:
+        return len(self._prompts[int(state.request_id)])
+
     def _collect(self, index: int, state: RequestState) -> None:
+        if self._reader is not None:
+            self._reader.forget(state.request_id)
         self.outputs[index] = self._engine.output(state, len(self._prompts[index]))
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Transformers' continuous batching, set up and driven one step at a time through its private API."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,6 +59,7 @@ class Engine:
         is_forced: bool,
         seed: int,
         safety_margin: float | None,
+        forced_token: Callable[[RequestState], int] | None = None,
     ) -> None:
         """Set the engine up with a cache of `kv_cache` and its own first-in-first-out scheduler.
 
@@ -69,6 +71,7 @@ class Engine:
             is_forced: Whether each request generates exactly as many tokens as it may, whatever the model says.
             seed: Of the engine's sampling; reproducible only for an identical schedule.
             safety_margin: Share of free blocks below which the engine admits nothing; None for its own default.
+            forced_token: Returns the next token of a request, in place of what the model says.
 
         Raises:
             InputError: The engine could not make a cache of that size.
@@ -101,6 +104,8 @@ class Engine:
         self._processor = self._manager.batch_processor = self._manager._create_batch_processor()
         if not settings.get("use_cuda_graph"):
             transformers_sampling.install(self._processor.model_runner, seed, model.device)
+        if forced_token is not None:
+            _force_tokens(self._processor.inputs_and_outputs, forced_token)
         if self._processor.cache.num_blocks < kv_cache.num_blocks:
             made = self._processor.cache.num_blocks
             self.close()
@@ -136,6 +141,13 @@ class Engine:
         batch = self._processor.inputs_and_outputs.requests_in_batch
         return sum(future.query_length for future in batch if not future.state.generated_tokens)
 
+    def read_in_batch(self) -> list[tuple[RequestState, int, int]]:
+        """Return, in order of the batch, each request with the position and the number of the tokens that it reads."""
+        batch = self._processor.inputs_and_outputs.requests_in_batch
+        return [
+            (future.state, future.state.position_offset - future.query_length, future.query_length) for future in batch
+        ]
+
     def forward(self) -> None:
         """Run the batch and note its tokens."""
         with torch.no_grad():
@@ -152,6 +164,17 @@ class Engine:
         """Free the engine's cache; the model attends as before."""
         self._manager.destroy()
         self._config._attn_implementation = self._attention
+
+
+def _force_tokens(inputs_and_outputs: Any, forced_token: Callable[[RequestState], int]) -> None:
+    """Let the engine note other tokens than those that the model gave."""
+    stock = inputs_and_outputs.prepare_batch_update
+
+    def prepare_batch_update() -> tuple[Any, list[int], Any]:
+        batch, _, logprobs = stock()
+        return batch, [forced_token(future.state) for future in batch if future.has_new_token], logprobs
+
+    inputs_and_outputs.prepare_batch_update = prepare_batch_update
 
 
 def end_tokens(generation_config: GenerationConfig) -> set[int]:
