@@ -115,11 +115,12 @@ def as_workload(
         stated = records.max_new_tokens[i] if records.max_new_tokens else None
         limit = min(stated or bins.max_length, bins.max_length)
         bounds = (int(lower), int(median), int(uppers[i]))
-        group = (
-            records.prompt_ids[i] if len(records.output_lens[i]) > 1 else records.groups[i] if records.groups else ""
-        )
+        own_group = records.groups[i] if records.groups else ""
+        group = records.prompt_ids[i] if len(records.output_lens[i]) > 1 else own_group
+        kind = records.classes[i] if records.classes else ""
         for k, length in enumerate(records.output_lens[i].tolist()):
-            request = Request(f"{records.prompt_ids[i]}.{k}", num_prompt_tokens[i], limit, group=group)
+            name = f"{records.prompt_ids[i]}.{k}"
+            request = Request(name, num_prompt_tokens[i], limit, group=group, service_class=kind)
             requests.append(with_bounds(request, bounds, Forecast(edges, survival, tail)))
             lengths.append(min(length, limit))
     return Workload(requests, lengths)

@@ -112,6 +112,7 @@ COLUMNS = (
     ("mean_ttft", "mean TTFT", "{:.1f}"),
     ("mean_tpot", "TPOT", "{:.3f}"),
     ("throughput", "tokens/time", "{:.1f}"),
+    ("makespan", "makespan", "{:.0f}"),
     ("num_evictions", "evictions", "{:.0f}"),
     ("recomputed_share", "recomputed", "{:.1%}"),
     ("mean_kv_utilization", "KV use", "{:.0%}"),

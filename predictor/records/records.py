@@ -32,8 +32,8 @@ class Records:
     likewise. `recorded` says that the lengths are those of answers found in chat logs, not drawn from the model that
     will be served, so that what is measured on them holds for that log only. `num_prompt_tokens` are the served
     model's, as given, None where a row has none. `contexts` are what the requests said apart from their prompts,
-    `arrival_times` in seconds (since 1970 where the data has dates), `groups` what belongs together (a job, a session);
-    None where no row says so.
+    `arrival_times` in seconds (since 1970 where the data has dates), `groups` what belongs together (a job, a session),
+    `classes` tenants or kinds of requests; None where no row says so.
     """
 
     prompts: tuple[str, ...]
@@ -49,6 +49,7 @@ class Records:
     contexts: tuple[RequestContext, ...] | None = None
     arrival_times: tuple[float, ...] | None = None
     groups: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -97,7 +98,7 @@ def records_from_rows(rows: Sequence[Row], length_cap: int | None = None) -> Rec
     draws = [draws_of(row, length_cap) for row in rows]
     _refuse_duplicates(rows)
     contexts = tuple(row.context() for row in rows)
-    groups = tuple(row.text("group") for row in rows)
+    groups, classes = (tuple(row.text(name) for row in rows) for name in ("group", "class"))
     return Records(
         prompts,
         tuple(output_lens for output_lens, _ in draws),
@@ -112,6 +113,7 @@ def records_from_rows(rows: Sequence[Row], length_cap: int | None = None) -> Rec
         contexts if any(context != UNKNOWN for context in contexts) else None,
         arrival_times(rows),
         groups if any(groups) else None,
+        classes if any(classes) else None,
     )
 
 
@@ -211,6 +213,8 @@ def write_records(records: Records, path: str | Path) -> None:
         columns["arrival_time"] = list(records.arrival_times)
     if records.groups is not None:
         columns["group"] = list(records.groups)
+    if records.classes is not None:
+        columns["class"] = list(records.classes)
     for name in CONTEXT_FIELDS if records.contexts is not None else ():
         values = [getattr(context, name) for context in records.contexts or ()]
         if any(value is not None for value in values) and name not in columns:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.vllm_metrics import Metrics
 from scheduler.integrations.vllm_requests import Bounds, extra_args, max_new_tokens, read_bounds, shared_blocks
+from scheduler.integrations.vllm_settings import group_and_class
 from scheduler.policy import Status
 from scheduler.request import Request
 
@@ -108,6 +109,7 @@ class Arrivals:
         generated tokens take the blocks of s + g in the next one, where policies count s + g + 1: hence s - 1 here.
         """
         limits, bounds = self._limits, self._bounds(request)
+        group, service_class = group_and_class(request.request_id, extra_args(request))
         return Request(
             request.request_id,
             max(0, request.num_prompt_tokens - 1 + limits.num_extra_tokens),
@@ -118,6 +120,8 @@ class Arrivals:
             output_len_prediction=bounds.prediction,
             priority=request.priority,
             prefix=shared_blocks(request, limits.block_size, limits.hash_block_size),
+            group=group,
+            service_class=service_class,
         )
 
     def _bounds(self, request: Any) -> Bounds:

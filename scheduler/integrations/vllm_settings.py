@@ -1,6 +1,7 @@
 """What the vLLM plug-in is told: `--additional-config '{"amin": {...}}'` and two environment variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,8 +19,21 @@ DEFAULT_POLICY = "amin-survival"
 DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = {"amin-survival": {"pack_level": 0.1, "reserve_sd": 0.0}}
 """Where a policy differs from its own defaults. vLLM finds the blocks of an evicted request in its prefix cache: room
 that is left free costs more than an eviction (docs/decisions.md)."""
+CHILD = re.compile(r"\d+_(.+)", re.DOTALL)
+"""Name of one of several answers (`n` > 1) in vLLM: its number, and the name of the request."""
 PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state")
 """Keys under "amin" that are not options of the policy but of what predicts at arrival."""
+
+
+def group_and_class(request_id: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a request belongs to and its class: the extra arguments `group` and `class`, "" for none.
+
+    Without a group, several answers to one prompt are one (vLLM's `ParentRequest.get_child_info` names them).
+    """
+    group, service_class = (arguments.get(name) for name in ("group", "class"))
+    if group is None and (child := CHILD.fullmatch(request_id)) is not None:
+        group = child[1]
+    return ("" if group is None else str(group)), ("" if service_class is None else str(service_class))
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ def make_policy(
     policy = POLICIES[name].make(worker, rng, **options)
     if max_overtakes is not None:
         policy.waiting.limit_overtaking(max_overtakes if isinstance(max_overtakes, Mapping) else {"": max_overtakes})
-    return policy if sibling_correlation is None else WithSiblings(policy, sibling_correlation)
+    if sibling_correlation is None or POLICIES[name].reads is not Reads.PREDICTION:
+        return policy
+    return WithSiblings(policy, sibling_correlation)
 
 
 def _check_options(name: str, options: Iterable[str]) -> None:

@@ -22,7 +22,9 @@ def predict(run_folder: Path, data: Path, out: Path, *words: object) -> int:
 def served(records_file: Path, tmp_path: Path) -> Path:
     """A parquet file of records whose prompt tokens are floats, as a column with gaps once had them."""
     rows = [json.loads(line) for line in records_file.read_text().splitlines()[:12]]
-    table = pa.Table.from_pylist([{**row, "num_prompt_tokens": 7.0 + i} for i, row in enumerate(rows)])
+    table = pa.Table.from_pylist(
+        [{**row, "num_prompt_tokens": 7.0 + i, "class": ("even", "odd")[i % 2]} for i, row in enumerate(rows)]
+    )
     pq.write_table(table, tmp_path / "served.parquet")
     return tmp_path / "served.parquet"
 
@@ -35,6 +37,10 @@ def test_a_workload_has_all_bounds_and_reads_back(run_folder: Path, served: Path
     read = read_workload(workload, edges=edges)
     assert len(read.requests) == 36
     assert [request.num_prompt_tokens for request in read.requests[::3]] == list(range(7, 19))
+    groups = [request.group for request in read.requests]
+    assert len(set(groups)) == 12
+    assert groups == [group for group in groups[::3] for _ in range(3)]  # the draws of a row are siblings
+    assert {request.service_class for request in read.requests} == {"even", "odd"}
     for request in read.requests:
         assert request.output_len_upper_bound is not None
         assert request.output_len_prediction is not None

@@ -60,14 +60,23 @@ def weights(log_likelihood: Floats) -> Floats:
     return probabilities
 
 
-def moved(forecast: Forecast, probabilities: Floats, correlation: float) -> Forecast:
-    """Return the forecast of a request given the probabilities of what its group shares; its tail keeps its index."""
+def given_factors(forecast: Forecast, correlation: float) -> Floats:
+    """Return P(length > edge) of a request for each of `FACTORS`, shape [73, num_bins + 1]."""
     inner = (forecast.survival > 0) & (forecast.survival < 1)
     scores = np.interp(1.0 - forecast.survival[inner], _BELOW, _SCORES)
-    above = _below((math.sqrt(correlation) * FACTORS[:, None] - scores) / math.sqrt(1 - correlation))
-    survival = forecast.survival.copy()
-    survival[inner] = probabilities @ above
-    return Forecast(forecast.edges, np.minimum.accumulate(survival.clip(0, 1)), forecast.tail)
+    table = np.tile(forecast.survival, (len(FACTORS), 1))
+    table[:, inner] = _below((math.sqrt(correlation) * FACTORS[:, None] - scores) / math.sqrt(1 - correlation))
+    return table
+
+
+def moved(forecast: Forecast, probabilities: Floats, table: Floats) -> Forecast:
+    """Return the forecast of a request given the probabilities of what its group shares; its tail keeps its index.
+
+    `table` is that of `given_factors`, which requests with one forecast have in common.
+    """
+    survival = np.minimum.accumulate((probabilities @ table).clip(0, 1))
+    survival[forecast.survival == 1] = 1.0
+    return Forecast(forecast.edges, survival, forecast.tail)
 
 
 def _below(scores: Floats) -> Floats:

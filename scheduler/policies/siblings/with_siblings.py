@@ -9,7 +9,16 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Floats, Forecast
 from scheduler.policies.due import DueRequests
-from scheduler.policies.siblings.shared_factor import FACTORS, ended, moved, outlived, score, survival_at, weights
+from scheduler.policies.siblings.shared_factor import (
+    FACTORS,
+    ended,
+    given_factors,
+    moved,
+    outlived,
+    score,
+    survival_at,
+    weights,
+)
 from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import Renewal
 from scheduler.request import Request
@@ -18,8 +27,8 @@ CORRELATION = 0.6
 """Of two siblings' scores: docs/results/siblings.md has the fit to CASTILLO's draws."""
 AGES = (0.31, 0.5, 0.69, 0.84, 0.93, 0.977, 0.994, 0.9987)
 """Quantiles of its forecast at which a running request tells its siblings that it lasts: steps of half a deviation."""
-STEP = 0.1
-"""Deviations of what a group shares that a forecast is moved for."""
+STEP = 0.15
+"""Deviations of what a group shares that forecasts are moved for."""
 MOST_GROUPS = 10_000
 """Groups remembered while none of their requests is there, as between the turns of an agent."""
 
@@ -32,10 +41,10 @@ class _Member:
         request: As it came.
         forecast: As it came, or drawn through its bounds.
         level: P(length at most the lower bound), by that forecast: the bound moves with the forecast.
+        table: Its forecast given what the group shares; siblings with equal forecasts have one.
         says: Log likelihood of what the group shares, from its own age.
         age: Tokens that it is known to exceed.
         step: Place in `AGES` of the next.
-        told: Mean of what the group shares when its forecast was last moved.
         kept: Tokens that it keeps while it waits.
         is_renewed: Whether something else renews its forecast, which knows more than siblings.
     """
@@ -43,10 +52,10 @@ class _Member:
     request: Request
     forecast: Forecast
     level: float
+    table: Floats
     says: Floats = field(default_factory=lambda: np.zeros_like(FACTORS))
     age: int = 0
     step: int = 0
-    told: float = 0.0
     kept: int = 0
     is_renewed: bool = False
 
@@ -62,10 +71,19 @@ class _Member:
 
 @dataclass(slots=True)
 class _Group:
-    """Its members by index, and the log likelihood of what they share from all that is known of any."""
+    """Requests that share something.
+
+    Attributes:
+        members: Those that have not ended, by index.
+        says: Log likelihood of what they share, from all that is known of any.
+        told: Mean of what they share when forecasts were last moved.
+        tables: Of `_Member.table`, by forecast.
+    """
 
     members: dict[int, _Member] = field(default_factory=dict)
     says: Floats = field(default_factory=lambda: np.zeros_like(FACTORS))
+    told: float = 0.0
+    tables: dict[bytes, Floats] = field(default_factory=dict)
 
 
 class WithSiblings(Policy):
@@ -96,12 +114,14 @@ class WithSiblings(Policy):
         if request.group and self._correlation:
             forecast = request.forecast_or_bounds()
             level = min(0.98, 1.0 - survival_at(forecast, request.output_len_lower_bound))
-            member = self._members[index] = _Member(request, forecast, level)
             self._idle.pop(request.group, None)
             group = self._groups.setdefault(request.group, _Group())
-            group.members[index] = member
-            if (renewal := self._renewal(member, group.says, 0)) is not None:
-                request = renewal.applied(request)
+            key = forecast.survival.tobytes()
+            if key not in group.tables:
+                group.tables[key] = given_factors(forecast, self._correlation)
+            member = self._members[index] = group.members[index] = _Member(request, forecast, level, group.tables[key])
+            if group.says.any():
+                request = self._renewal(member, group.says, 0).applied(request)
         self.policy.add(index, request)
 
     def renew(self, index: int, renewal: Renewal) -> None:
@@ -144,6 +164,7 @@ class WithSiblings(Policy):
             self._say(member, says(score(survival_at(member.forecast, length)), self._correlation))
         del group.members[index]
         if not group.members:
+            group.tables.clear()
             self._idle[member.request.group] = None
             if len(self._idle) > MOST_GROUPS:
                 first = next(iter(self._idle))
@@ -173,21 +194,18 @@ class WithSiblings(Policy):
 
     def _tell(self, group: _Group, running: RunningBatch) -> None:
         """Renew the forecasts of a group's requests, each by what the others say."""
+        mean = float(weights(group.says) @ FACTORS)
+        if abs(mean - group.told) < STEP:
+            return
+        group.told = mean
         for index, member in group.members.items():
-            generated = running.num_generated(index) if index in running else member.kept
-            if member.is_renewed:
-                continue
-            if (renewal := self._renewal(member, group.says - member.says, generated)) is not None:
-                self.policy.renew(index, renewal)
+            if not member.is_renewed:
+                generated = running.num_generated(index) if index in running else member.kept
+                self.policy.renew(index, self._renewal(member, group.says - member.says, generated))
 
-    def _renewal(self, member: _Member, says: Floats, generated: int) -> Renewal | None:
-        """Return the forecast that others' ends and ages leave a request; None where it has hardly moved."""
-        probabilities = weights(says)
-        mean = float(probabilities @ FACTORS)
-        if abs(mean - member.told) < STEP:
-            return None
-        member.told = mean
-        forecast = moved(member.forecast, probabilities, self._correlation)
+    def _renewal(self, member: _Member, says: Floats, generated: int) -> Renewal:
+        """Return the forecast that others' ends and ages leave a request."""
+        forecast = moved(member.forecast, weights(says), member.table)
         return Renewal(generated, forecast, max(1, int(forecast.conditional_quantile(generated, member.level))))
 
 

@@ -16,7 +16,16 @@ from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
 from scheduler.policies.siblings import with_siblings as module
-from scheduler.policies.siblings.shared_factor import FACTORS, ended, moved, outlived, score, survival_at, weights
+from scheduler.policies.siblings.shared_factor import (
+    FACTORS,
+    ended,
+    given_factors,
+    outlived,
+    score,
+    survival_at,
+    weights,
+)
+from scheduler.policies.siblings.shared_factor import moved as moved_by_table
 from scheduler.policies.siblings.with_siblings import WithSiblings
 from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import Renewal
@@ -34,6 +43,11 @@ READING = ("amin", "amin-eviction", "amin-survival", "amax", "svf", "sjf", "long
 def forecast_of(median: float, sigma: float = 0.8) -> Forecast:
     """A log-normal forecast."""
     return Forecast(EDGES, log_normal_survival([median], sigma, EDGES)[0])
+
+
+def moved(forecast: Forecast, probabilities: np.ndarray, correlation: float) -> Forecast:
+    """The forecast given the probabilities of what its group shares."""
+    return moved_by_table(forecast, probabilities, given_factors(forecast, correlation))
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6, 0.95])
