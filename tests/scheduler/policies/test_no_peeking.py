@@ -124,6 +124,7 @@ def test_a_request_has_no_field_for_its_true_length() -> None:
         "output_len_prediction",
         "forecast",
         "prefix",
+        "prefix_tokens",
         "priority",
         "group",
         "service_class",
