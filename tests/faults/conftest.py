@@ -37,6 +37,7 @@ for line in sys.stdin:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code or 0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -55,9 +56,7 @@ class Warm:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
     def run(self, argv: Sequence[object]) -> tuple[int, str]:
         """Return the exit code of a command, and what it said."""

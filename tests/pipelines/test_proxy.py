@@ -47,7 +47,7 @@ class MadeUpPredictor:
 
     def survivals(self, prompts: Sequence[str], contexts: Sequence[RequestContext | None] | None = None) -> np.ndarray:
         """[N, 1, K+1]."""
-        self.gate.wait(5)
+        self.gate.wait(60)
         if any("poison" in prompt for prompt in prompts):
             raise RuntimeError("poison")
         return np.repeat(SURVIVAL[None, None], len(prompts), axis=0)
@@ -122,15 +122,15 @@ def proxied(behind: Engine, length_predictor: MadeUpPredictor, **options: Any) -
     """A client of the proxy in front of the engine, and the application of the proxy."""
     methods = ["GET", "POST", "PUT", "DELETE"]
     with running(Starlette(routes=[Route("/{path:path}", behind.answer_to, methods=methods)])) as upstream:
-        settings = ProxySettings(**{"upstream": upstream, "predictor": Path(), "deadline_ms": 2000.0, **options})
+        settings = ProxySettings(**{"upstream": upstream, "predictor": Path(), "deadline_ms": 60_000.0, **options})
         app = create_proxy(length_predictor, settings)
-        with running(app, make_server) as url, httpx2.Client(base_url=url, timeout=10, trust_env=False) as client:
+        with running(app, make_server) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
             yield client, app
 
 
 def learnt(app: Any, *, is_expected: bool = True) -> list[list[Any]]:
     """Tokens and whether it was cut, of each answer; the client may have it before the proxy has thought about it."""
-    for _ in range(200 if is_expected else 10):
+    for _ in range(6000 if is_expected else 10):
         calibrations = app.state.relay._sidecar.ledger.calibrations
         rows = calibrations["served"].state()["answers"] if calibrations else []
         if rows:
@@ -296,7 +296,7 @@ def test_a_client_that_leaves_ends_the_engines_work(engine: Engine, length_predi
     with proxied(engine, length_predictor) as (client, app):
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as answer:
             next(answer.iter_raw())
-        assert engine.has_left.wait(5)
+        assert engine.has_left.wait(60)
         assert len(learnt(app, is_expected=False)) <= 1
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,40 @@ def test_a_limit_on_the_answer_is_a_whole_number_of_at_least_one(length_predicto
             length_predictor.predict(PROMPTS, max_new_tokens=wrong)
 
 
-def test_a_limit_in_the_middle_keeps_what_was_predicted(length_predictor: LengthPredictor) -> None:
-    """20,000 prompts in 0.2 s: the first rows are predicted, the rest are marginal, and it is over soon after."""
-    prompts = PROMPTS * 500
-    start = time.perf_counter()
-    predictions = length_predictor.predict(prompts, timeout=0.2)
-    assert time.perf_counter() - start < 3.0
+class Timer:
+    """Is over when the third batch begins."""
+
+    def __init__(self, seconds: float, stop: Callable[[], None]) -> None:
+        self.stop, self.num_batches = stop, 0
+
+    def start(self) -> None:
+        """Wait for batches."""
+        Timer.latest = self
+
+    def cancel(self) -> None:
+        """Not needed."""
+
+
+def test_a_limit_in_the_middle_keeps_what_was_predicted(
+    length_predictor: LengthPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows are predicted, the network stops in its third batch, and the rest are marginal."""
+    predict_batch = length_predictor._survivals
+
+    def counted(*arguments: Any) -> np.ndarray:
+        Timer.latest.num_batches += 1
+        if Timer.latest.num_batches == 3:
+            Timer.latest.stop()
+        return predict_batch(*arguments)
+
+    prompts = PROMPTS * 50
+    with monkeypatch.context() as patch:
+        patch.setattr("predictor.serving.threading.Timer", Timer)
+        patch.setattr(length_predictor, "_survivals", counted)
+        predictions = length_predictor.predict(prompts, timeout=0.2)
+        assert Timer.latest.num_batches == 3
     num_predicted = int(np.sum(~predictions.is_fallback))
-    assert 0 < num_predicted < len(prompts)
+    assert num_predicted == 16
     assert not predictions.is_fallback[:num_predicted].any()
     expected = length_predictor.survival(prompts[:num_predicted])
     np.testing.assert_allclose(predictions.survival[:num_predicted], expected, atol=1e-6)

@@ -55,7 +55,7 @@ def test_each_request_comes_once_with_its_prediction_after_its_arrival() -> None
     def predict(indices: Sequence[int]) -> list[Request]:
         return [replace(REQUESTS[i], output_len_lower_bound=10 + i) for i in indices]
 
-    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, 5.0)
+    arrivals = PredictedArrivals(REQUESTS, predict, fallback, clock, 60.0)
     taken = drain(arrivals, clock)
     assert {index: request.output_len_lower_bound for index, request in taken.items()} == {i: 10 + i for i in range(6)}
     assert not arrivals.fallbacks

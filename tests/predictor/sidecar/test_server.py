@@ -53,18 +53,20 @@ class MadeUpPredictor:
             "average": PitCalibration.fit(BINS, survival.mean(axis=1), held_out),
         }
         self.spec = PredictorSpec(BINS, 64, 0, ("short", "long"), "short", (), tables, {})
+        self.num_asked = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def survivals(self, prompts: Sequence[str], contexts: Sequence[RequestContext | None] | None = None) -> np.ndarray:
         """[N, 2, K+1]."""
-        self.gate.wait(5)
+        self.num_asked += len(prompts)
+        self.gate.wait(60)
         if any("poison" in prompt for prompt in prompts):
             raise RuntimeError("poison")
         return survivals(prompts)
 
 
-PATIENT = SidecarSettings(deadline=5.0, max_prompts=20, max_body_bytes=20_000, max_prompt_chars=5000)
+PATIENT = SidecarSettings(deadline=60.0, max_prompts=20, max_body_bytes=20_000, max_prompt_chars=5000)
 
 
 def client_of(length_predictor: MadeUpPredictor, settings: SidecarSettings = PATIENT) -> TestClient:
@@ -156,7 +158,7 @@ def test_what_cannot_be_predicted_gets_the_marginal_bound(
     length_predictor.gate.clear()
     start = time.perf_counter()
     row = predict(client, prompt="x", model="long", deadline_ms=50)["predictions"][0]
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 30.0
     length_predictor.gate.set()
     assert (row["reason"], row["source"], row["output_len_lower_bound"]) == ("deadline", "fallback", bound)
     assert metric(client, 'amin_fallbacks_total{reason="deadline"}') == 1
@@ -379,8 +381,9 @@ def test_beyond_the_limit_requests_get_503_and_probes_an_answer(length_predictor
     with client_of(length_predictor, replace(PATIENT, max_active=2)) as client:
         length_predictor.gate.clear()
         with ThreadPoolExecutor(2) as pool:
-            stuck = [pool.submit(predict, client, prompt="x", deadline_ms=5000) for _ in range(2)]
-            time.sleep(0.2)
+            stuck = [pool.submit(predict, client, prompt="x", deadline_ms=60_000) for _ in range(2)]
+            while length_predictor.num_asked + client.app.state.sidecar.batcher.num_waiting < 2:  # type: ignore[attr-defined]
+                time.sleep(0.01)
             assert refusal(client, "/v1/predict", json={"prompt": "x"})[0] == 503
             assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
             length_predictor.gate.set()

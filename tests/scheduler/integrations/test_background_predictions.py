@@ -42,12 +42,12 @@ def test_what_arrives_during_a_prediction_is_the_next_batch() -> None:
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
         batches.append(names(requests))
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         return made_up(requests, prompts)
 
     desk = BackgroundPredictions(complete, unchanged, timeout=30.0)
     desk.add(request("r0"), [0])
-    assert begun.wait(10)
+    assert begun.wait(60)
     for i in range(1, 4):
         desk.add(request(f"r{i}"), [i])
     assert desk.take() == []
@@ -69,12 +69,12 @@ def test_a_burst_is_predicted_by_length_and_before_what_comes_later() -> None:
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
         batches.append([request.num_prompt_tokens for request in requests])
         begun.set()
-        gate.wait(10)
+        gate.wait(60)
         return requests
 
     desk = BackgroundPredictions(complete, unchanged, timeout=30.0, max_batch=2)
     desk.add_all((Request(f"r{size}", size, CAP), [0]) for size in (90, 10, 80, 20))
-    assert begun.wait(10)
+    assert begun.wait(60)
     desk.add_all((Request(f"r{size}", size, CAP), [0]) for size in (5, 4))
     desk.discard("r90")
     gate.set()
@@ -90,7 +90,7 @@ def test_a_late_prediction_is_replaced_and_never_handed_over() -> None:
     gate = threading.Event()
 
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        gate.wait(10)
+        gate.wait(60)
         return requests
 
     desk = BackgroundPredictions(
@@ -114,7 +114,7 @@ def test_a_name_used_again_gets_its_own_prediction() -> None:
     gate = threading.Event()
 
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        gate.wait(10)
+        gate.wait(60)
         return made_up(requests, prompts)
 
     desk = BackgroundPredictions(complete, unchanged, timeout=30.0)
