@@ -3,7 +3,7 @@
 import copy
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import lightning
@@ -68,6 +68,19 @@ class ProbeData:
     num_prompt_tokens: IntArray
     remaining: IntArray
     is_truncated: BoolArray
+
+    def select(self, rows: IntArray) -> "ProbeData":
+        """Return some of the rows."""
+        return ProbeData(
+            self.states.select(rows), self.num_prompt_tokens[rows], self.remaining[rows], self.is_truncated[rows]
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ProbeData"]) -> "ProbeData":
+        """Return the rows of all parts, one after the other."""
+        states = States.concatenate([part.states for part in parts])
+        names = ("num_prompt_tokens", "remaining", "is_truncated")
+        return cls(states, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def inputs(self, layer: int) -> ProbeInputs:
         """Return the network's inputs for the `layer`-th of the layers that were kept."""

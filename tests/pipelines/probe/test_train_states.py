@@ -183,6 +183,28 @@ def test_a_predictor_of_another_model_is_refused(
     assert "give --states as well" in capsys.readouterr().err
 
 
+def test_a_study_divides_the_held_out_prompts_again(
+    probe_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Coverage is near the target in the mean, by stage and over the answer; the probe orders better for certain."""
+    from pipelines.studies.predictor import probe_divisions
+
+    monkeypatch.setattr(probe_divisions, "NUM_RESAMPLES", 20)
+    out = tmp_path / "figures.json"
+    argv = ["probe_divisions", str(probe_run), "--divisions", "12", "--cap", "60", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    probe_divisions.main()
+    found = json.loads(out.read_text())
+    parts = found["divisions"]["by_generated"]
+    for name in ("probe", "conditioned", "both"):
+        for row in parts[name].values():
+            assert 0.74 < row["coverage"] < 0.95  # lengths of a few tokens are whole: a bound holds for more than asked
+        assert 0.74 < found["divisions"]["all_bounds_of_an_answer_held"][name] < 0.95
+    assert found["order"]["gain_of_probe_over_conditioned_95"][0] > 0
+    assert set(found["order"]["mean_16_to_192_by_cap"]) == {"none", "60"}
+    assert "| 16 |" in capsys.readouterr().out
+
+
 def test_options_of_other_exports_are_refused(
     probe_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
