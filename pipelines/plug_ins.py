@@ -1,6 +1,7 @@
 """A predictor and a policy in front of other people's engines; see docs/serving.md."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -8,6 +9,7 @@ from uuid import uuid4
 import numpy as np
 
 from pipelines.request_bounds import RequestBounds
+from scheduler.deployments.deployment import read_deployment
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.kv_cache import KvCache
 from scheduler.policies import make_policy
@@ -44,6 +46,7 @@ def continuous_batching_config(
     tau: float = 0.1,
     timeout: float = 0.05,
     decode: Decode | None = None,
+    deployment: str | None = None,
     policy_options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
@@ -59,11 +62,13 @@ def continuous_batching_config(
         tau: Probability allowed below a bound.
         timeout: Seconds that a request waits for its prediction.
         decode: Text of a prompt from its token ids, where the chat template leaves more than the prompt in it.
+        deployment: Name or file of the deployment that this is: what an iteration takes, for policies that weigh
+            prefill against decoding.
         policy_options: Further options of the policy.
         settings: Further fields of `ContinuousBatchingConfig`.
 
     Raises:
-        InputError: There is no such predictor, policy or served model, or `tau` is too fine.
+        InputError: There is no such predictor, policy, served model or deployment, or `tau` is too fine.
     """
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -71,7 +76,10 @@ def continuous_batching_config(
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
 
+    clock = None if deployment is None else read_deployment(deployment).clock
+
     def new_policy(worker: Worker) -> Policy:
+        worker = replace(worker, cost_model=clock)
         rng = np.random.default_rng(settings.get("seed") or 0)
         return make_policy(policy, worker, rng, **(policy_options or {}))
 

@@ -87,11 +87,14 @@ class Forecast:
         """
         points = self._points(0.0, cap)
         alive = np.interp(points, self.edges, self.survival)
-        middle = (points[1:] + points[:-1]) / 2 * (alive[1:] + alive[:-1]) / 2  # Simpson: exact for x S(x)
-        ends = points * alive
-        squares = np.diff(points) * (ends[1:] + ends[:-1] + 4 * middle) / 3
+        widths, sums, ends = points[1:] - points[:-1], alive[1:] + alive[:-1], points * alive
+        # Simpson, four times the middle: exact for x S(x)
+        squares = widths * (ends[1:] + ends[:-1] + (points[1:] + points[:-1]) * sums) / 3
         second = float(squares.sum()) + 2 * self._beyond(1, 0.0, cap)
-        return max(0.0, second - self.mean(cap) ** 2) if second < inf else inf
+        if second == inf:
+            return inf
+        mean = float((widths * sums).sum()) / 2 + self._beyond(0, 0.0, cap)
+        return max(0.0, second - mean**2)
 
     def tail_mean(self, level: float, cap: float = np.inf) -> float:
         """Return the mean of the longest 1 - `level` of min(length, cap), in tokens (CVaR)."""
@@ -120,8 +123,8 @@ class Forecast:
     def _points(self, left: float, right: float) -> Floats:
         """Return `left`, the edges between and `right`, neither beyond the last edge."""
         left, right = min(left, float(self.edges[-1])), min(right, float(self.edges[-1]))
-        inner = self.edges[(self.edges > left) & (self.edges < right)]
-        return np.concatenate([[left], inner, [right]])
+        first, last = self.edges.searchsorted(left, side="right"), self.edges.searchsorted(right)
+        return np.concatenate([[left], self.edges[first:last], [right]])
 
 
 def knots(forecast: Forecast, cap: float) -> tuple[Floats, Floats]:

@@ -139,7 +139,8 @@ class WaitingQueue:
 
         It keeps `num_generated` tokens: 0 unless it was evicted and resumes.
         """
-        self.prefixes.release(index)
+        if self._shares_prefixes:
+            self.prefixes.release(index)
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
         held = request.num_prompt_tokens + num_generated
@@ -186,20 +187,21 @@ class WaitingQueue:
         while len(self._heap) > len(self._places) and self._places.get(self._heap[0][2]) is not self._heap[0]:
             heappop(self._heap)
         index, held, num_generated = self._heap[0][2:]
-        if self.prefixes:
+        if self._shares_prefixes:
             held -= self._block_size * self.prefixes.num_common(index)
         return index, held, num_generated
 
     def head_common_blocks(self) -> int:
         """Return the blocks that the first request's admission would add to those that running ones have in common."""
-        return self.prefixes.num_new(self.head()[0]) if self.prefixes else 0
+        return self.prefixes.num_new(self.head()[0]) if self._shares_prefixes else 0
 
     def pop(self) -> int:
         """Remove the first request from the queue and return its index."""
         self.head()
         index = heappop(self._heap)[2]
         del self._places[index]
-        self.prefixes.take(index)
+        if self._shares_prefixes:
+            self.prefixes.take(index)
         if self._overtaking is not None:
             self._advance(self._overtaking.admit(index))
         return index
@@ -210,7 +212,8 @@ class WaitingQueue:
 
     def remove(self, index: int, *, is_queued: bool) -> None:
         """Drop the facts of a request, and the request where it is queued."""
-        self.prefixes.remove(index)
+        if self._shares_prefixes:
+            self.prefixes.remove(index)
         del self._requests[index]
         if is_queued:
             del self._places[index]

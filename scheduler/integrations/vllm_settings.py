@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from scheduler.deployments.deployment import read_deployment
 from scheduler.errors import InputError
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -45,6 +46,8 @@ class Settings:
         policy: A name of `scheduler.policies`.
         seed: Of the policy's random ties.
         options: Further options of the policy.
+        deployment: Name or file of the deployment that the server is: what its iterations take, for policies that weigh
+            prefill against decoding. "" where that is not known; memory and limits are always vLLM's own.
         prediction: The keys of `PREDICTION_KEYS` that were given.
     """
 
@@ -53,6 +56,7 @@ class Settings:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     prediction: Mapping[str, Any] = field(default_factory=dict)
+    deployment: str = ""
 
     @classmethod
     def read(cls, additional_config: Any, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -61,7 +65,8 @@ class Settings:
         AMIN_POLICY names the policy where "policy" does not.
 
         Raises:
-            InputError: "amin" is no object, "shadow" is not true or false, or "seed" is not an int.
+            InputError: "amin" is no object, "shadow" is not true or false, "seed" is not an int, or "deployment" is no
+                text.
         """
         if environ.get("AMIN_DISABLE", "0") not in ("", "0"):
             return cls(mode="off")
@@ -74,15 +79,21 @@ class Settings:
             raise InputError(f"additional_config: amin: shadow: {shadow!r}, must be true or false")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"additional_config: amin: seed: {seed!r}, must be an integer >= 0")
+        deployment = rest.pop("deployment", "")
+        if not isinstance(deployment, str):
+            raise InputError(f"additional_config: amin: deployment: {deployment!r}, must be a name or a file")
         prediction = {key: rest.pop(key) for key in PREDICTION_KEYS if key in rest}
         policy = rest.pop("policy", environ.get("AMIN_POLICY", DEFAULT_POLICY))
-        return cls("shadow" if shadow else "on", policy, seed, rest, prediction)
+        return cls("shadow" if shadow else "on", policy, seed, rest, prediction, deployment)
 
     def make_policy(self, worker: Worker) -> Policy:
         """Return the policy, new, on vLLM's memory.
 
         Raises:
-            InputError: No policy has that name or one of the options, or it needs true lengths.
+            InputError: No policy has that name or one of the options, it needs true lengths, or there is no such
+                deployment.
         """
+        if self.deployment:
+            worker = replace(worker, cost_model=read_deployment(self.deployment).clock)
         options = {**DEFAULT_OPTIONS.get(self.policy, {}), **self.options}
         return make_policy(self.policy, worker, np.random.default_rng(self.seed), **options)

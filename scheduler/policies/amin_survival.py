@@ -1,6 +1,7 @@
 """Amin on the whole survival curve: renewed bounds, order by boosted expected work, least progress evicted."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil, sqrt
 
 import numpy as np
@@ -121,7 +122,8 @@ class AminSurvival(Policy):
             preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, self._victims(running))
             for index in preempted:
                 self._evict(index, running)
-        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve)
+        renew = partial(self._renew_outlived, running.clock)
+        decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve, renew)
         for index in decision.admit:
             self._start(index, running.clock)
         return decision
@@ -147,16 +149,26 @@ class AminSurvival(Policy):
         return Demand(memory, tokens, prefill)
 
     def _follow(self, running: RunningBatch) -> None:
-        """Take note of stalls, and renew the bounds that have been outlived."""
+        """Take note of stalls and of renewed forecasts."""
         self._peak.follow(running)
-        entries, due, clock = self._entries, self._due, running.clock
+        entries = self._entries
         for index in running.stalled:
             entry = entries[index]
             assert entry.start is not None
             entry.start += 1
-            due.put(index, entry.start + entry.bound)
-        level, next_bound, extend = self._levels.pack_level, self._next_bound, self._peak.extend
-        for index in due.pop(clock):  # several in every iteration: nothing here is looked up twice
+            self._due.put(index, entry.start + entry.bound)
+        for index in self._renewed:
+            if index in running:
+                entry, generated = entries[index], running.num_generated(index)
+                bound = max(generated + 1, int(entry.work.quantile(self._levels.pack_level, generated)))
+                self._repack(index, entry, min(bound, entry.limit), running)
+        self._renewed.clear()
+
+    def _renew_outlived(self, clock: int) -> None:
+        """Renew the bounds that have been outlived since the last time; one follows from the other, whenever it is."""
+        entries, due, level = self._entries, self._due, self._levels.pack_level
+        next_bound, extend = self._next_bound, self._peak.extend
+        for index in due.pop(clock):  # several in an iteration: nothing here is looked up twice
             entry = entries[index]
             start, bound = entry.start, entry.bound
             assert start is not None
@@ -165,12 +177,6 @@ class AminSurvival(Policy):
             end = max(start + bound, clock + 1)
             extend(index, clock, end)
             due.put(index, end)
-        for index in self._renewed:
-            if index in running:
-                entry, generated = entries[index], running.num_generated(index)
-                bound = max(generated + 1, int(entry.work.quantile(self._levels.pack_level, generated)))
-                self._repack(index, entry, min(bound, entry.limit), running)
-        self._renewed.clear()
 
     def _repack(self, index: int, entry: Entry, bound: int, running: RunningBatch) -> None:
         assert entry.start is not None

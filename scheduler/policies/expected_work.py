@@ -3,6 +3,7 @@
 import math
 from array import array
 from bisect import bisect_right
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,8 +20,8 @@ class ExpectedWork:
     With s prompt tokens and S the survival of the length, what is to come after g generated tokens is
     E[sum of s + k over g < k <= length | length > g] = (integral of (s + x + 1/2) S(x) from g to the cap) / S(g), and
     the tokens are (integral of S(x)) / S(g). The integrals from each edge on are kept, so that a look-up costs no
-    vector operation. All is in flat arrays: with thousands of requests, lists of numbers do not stay in a processor's
-    cache.
+    vector operation. All is in flat arrays, and equal edges in one: with thousands of requests, lists of numbers do not
+    stay in a processor's cache.
     """
 
     __slots__ = ("_area_beyond", "_edges", "_fall", "_moment_beyond", "_num_prompt_tokens", "_spread")
@@ -33,7 +34,7 @@ class ExpectedWork:
         moment = (right - left) * ((2 * left + right) * before + (left + 2 * right) * after) / 6
         self._area_beyond = _integrals_from_each(area)
         self._moment_beyond = _integrals_from_each(moment)
-        self._edges = array("d", edges.tobytes())
+        self._edges = _shared(edges.tobytes())
         self._fall = array("d", (-survival).tobytes())  # negated: bisection wants what rises
         self._num_prompt_tokens = num_prompt_tokens
         self._spread = forecast.spread
@@ -85,4 +86,11 @@ class ExpectedWork:
 
 def _integrals_from_each(parts: Floats) -> "array[float]":
     """Return what the parts from each edge on add up to, 0 from the last."""
-    return array("d", np.append(parts[::-1].cumsum()[::-1], 0.0).tobytes())
+    sums = np.zeros(len(parts) + 1)
+    parts[::-1].cumsum(out=sums[-2::-1])
+    return array("d", sums.tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _shared(edges: bytes) -> "array[float]":
+    return array("d", edges)

@@ -107,9 +107,11 @@ def progress(entry: Entry, generated: int, resume: bool) -> float:
 
     What it holds together with others is not freed, nor lost.
     """
-    kept, work, shared = generated if resume else 0, entry.work, entry.shared
-    tokens, memory = entry.to_come(generated)
-    return (work.spent(generated + 1) - work.spent(kept) - shared * (generated + 1 - kept)) / (memory - shared * tokens)
+    kept, shared = generated if resume else 0, entry.shared
+    tokens, memory = entry.work.remaining(generated) if entry.known <= generated else entry.to_come(generated)
+    count = generated + 1 - kept
+    spent = count * (entry.request.num_prompt_tokens - shared + (generated + kept + 2) / 2)
+    return spent / (memory - shared * tokens)
 
 
 def predicted(request: Request, forecast: Forecast) -> tuple[ExpectedWork, int]:
