@@ -43,6 +43,10 @@ COMMANDS: Mapping[str, Command] = {
         "generate answers with the served model, or ask a server, and record their lengths",
         "pipelines.collect.stage", "pipelines.settings.collect.CollectSettings", writes_file=True,
     ),
+    "reduce": Command(
+        "reduce a log to what training needs, before it leaves a machine: lengths, states and features, no text",
+        "pipelines.train.reduce", "pipelines.settings.reduce.ReduceSettings",
+    ),
     "train": Command(
         "train and calibrate a predictor of lower bounds on response length, or a probe of a model's states",
         "pipelines.train.stage", "pipelines.settings.train.TrainSettings",

@@ -30,6 +30,7 @@ from predictor.training.head_start import MAX_PROMPTS, few, pool_prompts, start_
 from predictor.training.lightning_module import LengthModule, train_stage
 from predictor.training.losses import Objective, censored_hazard_nll
 from predictor.training.network import FrozenNetwork, HazardNetwork, NetworkShape, TorchLengthPredictor
+from predictor.training.reduced import HeadsOnStates
 from predictor.training.stages import HEADS_BATCH_SIZE, heads_stage, network_stage
 
 CHUNK_SIZE = 1024
@@ -212,14 +213,14 @@ def _encoder_tokens(config: TrainConfig, encoder: Any) -> int:
     return min(config.max_prompt_tokens, getattr(encoder.config, "max_position_embeddings", 10**9))
 
 
-def calibrate(length_predictor: TorchLengthPredictor, calibration: Records, *, shown: bool) -> None:
+def calibrate(length_predictor: TorchLengthPredictor | HeadsOnStates, calibration: Records, *, shown: bool) -> None:
     """Calibrate the predictor in place on the calibration split, for each served model."""
     table = prompt_table(calibration, length_predictor.spec.models)
     survivals = survivals_with_progress(length_predictor, table.prompts, "calibrate", table.contexts, shown=shown)
     length_predictor.spec = length_predictor.spec.recalibrated(survivals, table)
 
 
-def save(config: TrainConfig, length_predictor: TorchLengthPredictor, out: Path) -> None:
+def save(config: TrainConfig, length_predictor: TorchLengthPredictor | HeadsOnStates, out: Path) -> None:
     """Write `predictor/`; levels that `amin tune` has written there stay."""
     tuned = out / "predictor" / FILE_NAME
     with atomic_directory(out / "predictor") as folder:

@@ -13,6 +13,7 @@ from predictor.records.records import Records
 from predictor.training.baselines import measure_baselines
 from predictor.training.config import TrainConfig
 from predictor.training.network import TorchLengthPredictor
+from predictor.training.reduced import HeadsOnStates
 
 TABLE = (
     ("coverage", "coverage", "{:.3f}"),
@@ -72,15 +73,16 @@ class TestResults:
 
 
 def results_on_test(
-    config: TrainConfig, splits: dict[str, Records], length_predictor: TorchLengthPredictor
+    config: TrainConfig, splits: dict[str, Records], length_predictor: TorchLengthPredictor | HeadsOnStates
 ) -> TestResults:
-    """Return the predictor and the baselines on the test split."""
+    """Return the predictor and, where there is text for them, the baselines on the test split."""
     spec = length_predictor.spec
     table = prompt_table(splits["test"], spec.models)
     survivals = survivals_with_progress(
         length_predictor, table.prompts, "measure", table.contexts, shown=config.progress
     )
-    baselines = measure_all_baselines(config, splits, spec.models, spec.bins.max_length) if config.baselines else {}
+    has_baselines = config.baselines and isinstance(length_predictor, TorchLengthPredictor)
+    baselines = measure_all_baselines(config, splits, spec.models, spec.bins.max_length) if has_baselines else {}
     return TestResults(table, survivals, bounds_by_model(spec, survivals, table, config.tau), baselines)
 
 

@@ -1,7 +1,7 @@
 """Train a predictor: records to splits to a network, calibrated, measured and saved."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import huggingface_hub.utils.logging
@@ -16,6 +16,7 @@ from pipelines.settings.train import TrainSettings
 from pipelines.train.data import digest, load_splits
 from pipelines.train.fit import calibrate, fit_predictor, new_predictor, save
 from pipelines.train.plots import write_plots
+from pipelines.train.reduce import check_reduced, fit_reduced, reduced_predictor
 from pipelines.train.results import print_groups, print_table, results_on_test
 from pipelines.train.resume import (
     DATA_FILE,
@@ -29,8 +30,10 @@ from pipelines.train.resume import (
 from predictor.bounds.metrics import CLIPPED_AT
 from predictor.records.records import Records, write_records
 from predictor.splits.data_report import DataReport
+from predictor.training.config import TrainConfig
 from predictor.training.lightning_module import check_devices
 from predictor.training.network import TorchLengthPredictor
+from predictor.training.reduced import RECORDS, HeadsOnStates, is_reduced
 
 
 def run(settings: TrainSettings) -> None:
@@ -54,15 +57,28 @@ def run(settings: TrainSettings) -> None:
                 print(f"{out}: this run is finished; it is left as it is (--force trains it again)")
                 return
         check_devices(config)
-    splits, report = load_splits(config, settings.conversations)
+    if is_without_text := is_reduced(config.data):
+        check_reduced(config)
+    splits, report = load_splits(readable(config), settings.conversations)
     quiet_libraries()  # some that reading data imports set their own levels
     print_splits(splits)
+    if is_without_text:
+        started = reduced_predictor(config, splits["train"])
+        begin(settings, splits, report, inputs)
+        fit_reduced(config, splits, started, out, resume=settings.resume)
+        conclude(settings, splits, started)
+        return
     length_predictor = new_predictor(config, settings.conversations, splits["train"])
     if not is_launched():
         begin(settings, splits, report, inputs)
     fit_predictor(config, splits, length_predictor, out, resume=settings.resume)
     if not is_launched():
         conclude(settings, splits, length_predictor)
+
+
+def readable(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the records of a reduced log in place of its folder."""
+    return replace(config, data=str(Path(config.data) / RECORDS)) if is_reduced(config.data) else config
 
 
 def begin(settings: TrainSettings, splits: dict[str, Records], report: DataReport, inputs: dict[str, str]) -> None:
@@ -80,10 +96,13 @@ def begin(settings: TrainSettings, splits: dict[str, Records], report: DataRepor
     write_config(settings)
     account = {"conversations": asdict(settings.conversations), **report.to_dict()}
     write_json(out / DATA_FILE, {**account, "splits_sha256": splits_sha256, "inputs": inputs})
-    keep_splits(splits, out)
+    if not is_reduced(settings.training.data):  # an export cannot calibrate on prompts without text
+        keep_splits(splits, out)
 
 
-def conclude(settings: TrainSettings, splits: dict[str, Records], length_predictor: TorchLengthPredictor) -> None:
+def conclude(
+    settings: TrainSettings, splits: dict[str, Records], length_predictor: TorchLengthPredictor | HeadsOnStates
+) -> None:
     """Calibrate, save and measure what was fitted; the measures, which say that the run is finished, come last."""
     config, out = settings.training, settings.out
     calibrate(length_predictor, splits["calibration"], shown=config.progress)

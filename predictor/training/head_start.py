@@ -36,11 +36,16 @@ def start_heads(network: HazardNetwork, train: PooledPrompts, config: TrainConfi
     torch.manual_seed(config.seed)
     if is_new:
         fit_scaling(network, train, config.seed)
-        logits = marginal_hazard_logits(train.prompts.events, train.prompts.at_risk)
-        for head in FrozenNetwork(network).each_head():
-            head.start_at(logits)
+        start_at_marginal(network, train)
     elif config.num_layers is not None:
         fit_state_scaling(network, train)
+
+
+def start_at_marginal(network: HazardNetwork, train: PooledPrompts) -> None:
+    """Let the heads begin at the marginal distribution of each served model, in place."""
+    logits = marginal_hazard_logits(train.prompts.events, train.prompts.at_risk)
+    for head in FrozenNetwork(network).each_head():
+        head.start_at(logits)
 
 
 def pool_prompts(network: HazardNetwork, prompts: EncodedPrompts, config: TrainConfig) -> PooledPrompts:
@@ -62,19 +67,27 @@ def pool_prompts(network: HazardNetwork, prompts: EncodedPrompts, config: TrainC
 def fit_scaling(network: HazardNetwork, train: PooledPrompts, seed: int) -> None:
     """Set the scaling of `network` to the statistics of `train`."""
     fit_state_scaling(network, train)
-    scaling = network.scaling
-    text = train.features[:, : network.shape.num_features]
-    num_different = (text != text[:1]).sum(dim=0)
-    scaling.feature_mean.copy_(text.mean(dim=0))
-    known = 1.0 / (text.std(dim=0, correction=0) + 1e-4)
-    scaling.feature_scale.copy_(torch.where(num_different >= MIN_DIFFERENT, known, 0.0))
+    scaling, count = network.scaling, network.shape.num_features
+    fit_feature_scaling(network, train.features[:, :count])
     idf, components = fit_projection(train.prompts.inputs, network.shape.num_components, seed)
     scaling.term_idf.copy_(torch.from_numpy(idf))
     scaling.term_components[:, : components.shape[1]].copy_(torch.from_numpy(components))
     with torch.no_grad():
-        projected = scaling(train.pooled, train.features)[:, -network.shape.num_components :]
-        scaling.component_mean.copy_(projected.mean(dim=0))
-        scaling.component_scale.fill_(1.0 / float(projected.std(correction=0).clamp(min=1e-6)))
+        fit_component_scaling(network, scaling.project(train.features[:, count:]))
+
+
+def fit_feature_scaling(network: HazardNetwork, features: torch.Tensor) -> None:
+    """Set the scaling of the features [P, F] to their statistics; rare ones are left out."""
+    num_different = (features != features[:1]).sum(dim=0)
+    network.scaling.feature_mean.copy_(features.mean(dim=0))
+    known = 1.0 / (features.std(dim=0, correction=0) + 1e-4)
+    network.scaling.feature_scale.copy_(torch.where(num_different >= MIN_DIFFERENT, known, 0.0))
+
+
+def fit_component_scaling(network: HazardNetwork, components: torch.Tensor) -> None:
+    """Set the scaling of the components [P, C] of terms, as they are projected, to their statistics."""
+    network.scaling.component_mean.copy_(components.mean(dim=0))
+    network.scaling.component_scale.fill_(1.0 / float(components.std(correction=0).clamp(min=1e-6)))
 
 
 def fit_state_scaling(network: HazardNetwork, train: PooledPrompts) -> None:

@@ -74,12 +74,32 @@ class InputScaling(nn.Module):
 
     def forward(self, pooled: Tensor, features: Tensor) -> Tensor:
         """Return [B, D] from pooled states [B, 2 W] and features with term weights behind them [B, F + V]."""
-        text = (features[:, : self._num_features] - self.feature_mean) * self.feature_scale
-        terms = features[:, self._num_features :] * self.term_idf
+        return self.joined(pooled, features[:, : self._num_features], self.project(features[:, self._num_features :]))
+
+    def project(self, weights: Tensor) -> Tensor:
+        """Return the components [B, C] of term weights [B, V], before their scaling."""
+        terms = weights * self.term_idf
         terms = terms / terms.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
-        components = (terms @ self.term_components - self.component_mean) * self.component_scale
+        return terms @ self.term_components
+
+    def joined(self, pooled: Tensor, features: Tensor, components: Tensor) -> Tensor:
+        """Return [B, D] from pooled states [B, 2 W], features [B, F] and components [B, C]."""
+        text = (features - self.feature_mean) * self.feature_scale
+        components = (components - self.component_mean) * self.component_scale
         text = text.clamp(-MAX_SCALED_FEATURE, MAX_SCALED_FEATURE)
         return torch.cat([(pooled - self.pooled_mean) * self.pooled_scale, text, components], dim=1)
+
+
+class ProjectedScaling(nn.Module):
+    """The scaling of a network for features whose terms were projected before: [B, F + C] in place of [B, F + V]."""
+
+    def __init__(self, scaling: InputScaling, num_features: int) -> None:
+        super().__init__()
+        self.scaling, self._num_features = scaling, num_features
+
+    def forward(self, pooled: Tensor, features: Tensor) -> Tensor:
+        """Return [B, D] from pooled states [B, 2 W] and features with components behind them [B, F + C]."""
+        return self.scaling.joined(pooled, features[:, : self._num_features], features[:, self._num_features :])
 
 
 class HazardNetwork(nn.Module):
@@ -138,11 +158,17 @@ class HazardNetwork(nn.Module):
 
 
 class FrozenNetwork(nn.Module):
-    """The scaling and heads of a network, which it shares, for pooled states of its encoder that were computed once."""
+    """The scaling and heads of a network, which it shares, for pooled states of its encoder that were computed once.
 
-    def __init__(self, network: HazardNetwork) -> None:
+    With `is_projected` the features of a batch end in components in place of term weights.
+    """
+
+    def __init__(self, network: HazardNetwork, *, is_projected: bool = False) -> None:
         super().__init__()
-        self.scaling, self.heads = network.scaling, network.heads
+        self.heads = network.heads
+        self.scaling: nn.Module = network.scaling
+        if is_projected:
+            self.scaling = ProjectedScaling(network.scaling, network.shape.num_features)
         self._reads_target = network.shape.reads_target
 
     def each_head(self) -> Iterator[JointHead]:
