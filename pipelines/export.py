@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.files import atomic_directory
 from pipelines.predict import survivals_with_progress
 from pipelines.probe.export import export_probe, is_probe
@@ -19,16 +21,17 @@ from predictor.records.records import records_from_rows
 from predictor.records.rows import read_rows
 from predictor.serving import LengthPredictor
 from predictor.spec import PredictorSpec
-from predictor.training.checkpoint import load_predictor, predictor_folder, versions
+from predictor.training.checkpoint import load_for_models, load_predictor, load_spec, predictor_folder, versions
 from predictor.training.export import write_graph, write_manifest
+from predictor.training.network import TorchLengthPredictor
 
 
 def run(settings: ExportSettings) -> None:
     """Write the export, whole or not at all, and print what was measured on the test split.
 
     Raises:
-        InputError: the folder holds neither predictor nor probe, or int8 or fewer tokens are wanted without a
-            calibration split.
+        InputError: the folder holds neither predictor nor probe, or not the served model, or int8 or fewer tokens are
+            wanted without a calibration split.
     """
     if is_probe(settings.run_folder):
         export_probe(settings)
@@ -43,7 +46,7 @@ def run(settings: ExportSettings) -> None:
             f"{splits / 'calibration.parquet'}: no such file; {changed} shifts the quantiles, which must be calibrated "
             "again: export the RUN folder, or as it was trained and with --precision fp32"
         )
-    length_predictor = load_predictor(folder)
+    length_predictor = loaded(folder, settings.model)
     trained = length_predictor.spec.max_prompt_tokens
     max_tokens = settings.max_prompt_tokens or trained
     if not 4 <= max_tokens <= trained:
@@ -61,6 +64,18 @@ def run(settings: ExportSettings) -> None:
     if measured is not None:
         target = 1 - settings.tau
         print(f"coverage {measured['coverage']:.3f} (target {target:.2f}), tightness {measured['tightness']:.3f}")
+
+
+def loaded(folder: Path, model: str | None) -> TorchLengthPredictor:
+    """Return the predictor in `folder`, for `model` alone where one is named; InputError where it does not know it."""
+    if model is None:
+        return load_predictor(folder)
+    spec, _ = load_spec(folder)
+    if model not in spec.models:
+        raise InputError(f"--model: {model!r} is not known to {folder}; it knows {', '.join(spec.models)}")
+    one = load_for_models(folder, (model,), 0.0)
+    one.spec = replace(one.spec, served_model=model, calibrations={model: spec.calibrations[model]})
+    return one
 
 
 def check_replaceable(out: Path) -> None:
@@ -104,5 +119,7 @@ def quality(spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau:
 def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple[PromptTable, FloatArray]:
     """Return the records in `file` and what the export predicts for their prompts, [P, M, K+1]."""
     exported = LengthPredictor(export)
-    table = prompt_table(records_from_rows(read_rows(file, one_model=False)), exported.spec.models)
+    records = records_from_rows(read_rows(file, one_model=False))
+    known = np.flatnonzero(np.isin(records.models, exported.spec.models))
+    table = prompt_table(records.select(known), exported.spec.models)
     return table, survivals_with_progress(exported, table.prompts, label, table.contexts, shown=shown)

@@ -57,21 +57,28 @@ def run(settings: TrainSettings) -> None:
                 print(f"{out}: this run is finished; it is left as it is (--force trains it again)")
                 return
         check_devices(config)
-    if is_without_text := is_reduced(config.data):
+    if is_reduced(config.data):
         check_reduced(config)
     splits, report = load_splits(readable(config), settings.conversations)
     quiet_libraries()  # some that reading data imports set their own levels
     print_splits(splits)
-    if is_without_text:
-        started = reduced_predictor(config, splits["train"])
-        begin(settings, splits, report, inputs)
-        fit_reduced(config, splits, started, out, resume=settings.resume)
-        conclude(settings, splits, started)
-        return
-    length_predictor = new_predictor(config, settings.conversations, splits["train"])
+    fit(settings, splits, report, inputs)
+
+
+def fit(settings: TrainSettings, splits: dict[str, Records], account: DataReport, inputs: dict[str, str]) -> None:
+    """Train on the splits, from the text of prompts or from what a reduced log holds, and write the run."""
+    config = settings.training
+    length_predictor: TorchLengthPredictor | HeadsOnStates
+    if is_reduced(config.data):
+        length_predictor = reduced_predictor(config, splits["train"])
+    else:
+        length_predictor = new_predictor(config, settings.conversations, splits["train"])
     if not is_launched():
-        begin(settings, splits, report, inputs)
-    fit_predictor(config, splits, length_predictor, out, resume=settings.resume)
+        begin(settings, splits, account, inputs)
+    if isinstance(length_predictor, HeadsOnStates):
+        fit_reduced(config, splits, length_predictor, settings.out, resume=settings.resume)
+    else:
+        fit_predictor(config, splits, length_predictor, settings.out, resume=settings.resume)
     if not is_launched():
         conclude(settings, splits, length_predictor)
 

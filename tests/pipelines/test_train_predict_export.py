@@ -461,13 +461,33 @@ def test_a_network_for_several_models_exports_whole(two_models_run: Path, tmp_pa
     exported, trained = LengthPredictor(tmp_path / "x"), load_predictor(two_models_run)
     texts = ["Write a story about rivers", "Write an essay " * 20]
     np.testing.assert_allclose(exported.survivals(texts), trained.survivals(texts), atol=1e-5)
-    assert set(exported.spec.calibrations) == {"made-up", "terse", "average"}
+    assert set(exported.spec.calibrations) == {"made-up", "terse", "average", "like:"}
     for name in exported.spec.choices:
         np.testing.assert_array_equal(
             exported.predict(texts, model=name).lower_bounds, trained.predict(texts, model=name).lower_bounds
         )
     manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
     assert set(manifest["measured"]["models"]) == {"made-up", "terse"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_of_one_served_model_leaves_the_others_out(
+    precision: str, two_models_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It predicts for that one as the whole does, measured on its records; one that is not known is named."""
+    options = ("--precision", precision, "--no-progress")
+    amin("export", two_models_run, "--out", tmp_path / "one", "--model", "terse", *options)
+    exported, trained = LengthPredictor(tmp_path / "one"), load_predictor(two_models_run)
+    texts = ["Write a story about rivers", "Write an essay " * 20]
+    assert exported.spec.choices == ("terse",)
+    assert set(exported.spec.calibrations) == {"terse"}
+    own = trained.predict(texts, model="terse")
+    np.testing.assert_allclose(
+        exported.survivals(texts)[:, 0], own.survival, atol=1e-5 if precision == "fp32" else 0.05
+    )
+    assert set(json.loads((tmp_path / "one" / "manifest.json").read_text())["measured"]["models"]) == {"terse"}
+    assert main(["export", str(two_models_run), "--out", str(tmp_path / "x"), "--model", "other"]) == 2
+    assert "--model: 'other' is not known" in capsys.readouterr().err
 
 
 def test_a_predictor_starts_another_one_and_is_never_made_worse(
