@@ -9,6 +9,7 @@ from uuid import uuid4
 import numpy as np
 
 from pipelines.request_bounds import RequestBounds
+from pipelines.served_model.prompt_text import prompt_reader
 from scheduler.deployments.deployment import read_deployment
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.kv_cache import KvCache
@@ -54,14 +55,14 @@ def continuous_batching_config(
 
     Args:
         predictor: Folder that `amin export` or `amin train` wrote.
-        tokenizer: The served model's tokenizer; the predictor reads prompts decoded without special tokens.
+        tokenizer: The served model's tokenizer; the predictor reads the user's last turn, by its chat template.
         policy: A name of `scheduler.policies`, not a clairvoyant one.
         num_blocks: Blocks of the KV cache.
         page_size: Tokens in a block.
         model: Served model that the predictor predicts for; by default the one that it names.
         tau: Probability allowed below a bound.
         timeout: Seconds that a request waits for its prediction.
-        decode: Text of a prompt from its token ids, where the chat template leaves more than the prompt in it.
+        decode: Text that the predictor reads from a prompt's token ids, in place of that.
         deployment: Name or file of the deployment that this is: what an iteration takes, for policies that weigh
             prefill against decoding.
         policy_options: Further options of the policy.
@@ -107,9 +108,5 @@ def _registered(
     """Return the name under which transformers finds the scheduler, for as long as a configuration has it."""
     from scheduler.integrations.transformers_scheduler import register
 
-    def text(token_ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    return register(
-        f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, decode or text, timeout)
-    )
+    read = decode or prompt_reader(tokenizer)
+    return register(f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, read, timeout))

@@ -9,13 +9,14 @@ learnt from the answers over a restart). A request that brings a bound of its ow
 the folder's place is taken up within seconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
 from pipelines.request_bounds import RequestBounds
+from pipelines.served_model.prompt_text import prompt_reader
 from pipelines.vllm_learning import LearningPredictions
 from pipelines.watched_folder import WatchedFolder
 from scheduler.errors import InputError
@@ -43,12 +44,11 @@ class PredictingScheduler(AminScheduler):
 
         bounds = read()
 
-        def text(token_ids: Sequence[int]) -> str:
-            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
         state = Path(settings["state"]) if "state" in settings else None
         renewed = WatchedFolder(folder, read)
-        self.predictions = LearningPredictions(bounds, text, settings.get("timeout", 0.05), state, renewed)
+        self.predictions = LearningPredictions(
+            bounds, prompt_reader(tokenizer), settings.get("timeout", 0.05), state, renewed
+        )
         return self.predictions
 
     def shutdown(self) -> None:
