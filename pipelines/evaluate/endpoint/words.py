@@ -55,7 +55,16 @@ def summary(results: Mapping[str, Any]) -> str:
         for key, title in (("mean_latency", "mean latency"), ("p99_latency", "p99"), ("mean_ttft", "mean TTFT"))
     ]
     addresses = ", ".join(f"{name} is {entry['endpoint']}" for name, entry in servers.items())
-    return f"b was {'; '.join(parts)} ({addresses})."
+    failed = {name: entry["mean"]["num_failures"] for name, entry in servers.items()}
+    warned = (
+        ""
+        if not any(failed.values())
+        else (
+            f"REQUESTS FAILED ({', '.join(f'{name} {count:g}' for name, count in failed.items())} of "
+            f"{servers['a']['mean']['num_requests']:g} a run), and those that fail leave room for the others: "
+        )
+    )
+    return f"{warned}b was {'; '.join(parts)} ({addresses})."
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:

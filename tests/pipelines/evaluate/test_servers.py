@@ -154,7 +154,9 @@ def test_failures_are_counted_by_reason_and_not_tried_again(
     assert sum(b["errors"].values()) == 2
     assert b["errors"]["HTTP 503: not now"] == 1
     assert results["b_over_a"]["num_compared"] == 4
-    assert "b: 1 requests FAILED: HTTP 503: not now" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "b: 1 requests FAILED: HTTP 503: not now" in said
+    assert "REQUESTS FAILED (a 0, b 2 of 6 a run), and those that fail leave room for the others: b was" in said
     rows = pq.read_table(tmp_path / "out/requests.parquet").to_pylist()
     assert {row["prompt"] for row in rows if row["error"]} == {1, 2}
 
