@@ -23,6 +23,7 @@ from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload
 
 TAILS = (0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 3.0)
+OVERTAKES = (20, 50, 100, 200, 400)
 LEAST_GAIN = 0.9
 """Of what is drawn."""
 COLUMNS = {
@@ -47,19 +48,23 @@ class Point:
 
 
 def points() -> list[Point]:
-    """Return every policy, then amin-survival by its knob, then packed so that little is recomputed."""
+    """Return every policy, then amin-survival by its knob, by the bound on overtaking, and packed with a reserve."""
     careful = {"tail": 1.0, "reserve_sd": 1.2, "max_reserve": 0.15}
     by_knob = [Point("amin-survival", {"tail": tail}) for tail in TAILS]
-    return [*(Point(name) for name in POLICIES if name != "amin-survival"), *by_knob, Point("amin-survival", careful)]
+    by_bound = [Point("amin-survival", {"max_overtakes": count}) for count in OVERTAKES]
+    others = [Point(name) for name in POLICIES if name != "amin-survival"]
+    return [*others, *by_knob, *by_bound, Point("amin-survival", careful)]
 
 
-def compare_policies(base: Workload, worker: Worker, load: float, seeds: int, count: int) -> dict[str, Any]:
+def compare_policies(
+    base: Workload, worker: Worker, load: float, seeds: int, count: int, chosen: Sequence[Point]
+) -> dict[str, Any]:
     """Return by name the mean of each figure over the seeds, paired with fcfs, and half of its 95 % interval."""
-    runs: dict[str, list[Figures]] = {point.name: [] for point in points()}
+    runs: dict[str, list[Figures]] = {point.name: [] for point in chosen}
     for seed in tqdm(range(seeds), desc="seeds"):
         drawn = resample(base, count, load, worker.kv_cache.kv_budget, np.random.default_rng(seed))
         reference = summarize(simulate("fcfs", drawn, worker, seed), worker.kv_cache)
-        for point in points():
+        for point in chosen:
             result = simulate(point.policy, drawn, worker, seed, **point.options)
             runs[point.name].append(_beside(summarize(result, worker.kv_cache), reference))
     return {
@@ -92,11 +97,21 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     mpl.use("Agg")
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     at = {name: (entry["mean"]["gain"], entry["mean"]["p99_to_fcfs"]) for name, entry in results.items()}
-    knob = [Point("amin-survival", {"tail": tail}).name for tail in TAILS]
-    axes.plot(*zip(*(at[name] for name in knob), strict=True), "o-", color="tab:red", label="amin-survival, by tail")
-    for name, tail in zip(knob, TAILS, strict=True):
-        axes.annotate(f"{tail:g}", at[name], textcoords="offset points", xytext=(-4, 7), color="tab:red", fontsize=8)
-    others = [name for name in at if name not in knob and at[name][0] >= LEAST_GAIN]
+    lines: list[tuple[str, Sequence[float], str]] = [
+        ("tail", TAILS, "tab:red"),
+        ("max_overtakes", OVERTAKES, "tab:blue"),
+    ]
+    known: set[str] = set()
+    for option, values, colour in lines:
+        by_name = {Point("amin-survival", {option: value}).name: value for value in values}
+        there = [name for name in by_name if name in at]
+        axes.plot(*np.array([at[name] for name in there]).reshape(-1, 2).T, "o-", color=colour, label=f"by {option}")
+        for name in there:
+            axes.annotate(
+                f"{by_name[name]:g}", at[name], textcoords="offset points", xytext=(-4, 7), color=colour, fontsize=8
+            )
+        known.update(there)
+    others = [name for name in at if name not in known and at[name][0] >= LEAST_GAIN]
     for name in others:
         axes.plot(*at[name], "s", color="tab:gray", markersize=4)
         axes.annotate(
@@ -120,12 +135,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=2000, help="of a run; drawn with replacement, by seed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--resume", action="store_true", help="evicted requests keep their tokens")
+    parser.add_argument("--only", help="names of rows, separated by commas; default: all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     edges = np.asarray(json.loads(args.workload.with_name(args.workload.name + ".bins.json").read_text()))
     base = with_upper_bounds(read_workload(args.workload, edges=edges))
     worker = Worker(KvCache(args.kv_budget), resume=args.resume)
-    results = compare_policies(base, worker, args.load, args.seeds, args.requests)
+    wanted = None if args.only is None else [name.strip() for name in args.only.split(",")]
+    chosen = [point for point in points() if wanted is None or point.name in wanted]
+    if wanted is not None and len(chosen) < len(wanted):
+        parser.error(f"--only: choose from {', '.join(point.name for point in points())}")
+    results = compare_policies(base, worker, args.load, args.seeds, args.requests, chosen)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "tail.json", results)
     with atomic_file(args.out / "tail.md") as aside:

@@ -9,7 +9,7 @@ import numpy as np
 from scheduler.admission import admit_while_peak_fits, evict_while_full
 from scheduler.batch import RunningBatch
 from scheduler.future_peak import FuturePeak
-from scheduler.policies.boost import BindingResource, Boost, Demand
+from scheduler.policies.boost import BindingResource, Boost, Demand, LongestFirst
 from scheduler.policies.due import DueRequests
 from scheduler.policies.survival_parts import (
     DEFAULT,
@@ -55,6 +55,7 @@ class AminSurvival(Policy):
         next_bound: NextBound = next_quantile,
         worth: Worth = progress,
         resource: BindingResource | None = None,
+        order: Boost | LongestFirst | None = None,
     ) -> None:
         """Start with nothing waiting.
 
@@ -65,13 +66,14 @@ class AminSurvival(Policy):
             next_bound: How a bound that is outlived is raised.
             worth: Who is evicted.
             resource: What work is measured on; by default what binds on the worker.
+            order: Who is admitted first; by default little work, boosted by `levels.tail`.
         """
         super().__init__(worker, rng)
         self._levels = levels
         self._next_bound, self._worth = next_bound, worth
         self._max_reserve = int(levels.max_reserve * worker.kv_cache.num_blocks)
         self._level = levels.pack_level
-        self._resource, self._boost = resource or BindingResource.of(worker), Boost(levels.tail)
+        self._resource, self._boost = resource or BindingResource.of(worker), order or Boost(levels.tail)
         self._entries: dict[int, Entry] = {}
         self._new: list[int] = []
         self._renewed: list[int] = []

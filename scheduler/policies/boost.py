@@ -143,3 +143,22 @@ class Boost:
             return arrival
         load = max(1e-12, self._gamma * ticks / TICKS)  # no work at all has a boost that is finite, too
         return arrival + log(-expm1(-load)) / self._gamma
+
+
+class LongestFirst:
+    """The other end: the most work first, for a batch whose last answer is what counts. In place of a `Boost`."""
+
+    def arrive(self, works: Sequence[float]) -> bool:
+        """Learn nothing."""
+        return False
+
+    def queue(self, index: int, arrival: int, work: float) -> float:
+        """Return the key of a request that waits."""
+        return -round(TICKS * work)
+
+    def leave(self, index: int) -> None:
+        """Keep nothing."""
+
+    def key(self, index: int) -> float:
+        """Never asked for: keys do not change together."""
+        raise AssertionError("the keys of LongestFirst do not change")

@@ -73,7 +73,6 @@ class SlowLoop:
             "hindsight-svf": self.output_lens[i],
             "svf": request.output_len_prediction or middle,
             "sjf": request.output_len_prediction or middle,
-            "longest-first": request.output_len_prediction or middle,
         }.get(self.name, 0)
         room = self.kv_cache.num_blocks * self.kv_cache.block_size - request.num_prompt_tokens
         return estimate if self.name == "sjf" else max(1, min(estimate, room))
@@ -107,8 +106,6 @@ class SlowLoop:
         """Return what waiting requests are sorted by."""
         if self.name in ("fcfs", "fcfs-lcf", "fcfs-reserve", "past-future", "dla"):
             return 0
-        if self.name == "longest-first":
-            return -self.estimate[i]
         if self.name.endswith("svf"):
             return sum(self.requests[i].num_prompt_tokens + j for j in range(1, self.estimate[i] + 1))
         return self.estimate[i]
@@ -649,6 +646,14 @@ class SlowSurvival(SlowLoop):
         return index
 
 
+class SlowLongest(SlowSurvival):
+    """The same in the other order."""
+
+    def key(self, i: int) -> float:
+        """Return the work, most first."""
+        return -round(self.work[i] * 2**20)
+
+
 class SlowPreemptive(SlowLoop):
     """The least rank runs: true remaining tokens, or the level of a feedback queue."""
 
@@ -751,6 +756,7 @@ def slow_loop(name: str, case: Case, slow_peak: SlowPeak, **options: Any) -> Slo
         "sglang": SlowSglang,
         "past-future": SlowPastFuture,
         "amin-survival": SlowSurvival,
+        "longest-first": SlowLongest,
         "mlfq": SlowPreemptive,
         "srpt": SlowPreemptive,
         "uniboost": SlowUniBoost,
