@@ -13,6 +13,7 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor
 from scheduler.kv_cache import Ints
+from scheduler.look_ahead import LookAhead
 from scheduler.policy import Policy, Status
 from scheduler.prefix_cache import PrefixCache
 from scheduler.renewals import NoRenewals, RenewalSource
@@ -122,6 +123,7 @@ class Loop:
         *,
         arrivals: ArrivalSource | None = None,
         renewals: RenewalSource | None = None,
+        look_ahead: LookAhead | None = None,
     ) -> None:
         """Check every request and start with nothing running.
 
@@ -132,6 +134,7 @@ class Loop:
             arrivals: Hands the requests over, with what was found out about them since they arrived; by default each
                 at its arrival, as it is in `requests`.
             renewals: Forecasts that replace the first ones while requests run; by default none.
+            look_ahead: Finds out about requests that wait; the executor has it too.
 
         Raises:
             InputError: A request can never fit, or two have one id.
@@ -140,7 +143,7 @@ class Loop:
         self._policy, self._executor, self._requests, self._worker = policy, executor, requests, policy.worker
         check_requests(requests, executor)
         self._arrivals = arrivals or KnownArrivals(requests)
-        self._renewals = renewals or NoRenewals()
+        self._renewals, self._look_ahead = renewals or NoRenewals(), look_ahead
         self._next_arrival = self._arrivals.next_time
         self._num_waiting = 0
         self._running = RunningBatch(self._worker.kv_cache)
@@ -168,6 +171,9 @@ class Loop:
                 continue
             for index, renewal in self._renewals.take(running):
                 self._policy.renew(index, renewal)
+            if self._look_ahead is not None:
+                for index, renewal in self._look_ahead.take():
+                    self._policy.renew(index, renewal)
             preempted, admitted, valid_for = schedule(running)
             if preempted:
                 self._evict(preempted)
@@ -194,6 +200,8 @@ class Loop:
         taken = self._arrivals.take(self._executor.now)
         for index, request in taken:
             self._policy.add(index, request)
+            if self._look_ahead is not None:
+                self._look_ahead.add(index, request.num_prompt_tokens)
         self._num_waiting += len(taken)
         self._next_arrival = self._arrivals.next_time
 
@@ -226,6 +234,8 @@ class Loop:
             self._running.append(index, num_prompt_tokens - shared, kept, shared)
             self._executor.admit(index, num_prompt_tokens + kept - found, kept)
             self._renewals.start(index, self._running)
+            if self._look_ahead is not None:
+                self._look_ahead.drop(index)
             if not outcomes.num_evictions[index]:
                 outcomes.admission_time[index] = now
                 self._without_token.append(index)

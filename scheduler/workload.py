@@ -273,8 +273,8 @@ def _renewals(row: dict[str, Any], where: str, edges: Ints | None) -> list[Renew
         raise InputError(f"{where}: renewals must be a list of [tokens out, survival] or [tokens out, survival, bound]")
     found: list[Renewal] = []
     for count, values, *bound in entries:
-        if isinstance(count, bool) or not isinstance(count, int) or count <= (found[-1].num_generated if found else 0):
-            raise InputError(f"{where}: renewals: tokens out are {count!r}, must be whole, at least 1, and rise")
+        if isinstance(count, bool) or not isinstance(count, int) or count <= (found[-1].num_generated if found else -1):
+            raise InputError(f"{where}: renewals: tokens out are {count!r}, must be whole, at least 0, and rise")
         forecast = _forecast({"survival": values}, f"{where}: renewals after {count} tokens", edges)
         if forecast is not None:
             lower = bound[0] if bound else int(forecast.conditional_quantile(count, 0.1))

@@ -55,6 +55,9 @@ class SimulateSettings:
     predictions: str | None = None
     """Make predictions from true lengths: interval:LOW:HIGH, bins:WIDTH:COUNT, relative:X, exact, noise:SIGMA[:TAU]
     (log-normal error), or skill:R2[:TAU] (calibrated, explains R2 of log length); default: the workload's own."""
+    look_ahead: Count | None = None
+    """Prompt tokens of waiting requests that an iteration reads ahead, after all that runs and without keeping them;
+    what they tell is the workload's renewal after 0 tokens. Default: none."""
     scheduling: Path | None = None
     """What amin tune wrote, or its folder: the levels that policies are built with."""
     routing: Routing = "round-robin"

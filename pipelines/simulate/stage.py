@@ -41,6 +41,7 @@ def run(settings: SimulateSettings) -> None:
     most = {"max_overtakes": limits_by_class(settings.max_overtakes, {r.service_class for r in base.requests})}
     groups = {"sibling_correlation": settings.sibling_correlation} if siblings_among(base.requests) else {}
     options = {name: {**policy_options(settings.scheduling, name), **most, **groups} for name in names}
+    _require_states(settings, base)
     workloads = _workloads(settings, base, worker)
     names = _served(names, next(iter(workloads)), worker, is_asked=settings.policies != "all")
     runs = _runs(settings, names, workloads, worker, options)
@@ -67,6 +68,14 @@ def run(settings: SimulateSettings) -> None:
         print()
         print_table(*classes)
     _print_notes(results, len(prompt_tokens))
+
+
+def _require_states(settings: SimulateSettings, base: Workload) -> None:
+    """Raise InputError where prompts are to be read ahead and no request says what that would tell."""
+    if settings.look_ahead and not any(each[0].num_generated == 0 for each in base.renewals.values()):
+        raise InputError(
+            f"--look-ahead: no request of {settings.source.workload} has renewals after 0 tokens; leave it out"
+        )
 
 
 def _workloads(settings: SimulateSettings, base: Workload, worker: Worker) -> list[Workload]:
@@ -114,6 +123,7 @@ def _runs(
                     replicas=settings.worker.replicas,
                     routing=settings.routing,
                     on_finish=lambda finished: bar.update(len(finished)) and None,
+                    look_ahead=settings.look_ahead,
                     **options[name],
                 )
                 runs.append(PolicyRun(name, seed, workload.requests, result))
@@ -138,6 +148,7 @@ def _setting(settings: SimulateSettings, workload: Workload) -> dict[str, Any]:
         "targets": {"ttft": settings.ttft_target, "tpot": settings.tpot_target},
         "sibling_correlation": settings.sibling_correlation if siblings_among(workload.requests) else None,
         "max_overtakes": settings.max_overtakes,
+        "look_ahead": settings.look_ahead,
         "scheduling": None if settings.scheduling is None else str(settings.scheduling),
         "bounds": {"coverage": float((lower <= lens).mean()), "tightness": float(lower.mean() / lens.mean())},
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from scheduler.arrival_source import ArrivalSource
 from scheduler.errors import InputError
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult, Timeline
 from scheduler.policies import make_policy
 from scheduler.renewals import PlannedRenewals
@@ -111,6 +112,7 @@ def simulate_replicas(
     replicas: int = 1,
     routing: str = "round-robin",
     on_finish: OnFinish | None = None,
+    look_ahead: int | None = None,
     **options: Any,
 ) -> RunResult:
     """Return what happens to a workload on several workers; on one, just as `scheduler.simulation.simulate`.
@@ -125,17 +127,20 @@ def simulate_replicas(
         replicas: How many, at least 1.
         routing: See `Router`.
         on_finish: Told the indices of the requests that end, as they do.
+        look_ahead: As for `simulate`, on each worker.
         options: Further arguments of the policy.
 
     Raises:
         InputError: The routing is unknown, or a request can never fit.
     """
     if replicas == 1:
-        return simulate(policy, workload, worker, seed, on_finish, **options)
+        return simulate(policy, workload, worker, seed, on_finish, look_ahead, **options)
     requests = workload.requests
     router = Router(routing, replicas, np.random.default_rng((seed, replicas)))
     sources = [_Routed() for _ in range(replicas)]
-    loops = [_loop(policy, workload, worker, (seed, k), source, options) for k, source in enumerate(sources)]
+    loops = [
+        _loop(policy, workload, worker, (seed, k), source, look_ahead, options) for k, source in enumerate(sources)
+    ]
     tell = partial(_tell, router, on_finish)
     sent_to = np.zeros(len(requests), dtype=np.int64)
     for index in sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i)):
@@ -153,13 +158,21 @@ def simulate_replicas(
 
 
 def _loop(
-    policy: str, workload: Workload, worker: Worker, seed: tuple[int, int], source: ArrivalSource, options: Any
+    policy: str,
+    workload: Workload,
+    worker: Worker,
+    seed: tuple[int, int],
+    source: ArrivalSource,
+    look_ahead: int | None,
+    options: Any,
 ) -> Loop:
     """Return the loop of one worker, with a policy of its own."""
     lens = workload.output_lens
     made = make_policy(policy, worker, np.random.default_rng(seed), output_lens=lens, **options)
     renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
-    return Loop(made, SimulatedExecutor(worker, lens), workload.requests, arrivals=source, renewals=renewals)
+    ahead = None if look_ahead is None else LookAhead(look_ahead, workload.renewals)
+    executor = SimulatedExecutor(worker, lens, ahead)
+    return Loop(made, executor, workload.requests, arrivals=source, renewals=renewals, look_ahead=ahead)
 
 
 def _tell(router: Router, on_finish: OnFinish | None, finished: Sequence[int]) -> None:

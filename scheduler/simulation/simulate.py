@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -22,6 +23,7 @@ def simulate(
     worker: Worker,
     seed: int,
     on_finish: Callable[[Sequence[int]], None] | None = None,
+    look_ahead: int | None = None,
     **options: Any,
 ) -> RunResult:
     """Return what happens to a workload under a policy; times in iterations, or seconds with a cost model.
@@ -32,6 +34,8 @@ def simulate(
         worker: What it runs on.
         seed: Of what the policy leaves to chance.
         on_finish: Told the indices of the requests that end, as they do.
+        look_ahead: Prompt tokens of waiting requests that an iteration reads; what they tell is the workload's renewal
+            after 0 tokens.
         options: Further arguments of a policy that is named.
     """
     rng = np.random.default_rng(seed)
@@ -39,6 +43,7 @@ def simulate(
         made = make_policy(policy, worker, rng, output_lens=workload.output_lens, **options)
     else:
         made = policy(worker, rng)
-    executor = SimulatedExecutor(worker, workload.output_lens)
+    ahead = None if look_ahead is None else LookAhead(look_ahead, workload.renewals)
+    executor = SimulatedExecutor(worker, workload.output_lens, ahead)
     renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
-    return Loop(made, executor, workload.requests, renewals=renewals).run(on_finish)
+    return Loop(made, executor, workload.requests, renewals=renewals, look_ahead=ahead).run(on_finish)

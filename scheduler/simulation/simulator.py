@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor, Progress
+from scheduler.look_ahead import LookAhead
 from scheduler.request import Request
 from scheduler.simulation.cost_model import Clock
 from scheduler.worker import Worker
@@ -23,15 +24,18 @@ class SimulatedExecutor(Executor):
     now = 0.0
     """Iterations since the start, or seconds with a cost model: the largest float that the exact clock has reached."""
 
-    def __init__(self, worker: Worker, output_lens: Sequence[int]) -> None:
+    def __init__(self, worker: Worker, output_lens: Sequence[int], look_ahead: LookAhead | None = None) -> None:
         """Start at time 0.
 
         Args:
             worker: What it plays.
             output_lens: True output length by request index, each at least 1.
+            look_ahead: Reads prompts of waiting requests in each iteration, after all that runs; the loop has it too.
         """
         self.worker, self._output_lens = worker, output_lens
         self._clock, self._max_batch_tokens = Clock.of(worker.cost_model), worker.max_batch_tokens
+        self._look_ahead = look_ahead
+        self._spare_tokens = math.inf  # of an iteration, after all that runs
         self._ticks = 0
         self._prefill: dict[int, tuple[int, int]] = {}  # tokens still to be prefilled, and to be generated then
         self._ends: list[tuple[int, int]] = []  # heap of (iteration, request); outdated entries stay
@@ -74,6 +78,9 @@ class SimulatedExecutor(Executor):
                 prefill_tokens += tokens
                 self._end_at(index, clock + remaining)
             self._prefill.clear()
+        is_alone = self._look_ahead is None or not self._look_ahead.is_reading
+        if self._look_ahead is not None:
+            prefill_tokens += self._look_ahead.read(self._spare_tokens)
         held = 0
         if not self._clock.is_constant:
             held = running.total_tokens + running.shared_tokens + count - len(stalled)
@@ -81,7 +88,7 @@ class SimulatedExecutor(Executor):
         self.now = first_end = self._read_clock()
         num_iterations = 1
         next_end = self._next_end()
-        if most > 1 and not stalled and count <= (self._max_batch_tokens or count):
+        if most > 1 and is_alone and not stalled and count <= (self._max_batch_tokens or count):
             more = int(min(most, next_end - clock)) - 1
             if more and next_arrival < math.inf:
                 more = self._before(next_arrival, more, count, held)
@@ -113,6 +120,7 @@ class SimulatedExecutor(Executor):
             else:
                 self._prefill[index] = (tokens - chunk, remaining)
                 stalled.append(index)
+        self._spare_tokens = budget
         return prefill_tokens, num_decoding, stalled
 
     def _end_at(self, index: int, iteration: int) -> None:

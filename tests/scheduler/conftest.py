@@ -14,6 +14,7 @@ from scheduler.batch import RunningBatch
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy, Status, WaitingQueue
@@ -87,8 +88,8 @@ class Recorder(Policy):
 class GuardedExecutor(SimulatedExecutor):
     """Fails instead of running for ever; one after the other, requests would take the sum of their lengths."""
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(case.worker, case.output_lens)
+    def __init__(self, case: Case, look_ahead: LookAhead | None = None) -> None:
+        super().__init__(case.worker, case.output_lens, look_ahead)
         latest = max((request.arrival_time for request in case.requests), default=0)
         self._deadline = latest + 100 * sum(case.output_lens)
 
@@ -120,6 +121,7 @@ def run_policy() -> Callable[..., RunResult]:
         resume: bool = False,
         seed: int = 0,
         renewals: Mapping[int, Sequence[Renewal]] | None = None,
+        look_ahead: int | None = None,
         **options: Any,
     ) -> RunResult:
         case = case._replace(worker=replace(case.worker, resume=resume))
@@ -127,7 +129,9 @@ def run_policy() -> Callable[..., RunResult]:
             rng = np.random.default_rng(seed)
             policy = make_policy(policy, case.worker, rng, output_lens=case.output_lens, **options)
         source = PlannedRenewals(renewals) if renewals else None
-        return Loop(policy, GuardedExecutor(case), case.requests, renewals=source).run()
+        ahead = None if look_ahead is None else LookAhead(look_ahead, renewals or {})
+        executor = GuardedExecutor(case, ahead)
+        return Loop(policy, executor, case.requests, renewals=source, look_ahead=ahead).run()
 
     return run
 

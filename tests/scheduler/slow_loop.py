@@ -33,6 +33,7 @@ class SlowLoop:
         renewals: Mapping[int, Sequence[Renewal]] | None = None,
         max_overtakes: Mapping[str, int] | None = None,
         by_clock: Mapping[int, Sequence[tuple[int, Renewal]]] | None = None,
+        look_ahead: int = 0,
     ) -> None:
         self.holds_back = name in ("fcfs", "fcfs-lcf", "sjf", "tie", "past-future", "sglang", "dla", "uniboost")
         self.name, self.case, self.slow_peak, self.resume = name, case, slow_peak, resume
@@ -59,6 +60,9 @@ class SlowLoop:
         self.thrown = dict.fromkeys(everyone, 0)
         self.lost_share = (0, 0)  # tokens that were overwritten, of those that evictions left
         self.renewals = {i: list(renewals.get(i, ())) for i in everyone} if renewals else {}
+        told = [i for i in everyone if any(r.num_generated == 0 for r in self.renewals.get(i, ()))]
+        self.look_ahead, self.unread = look_ahead, {i: self.requests[i].num_prompt_tokens for i in told}
+        self.read: list[int] = []
 
     def first_estimate(self, i: int) -> int:
         """Return the output length that request `i` is packed by, if its policy packs."""
@@ -83,6 +87,19 @@ class SlowLoop:
             for renewal in self.renewals.get(i, ()):
                 if renewal.num_generated == self.generated[i]:
                     self.take_renewal(i, renewal)
+
+    def read_ahead(self, budget: int) -> int:
+        """Read prompts of requests that have waited since they came, first come first; return how many tokens."""
+        room = at_first = min(budget, self.look_ahead)
+        for i in sorted(self.unread, key=lambda i: (self.requests[i].arrival_time, i)):
+            if self.look_ahead and i not in self.admission_time and self.requests[i].arrival_time <= self.now:
+                chunk = min(room, self.unread[i])
+                room, self.unread[i] = room - chunk, self.unread[i] - chunk
+                if self.unread[i]:
+                    break
+                del self.unread[i]
+                self.read.append(i)
+        return at_first - room
 
     def renew_by_clock(self, clock: int, now: Fraction) -> None:
         """Take in the renewals of an iteration, of requests that were there before it, running or not."""
@@ -252,6 +269,7 @@ class SlowLoop:
                     got.append(i)
                     self.started.add(i)
                 self.to_prefill[i] = max(0, self.to_prefill[i] - chunk)
+        prefilled += self.read_ahead(budget)
         cost = self.worker.cost_model
         if cost is None:
             return got, Fraction(1)
@@ -280,6 +298,9 @@ class SlowLoop:
                 continue
             before, self.now = set(self.running), now
             self.renew_by_clock(len(self.durations), now)
+            for i in self.read:
+                self.take_renewal(i, self.renewals[i][0])
+            self.read = []
             self.start_iteration()
             evicted = self.evict()
             self.started -= before - set(self.running)

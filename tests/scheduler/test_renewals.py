@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulation.simulate import simulate
@@ -64,6 +66,43 @@ def test_renewed_forecasts_agree_with_the_slow_loop(
     assert result.num_evictions.tolist() == [slow.num_evictions[i] for i in everyone]
     assert result.finish_time.tolist() == [slow.finish_time[i] for i in everyone]
     assert result.num_recomputed_tokens.tolist() == [slow.num_recomputed[i] for i in everyone]
+
+
+@pytest.mark.parametrize("name", READING)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), resume=st.booleans(), look_ahead=st.integers(1, 12))
+def test_prompts_read_ahead_agree_with_the_slow_loop(
+    cases: Callable,
+    run_policy: Callable,
+    slow_loop: Callable,
+    name: str,
+    data: st.DataObject,
+    resume: bool,
+    look_ahead: int,
+) -> None:
+    """What is read when, what it costs and what the policy then does, iteration by iteration."""
+    case = data.draw(cases(engine=True))
+    later = data.draw(plans(len(case.requests)))
+    told = data.draw(plans(len(case.requests)))
+    renewals = {i: [*(replace(each, num_generated=0) for each in told[i][:1]), *later[i]] for i in later}
+    result = run_policy(name, case, resume=resume, renewals=renewals, look_ahead=look_ahead)
+    slow = slow_loop(name, case, resume=resume, renewals=renewals, look_ahead=look_ahead)
+    everyone = range(len(case.requests))
+    assert result.finish_time.tolist() == [slow.finish_time[i] for i in everyone]
+    assert result.num_evictions.tolist() == [slow.num_evictions[i] for i in everyone]
+
+
+def test_prompts_are_read_in_order_and_no_further_than_needed() -> None:
+    """Within the tokens of an iteration; one that is admitted is let go of, an empty prompt takes no room."""
+    forecast = Forecast(np.array([0, 9]), np.array([1.0, 0.0]))
+    ahead = LookAhead(10, {i: [Renewal(0, forecast, 1)] for i in (0, 1, 2, 3)} | {4: [Renewal(2, forecast, 3)]})
+    for index, tokens in enumerate([6, 9, 0, 30, 5]):
+        ahead.add(index, tokens)
+    assert (ahead.read(100), [index for index, _ in ahead.take()]) == (10, [0])
+    ahead.drop(3)
+    assert (ahead.read(2), ahead.take()) == (2, [])
+    assert (ahead.read(100), [index for index, _ in ahead.take()]) == (3, [1, 2])
+    assert not ahead.is_reading
 
 
 def test_a_bound_of_amin_never_falls(make_case: Callable, run_policy: Callable) -> None:
@@ -143,7 +182,7 @@ def test_renewals_are_read_from_a_workload_file_and_go_with_their_requests() -> 
 @pytest.mark.parametrize(
     ("renewals", "message"),
     [
-        ([[0, [1, 0.5, 0]]], "tokens out are 0"),
+        ([[-1, [1, 0.5, 0]]], "tokens out are -1"),
         ([[2, [1, 0.5, 0]], [2, [1, 0.5, 0]]], "and rise"),
         ([[1, [1, 0.5]]], "after 1 tokens: survival must have 3 values"),
         ([[1, [1, 0.5, 0], 0.5]], "bound is 0.5"),

@@ -358,3 +358,26 @@ def test_a_bound_on_overtaking_is_kept_by_class(tmp_path: Path, capsys: pytest.C
     for text, message in (("x", "is 'x'; give a whole number"), ("chats=3", "'chats'; the workload has batch, chat")):
         assert main([*argv, text]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_prompts_are_read_ahead_where_their_states_tell_something(
+    workload_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Renewals after 0 tokens change the order of those that wait; without any the option is refused in one line."""
+    bins = tmp_path / "bins.json"
+    bins.write_text("[0, 20, 40, 80]")
+    common = ("--bins", str(bins), "--policies", "fcfs,sjf", "--arrivals", "all-at-once")
+    plain = simulate(workload_file, tmp_path / "plain", *common)
+    argv = ["simulate", str(workload_file), "--kv-budget", "200", "--out", str(tmp_path / "none"), *common]
+    assert main([*argv, "--look-ahead", "64"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert "--look-ahead: no request of " in errors[0]
+    told = tmp_path / "told.jsonl"
+    rows = [json.loads(line) for line in workload_file.read_text().splitlines()]
+    known = [[1.0, float(row["output_len"] > 20), float(row["output_len"] > 40), 0.0] for row in rows]
+    lines = [{**row, "renewals": [[0, each, 1]]} for row, each in zip(rows, known, strict=True)]
+    told.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = simulate(told, tmp_path / "read", *common, "--look-ahead", "64")["policies"]
+    assert read["fcfs"]["mean"] == plain["policies"]["fcfs"]["mean"]
+    assert read["sjf"]["mean"]["mean_latency"] != plain["policies"]["sjf"]["mean"]["mean_latency"]
