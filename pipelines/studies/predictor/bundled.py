@@ -26,8 +26,9 @@ they lean short), and SmolLM2-135M's answers to chat, questions and the bundled 
 length ("in 300 words", "list 5", "briefly", "yes or no") in ten languages; what these come to it learnt from
 {instructed} prompts whose lengths are a rule's, not a model's (`pipelines/studies/predictor/instruction_prompts.py`).
 **What it does not know**: your model and your traffic. `average` stands for a model that nobody knows; it ranks fairly,
-and its coverage is no promise. Thinking, tools, long conversations and system prompts without a request for a length
-were not in its data: it reads them only once it is trained on yours.
+and its coverage is no promise. `like:NAME` is better where the name tells family, size or thinking. Thinking, tools,
+long conversations and system prompts without a request for a length were not in its data: it reads them only once it
+is trained on yours.
 """
 MADE = """**How it was made.** {encoder} New heads (one of free hazards, one of four log-logistics, their survivals
 averaged), trained alone for at most ten epochs on states of the encoder computed once, by censored likelihood; one
