@@ -159,11 +159,11 @@ def test_lengths_are_collected_from_a_real_server(server: Server, tmp_path: Path
         sampling=Sampling(temperature=1.0),
     )
     partial = PartialFile(settings.out, {})
-    _, sizes = collect_from(settings, CHATS, partial)
+    answerer = collect_from(settings, CHATS, partial)
     ended = partial.read().ended
     assert set(ended) == {(i, d) for i in range(len(CHATS)) for d in range(2)}
     assert all(1 <= length <= 24 and is_cut == (length == 24) for length, is_cut in ended.values())
-    assert all(size is not None and size > 4 for size in sizes)
+    assert all(size is not None and size > 4 for size in answerer.num_prompt_tokens)
 
 
 def test_a_real_server_is_measured_from_outside(server: Server, tmp_path: Path) -> None:
