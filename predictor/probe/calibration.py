@@ -13,7 +13,7 @@ from predictor.bounds.censoring import complete_weights
 from predictor.bounds.distribution import BoolArray, FloatArray
 from predictor.errors import InputError
 
-FEWEST_PROMPTS = 50
+FEWEST_PROMPTS = 30
 """A stage with fewer prompts alive joins the one before it."""
 
 

@@ -33,7 +33,7 @@ class ProbeConfig:
     """Probability allowed below the bound, for the loss that chooses epoch and layer."""
     num_bins: int = 40
     """Bins of the remaining length, log-spaced."""
-    width: int = 256
+    width: int = 128
     """Width of the hidden layer."""
     dropout: float = 0.3
     """Dropout on the inputs and the hidden layer."""

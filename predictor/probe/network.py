@@ -18,7 +18,7 @@ class ProbeShape:
 
     hidden_size: int
     num_bins: int
-    width: int = 256
+    width: int = 128
 
 
 class ProbeNetwork(nn.Module):
