@@ -107,10 +107,12 @@ def quality_on_test(export: Path, tau: float, file: Path, *, shown: bool) -> dic
 
 
 def quality(spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau: float) -> dict[str, Any]:
-    """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model."""
+    """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model with any."""
     parts = bounds_by_model(spec, survivals, table, tau)
     qualities = {
-        model: part.quality(tau, min(spec.bins.max_length, CLIPPED_AT)).to_dict() for model, part in parts.items()
+        model: part.quality(tau, min(spec.bins.max_length, CLIPPED_AT)).to_dict()
+        for model, part in parts.items()
+        if len(part.records)
     }
     pooled = pool(parts, table).quality(tau, min(spec.bins.max_length, CLIPPED_AT))
     return {**pooled.to_dict(), "models": qualities}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.export import quality
 from pipelines.studies.predictor.check import TAU, cells, chosen, measured
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
@@ -65,6 +66,20 @@ def test_known_models_are_measured_by_themselves_and_all_as_the_average(records:
     assert [len(each.records) for each in (own, average, new)] == [66, 99, 99]
     assert all(0.84 <= each.quality(TAU, CLIPPED_AT).coverage <= 0.97 for each in (own, average, new))
     assert len(cells(own.quality(TAU, CLIPPED_AT))) == 7
+
+
+def test_a_served_model_without_records_is_not_measured(records: Path) -> None:
+    """Records of one of two leave the other out, by itself and in what is pooled."""
+    known = Known(PredictorSpec(BINS, 8, 0, ("a", "b"), "average", (), {}, {}))
+    for split in ("calibration", "test"):
+        part = chosen(records, split, [], [])
+        names = ("a", "b") if split == "calibration" else ("a",)
+        table = prompt_table(part.select(np.flatnonzero(np.isin(part.models, names))), ("a", "b"))
+        if split == "calibration":
+            known.spec = known.spec.recalibrated(known.survivals(table.prompts), table)
+    found = quality(known.spec, known.survivals(table.prompts), table, TAU)
+    assert set(found["models"]) == {"a"}
+    assert found["models"]["a"]["pinball_loss"] == found["pinball_loss"]
 
 
 def test_a_choice_without_records_is_refused(records: Path) -> None:
