@@ -14,13 +14,13 @@ from scheduler.batch import RunningBatch
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
-from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy, Status, WaitingQueue
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.look_ahead import LookAhead
 from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 
