@@ -76,7 +76,15 @@ def reduced(records: Records, source: TorchLengthPredictor, *, shown: bool = Fal
         for place in table.places[row][table.places[row] >= 0]:
             prompts[place] = name
     numbers = tuple(f"row-{number}" for number in range(len(records)))
-    bare = replace(records, prompts=tuple(prompts), prompt_ids=numbers, contexts=None, groups=None, arrival_times=None)
+    bare = replace(
+        records,
+        prompts=tuple(prompts),
+        prompt_ids=numbers,
+        contexts=None,
+        groups=None,
+        classes=None,
+        arrival_times=None,
+    )
     return bare, states_of(table, names, source, shown=shown)
 
 

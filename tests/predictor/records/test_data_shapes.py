@@ -250,6 +250,7 @@ def test_contexts_groups_and_arrivals_survive_a_file(tmp_path: Path) -> None:
             "tools": 2,
             "thinking": 64,
             "group": "g",
+            "class": "batch",
             "arrival_time": "2026-11-27",
         },
         {"prompt": "b", "output_len": 4, "temperature": 0.7, "is_json": True, "arrival_time": "2026-11-28"},
@@ -262,13 +263,15 @@ def test_contexts_groups_and_arrivals_survive_a_file(tmp_path: Path) -> None:
         2,
     )
     assert records.groups == ("g", "")
+    assert records.classes == ("batch", "")
     assert records.arrival_times is not None
     assert records.arrival_times[1] - records.arrival_times[0] == 86_400
     write_records(records, tmp_path / "again.parquet")
     again = read_records(tmp_path / "again.parquet")
-    assert (again.contexts, again.groups, again.arrival_times) == (
+    assert (again.contexts, again.groups, again.classes, again.arrival_times) == (
         records.contexts,
         records.groups,
+        records.classes,
         records.arrival_times,
     )
 
