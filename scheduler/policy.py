@@ -129,8 +129,9 @@ class WaitingQueue:
         self._requests[index] = (self._num_added, key, request)
         self.has_priorities |= request.priority != 0
         if request.prefix and self._shares_prefixes:
-            tokens, size = request.prefix_tokens or self._block_size, self._block_size
-            names, blocks_each = whole_blocks(request.prefix, tokens, request.num_prompt_tokens, size)
+            names, blocks_each = request.prefix, 1  # an engine names those of its blocks that it would look for
+            if tokens := request.prefix_tokens:
+                names, blocks_each = whole_blocks(names, tokens, request.num_prompt_tokens, self._block_size)
             if names:
                 self.prefixes.add(index, names, blocks_each)
 

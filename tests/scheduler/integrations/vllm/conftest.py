@@ -136,9 +136,9 @@ class Engine:
     def check_empty(self) -> None:
         """The plug-in keeps nothing of any request."""
         scheduler = self.scheduler
-        if not isinstance(scheduler, AminScheduler) or scheduler.simulation.arrivals is None:
+        if not isinstance(scheduler, AminScheduler) or scheduler.arrivals is None:
             return
-        places: list[Any] = [scheduler.simulation.arrivals]
+        places: list[Any] = [scheduler.arrivals]
         if scheduler.governor is not None:
             runner = scheduler.governor.runner
             assert len(runner) == len(runner.running) == len(runner.policy.waiting) == 0

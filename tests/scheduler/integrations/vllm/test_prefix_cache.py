@@ -55,4 +55,4 @@ def test_as_many_tokens_are_computed_as_with_vllm(
         runs[caching] = (executor.num_computed + sum(lens), float(result.finish_time.mean()))
     assert runs[True][0] == pytest.approx(computed, rel=0.05)
     assert runs[True][1] == pytest.approx(own.mean_end, rel=0.05)
-    assert runs[False][0] > 1.05 * computed
+    assert runs[False][0] > 1.03 * computed
