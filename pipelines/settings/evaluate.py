@@ -110,6 +110,10 @@ class EvaluateSettings:
             _refuse_given(self.servers, [each.name for each in fields(self.servers)], "only with --endpoint")
             if self.predictor is None:
                 raise InputError("--predictor is missing")
+            if self.probe is None:
+                _refuse_given(self, ["renew_every"], "is for a probe")
+            else:
+                _refuse_given(self, ["sweep"], "not with --probe, whose forecasts its map does not have")
         else:
             _refuse_given(self, OF_OUR_ENGINE, "not with --endpoint, where the server's own settings hold")
 

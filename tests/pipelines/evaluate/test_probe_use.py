@@ -134,6 +134,10 @@ def test_a_missing_probe_or_too_fine_a_tau_is_refused(
     assert "no probe that can be read" in capsys.readouterr().err
     assert evaluate("--probe", str(make_probe()), "--tau", "0.0001") == 2
     assert "tau" in capsys.readouterr().err
+    assert evaluate("--renew-every", "8") == 2
+    assert "--renew-every: is for a probe; leave it out" in capsys.readouterr().err
+    assert evaluate("--probe", str(make_probe()), "--sweep") == 2
+    assert "--sweep: not with --probe" in capsys.readouterr().err
 
 
 def test_the_forecast_of_the_whole_length_knows_that_the_answer_goes_on() -> None:
