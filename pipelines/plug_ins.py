@@ -1,7 +1,8 @@
 """A predictor and a policy in front of other people's engines; see docs/serving.md."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,9 +12,10 @@ import numpy as np
 from pipelines.request_bounds import RequestBounds
 from pipelines.served_model.prompt_text import prompt_reader
 from scheduler.deployments.deployment import read_deployment
+from scheduler.errors import InputError
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.kv_cache import KvCache
-from scheduler.policies import make_policy
+from scheduler.policies import POLICIES, Reads, make_policy
 from scheduler.policy import Policy
 from scheduler.request import Request
 from scheduler.worker import Worker
@@ -49,6 +51,9 @@ def continuous_batching_config(
     decode: Decode | None = None,
     deployment: str | None = None,
     policy_options: dict[str, Any] | None = None,
+    probe: str | Path | None = None,
+    served_model: Any = None,
+    renew_every: int = 16,
     **settings: Any,
 ) -> Any:
     """Return a `ContinuousBatchingConfig` with which transformers' continuous batching follows a policy.
@@ -66,17 +71,20 @@ def continuous_batching_config(
         deployment: Name or file of the deployment that this is: what an iteration takes, for policies that weigh
             prefill against decoding.
         policy_options: Further options of the policy.
+        probe: Folder of a probe of the served model, which renews the forecasts of running requests.
+        served_model: With a probe, the transformers model whose `generate_batch` is run.
+        renew_every: Iterations, and so tokens, from one renewal of all running requests to the next.
         settings: Further fields of `ContinuousBatchingConfig`.
 
     Raises:
-        InputError: There is no such predictor, policy, served model or deployment, or `tau` is too fine.
+        InputError: There is no such predictor, policy, served model, deployment or probe, the probe is of another
+            model, layer or template, or `tau` is too fine.
     """
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD
+    from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
 
     bounds = RequestBounds.read(Path(predictor), model, tau)
-
     clock = None if deployment is None else read_deployment(deployment).clock
 
     def new_policy(worker: Worker) -> Policy:
@@ -85,11 +93,18 @@ def continuous_batching_config(
         return make_policy(policy, worker, rng, **(policy_options or {}))
 
     new_policy(Worker(KvCache(num_blocks, page_size), resume=True))
+    renewing = None
+    if probe is not None:
+        _require_use(policy, settings)
+        from pipelines.probe.plug_in import probe_renewing  # needs torch
+
+        renewing = probe_renewing(Path(probe), Path(predictor), served_model, tokenizer, tau, renew_every)
+    predictions = partial(background_predictions, bounds, decode or prompt_reader(tokenizer), timeout)
     return ContinuousBatchingConfig(
         **{
             PAGE_SIZE_FIELD: page_size,
             "num_blocks": num_blocks,
-            "scheduler_type": _registered(bounds, new_policy, tokenizer, decode, page_size, timeout),
+            "scheduler_type": register(f"amin-{uuid4()}", page_size, new_policy, predictions, renewing),
             "allow_block_sharing": False,
             "use_async_batching": False,
             **settings,
@@ -97,16 +112,9 @@ def continuous_batching_config(
     )
 
 
-def _registered(
-    bounds: RequestBounds,
-    new_policy: Callable[[Worker], Policy],
-    tokenizer: Any,
-    decode: Decode | None,
-    page_size: int,
-    timeout: float,
-) -> str:
-    """Return the name under which transformers finds the scheduler, for as long as a configuration has it."""
-    from scheduler.integrations.transformers_scheduler import register
-
-    read = decode or prompt_reader(tokenizer)
-    return register(f"amin-{uuid4()}", page_size, new_policy, lambda: background_predictions(bounds, read, timeout))
+def _require_use(policy: str, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where renewals would reach nobody, or the states would be those of another iteration."""
+    if POLICIES[policy].reads is not Reads.PREDICTION:
+        raise InputError(f"probe: the policy {policy!r} reads no predictions; leave the probe out")
+    if settings.get("use_async_batching"):
+        raise InputError("use_async_batching: must be False with a probe, which reads the states of the last iteration")

@@ -179,7 +179,7 @@ def _renewals(
     assert arrivals is not None, "a probe without first predictions"
     mixed = is_mixed(probe, settings.predictor)
     bounds = RenewedBounds(probe, settings.tau or DEFAULT_TAU, served.model.device, is_mixed=mixed)
-    return ProbeRenewals(bounds, states, arrivals.handed_over.__getitem__, settings.renew_every)
+    return ProbeRenewals(bounds, states, arrivals.handed_over.__getitem__, settings.renew_every, keeps=True)
 
 
 def _policy_run(

@@ -1,5 +1,6 @@
 """A probe in use: what it reads in an engine, and the renewed forecasts that it gives for running requests."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from scheduler.integrations.transformers_states import StateReader
 from scheduler.renewals import Renewal, RenewalSource
 from scheduler.request import Request
 
+_log = logging.getLogger(__name__)
 LEAST_ALIVE = 1e-9
 """A remaining length above one token that is less probable than this is taken to have been ruled out."""
 
@@ -31,9 +33,9 @@ def read_probe(folder: Path, tau: float) -> Probe:
     return probe
 
 
-def require_model(probe: Probe, folder: Path, served: ServedModel) -> None:
+def require_model(probe: Probe, folder: Path, served: ServedModel, option: str = "--probe") -> None:
     """Raise InputError, in one line that names the field, where the probe is of another model, layer or template."""
-    probe.source.require(state_source(served, probe.source.layers, "--probe"), folder)
+    probe.source.require(state_source(served, probe.source.layers, option), folder)
 
 
 def state_reader(probe: Probe, served: ServedModel, max_batch_tokens: int) -> StateReader:
@@ -98,9 +100,15 @@ class RenewedBounds:
         ):
             forecast = None if failed else whole_length(self._probe.bins, survival, out)
             found.append(None if forecast is None else Renewal(out + 1, forecast, max(int(bound), out + 2)))
-        self.num_failed += int(renewed.failed.sum())
-        self.num_renewed += len(found) - int(renewed.failed.sum())
+        self._count(len(found), int(renewed.failed.sum()))
         return found
+
+    def _count(self, num_asked: int, num_failed: int) -> None:
+        """Count, and say when failures have doubled: a broken model would fill the log."""
+        self.num_renewed += num_asked - num_failed
+        before, self.num_failed = self.num_failed, self.num_failed + num_failed
+        if self.num_failed.bit_length() > before.bit_length():
+            _log.warning("states that were not numbers so far: %d; the forecasts stay", self.num_failed)
 
     def _prompt_survival(self, inputs: ProbeInputs, forecasts: Sequence[Forecast | None]) -> FloatArray:
         """Return P(remaining > edge) on the probe's bins, [N, K+1]."""
@@ -131,7 +139,13 @@ class ProbeRenewals(RenewalSource):
     """Renews every running request once so many iterations have passed, in one batch, and each after its prefill."""
 
     def __init__(
-        self, bounds: RenewedBounds, states: StateReader, request: Callable[[int], Request], every: int
+        self,
+        bounds: RenewedBounds,
+        states: StateReader,
+        request: Callable[[int], Request],
+        every: int,
+        *,
+        keeps: bool = False,
     ) -> None:
         """Start with nothing admitted.
 
@@ -140,8 +154,10 @@ class ProbeRenewals(RenewalSource):
             states: Of the engine; a request goes by its index.
             request: Returns a request with what its prompt alone told.
             every: Iterations, and so tokens, from one renewal of all to the next.
+            keeps: Whether all renewals are kept for `in_order`.
         """
         self.bounds, self._states, self._request, self._every = bounds, states, request, every
+        self._keeps = keeps
         self._new: set[int] = set()
         self._given: dict[int, dict[int, Renewal]] = {}
         self._seconds = 0.0
@@ -169,7 +185,7 @@ class ProbeRenewals(RenewalSource):
             sizes = [request.num_prompt_tokens for request in requests]
             renewed = self.bounds.renew(states, generated, sizes, [request.forecast for request in requests])
             taken = [(index, renewal) for index, renewal in zip(due, renewed, strict=True) if renewal is not None]
-        for index, renewal in taken:
+        for index, renewal in taken if self._keeps else ():
             self._given.setdefault(index, {})[renewal.num_generated] = renewal
         self._seconds += time.perf_counter() - started
         return taken

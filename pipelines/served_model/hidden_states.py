@@ -27,16 +27,16 @@ def state_source(served: ServedModel, layers: Sequence[int], option: str = "--st
     Raises:
         InputError: The model has no such layer, or none that states can be read from.
     """
-    most = len(decoder_layers(served))
+    most = len(decoder_layers(served, option))
     for layer in layers:
         if not 0 <= layer <= most:
             raise InputError(f"{option}: {served.name} has layers 0 (the embedding) to {most}, not {layer}")
-    template = hashlib.sha256(str(served.tokenizer.chat_template or "").encode()).hexdigest()[:16]
+    template = hashlib.sha256(str(getattr(served.tokenizer, "chat_template", None) or "").encode()).hexdigest()[:16]
     size = int(served.model.config.get_text_config().hidden_size)
     return StateSource(served.name, weights_digest(served.model), template, tuple(layers), size)
 
 
-def decoder_layers(served: ServedModel) -> Sequence[nn.Module]:
+def decoder_layers(served: ServedModel, option: str = "--states") -> Sequence[nn.Module]:
     """Return the layers of the model in order; layer k of a `StateSource` is what number k - 1 gives out.
 
     Raises:
@@ -47,7 +47,7 @@ def decoder_layers(served: ServedModel) -> Sequence[nn.Module]:
     for module in served.model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted and hasattr(config, "hidden_size"):
             return list(module)
-    raise InputError(f"served model {served.name!r} has no hidden states that can be read; leave --states out")
+    raise InputError(f"served model {served.name!r} has no hidden states that can be read; leave {option} out")
 
 
 def weights_digest(model: nn.Module) -> str:

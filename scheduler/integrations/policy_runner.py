@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from scheduler.batch import RunningBatch
 from scheduler.policy import Policy, Status
+from scheduler.renewals import NoRenewals, RenewalSource
 from scheduler.request import Request
 
 
@@ -13,6 +14,8 @@ class PolicyRunner:
     def __init__(self, policy: Policy) -> None:
         """Start empty; `policy` is new, on a worker that resumes evicted requests."""
         self.policy, self.running = policy, RunningBatch(policy.worker.kv_cache)
+        self.renewals: RenewalSource = NoRenewals()
+        """Forecasts that replace the first ones while requests run; set by the engine that can read them."""
         self.num_evictions = 0
         self.num_outside_blocks = 0
         """Blocks in use that the policy's requests do not hold; set by the engine that knows of them."""
@@ -35,6 +38,14 @@ class PolicyRunner:
     def running_ids(self) -> Iterator[str]:
         """Yield what the policy counts as running, first admitted first."""
         return (self._requests[index].request_id for index in self.running)
+
+    def index(self, request_id: str) -> int:
+        """Return the index by which the policy knows a request; no other request gets the same."""
+        return self._indices[request_id]
+
+    def request(self, index: int) -> Request:
+        """Return a request as it was added."""
+        return self._requests[index]
 
     @property
     def num_blocks_in_use(self) -> int:
@@ -66,6 +77,8 @@ class PolicyRunner:
         """Ask the policy, take its decision as carried out, and return the requests to evict, in order."""
         if not self._requests:
             return []
+        for index, renewal in self.renewals.take(self.running):
+            self.policy.renew(index, renewal)
         prefixes, size = self.policy.waiting.prefixes, self.policy.worker.kv_cache.block_size
         self.running.hold_common(prefixes.num_held + self.num_outside_blocks)
         decision = self.policy.schedule(self.running)
@@ -76,6 +89,7 @@ class PolicyRunner:
             shared = size * prefixes.num_taken(index)
             own_tokens = self._requests[index].num_prompt_tokens - shared
             self.running.append(index, own_tokens, self._kept_tokens.pop(index, 0), shared)
+            self.renewals.start(index, self.running)
         self.running.hold_common(prefixes.num_held + self.num_outside_blocks)
         self.running.stalled = ()
         self.num_evictions += len(decision.preempt)

@@ -21,6 +21,8 @@ from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.integrations.transformers_attention import behind_stock_name, use_own_keys
 from scheduler.integrations.transformers_cb import check_room
+from scheduler.integrations.transformers_renewals import BatchStates, Renewing
+from scheduler.integrations.transformers_states import Chunk
 from scheduler.kv_cache import KvCache
 from scheduler.policy import Policy, Status
 from scheduler.request import Request
@@ -47,6 +49,7 @@ def register(
     page_size: int,
     make_policy: Callable[[Worker], Policy],
     make_predictions: Callable[[], BackgroundPredictions],
+    renewing: Renewing | None = None,
 ) -> SchedulerName:
     """Add a scheduler to those that transformers knows; return its name, which is known while a configuration has it.
 
@@ -56,9 +59,14 @@ def register(
         page_size: Tokens in a block.
         make_policy: Returns a new policy for the worker that each engine makes.
         make_predictions: Likewise what predicts for the requests of an engine.
+        renewing: How forecasts are renewed from the model's states, where they are.
     """
     make_scheduler: Any = partial(
-        PolicyScheduler, page_size=page_size, make_policy=make_policy, make_predictions=make_predictions
+        PolicyScheduler,
+        page_size=page_size,
+        make_policy=make_policy,
+        make_predictions=make_predictions,
+        renewing=renewing,
     )
     SCHEDULER_MAPPING[name] = make_scheduler
     known = SchedulerName(name)
@@ -78,6 +86,7 @@ class PolicyScheduler(Scheduler):
         page_size: int,
         make_policy: Callable[[Worker], Policy],
         make_predictions: Callable[[], BackgroundPredictions],
+        renewing: Renewing | None,
     ) -> None:
         """Build for an engine's cache; the margin of free blocks is left to the policy."""
         if cache.use_prefix_sharing:
@@ -91,12 +100,18 @@ class PolicyScheduler(Scheduler):
         worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
         self._make_policy = partial(make_policy, worker)
         self._make_predictions = make_predictions
+        self._renewing, self._states = renewing, None if renewing is None else BatchStates(renewing.make_states(cache))
+        if self._states is not None:
+            weakref.finalize(self, self._states.reader.close)
         super().__init__(cache, 0.0, max_requests_per_batch)
 
     def reset(self) -> None:
         """Forget everything; a new policy starts."""
         super().reset()
         self.runner, self.predictions = PolicyRunner(self._make_policy()), self._make_predictions()
+        if self._renewing is not None and self._states is not None:
+            self._states.clear()
+            self.runner.renewals = self._renewing.make_source(self._states.reader, self.runner.request)
         self._has_failed = False
         """Whether the engine could store nothing and asks again within the iteration."""
 
@@ -122,6 +137,8 @@ class PolicyScheduler(Scheduler):
         if not self._has_failed:
             self._let_go()
             self.runner.follow(self._num_generated)
+            if self._states is not None:
+                self._states.note()
         for request in self.predictions.take(wait=not len(self.runner)):
             self.runner.add(request)
         for request_id in self.runner.decide():
@@ -134,6 +151,8 @@ class PolicyScheduler(Scheduler):
         )
         self._cleanup_waiting_queue(started)
         self._has_failed = has_failed and not batch
+        if self._states is not None:
+            self._states.expect([self._chunk(each.state, each.query_length) for each in batch or ()])
         return (None if self._has_failed else batch, *rest)  # type: ignore[return-value]
 
     def finish_request(self, request_id: str) -> None:
@@ -142,14 +161,19 @@ class PolicyScheduler(Scheduler):
         super().finish_request(request_id)
         if request_id in self.runner:
             num_generated = generated(state) if state else 0
-            self.runner.end(request_id, Status.ANSWERED if num_generated else Status.CANCELLED, num_generated)
+            self._end(request_id, Status.ANSWERED if num_generated else Status.CANCELLED, num_generated)
 
     def _let_go(self) -> None:
         """Forget what the engine has dropped: cancelled and failed requests."""
         for request_id in [i for i in self.runner.request_ids() if not self._has(i)]:
-            self.runner.end(request_id, Status.CANCELLED, 0)
+            self._end(request_id, Status.CANCELLED, 0)
         for request_id in [i for i in self.predictions.request_ids() if not self._has(i)]:
             self.predictions.discard(request_id)
+
+    def _end(self, request_id: str, status: Status, num_generated: int) -> None:
+        if self._states is not None:
+            self._states.forget(str(self.runner.index(request_id)))
+        self.runner.end(request_id, status, num_generated)
 
     def _has(self, request_id: str) -> bool:
         return request_id in self.active_requests or request_id in self.waiting_requests
@@ -159,6 +183,8 @@ class PolicyScheduler(Scheduler):
         state = self.active_requests.pop(request_id, None)
         if state is not None:
             self.cache.free_blocks(request_id)
+            if self._states is not None:
+                self._states.forget(str(self.runner.index(request_id)))
             again = state.create_equivalent_initial_request()
             again.created_time = state.created_time
             self.add_waiting_request(again)
@@ -167,19 +193,28 @@ class PolicyScheduler(Scheduler):
         state = self.active_requests.get(request_id) or self.waiting_requests[request_id]
         return generated(state)
 
+    def _chunk(self, state: RequestState, length: int) -> Chunk:
+        """Return what the next pass reads of a request: by its index, since its name can be used again."""
+        index = str(self.runner.index(state.request_id))
+        return Chunk(index, state.position_offset, length, num_prompt_tokens(state))
+
     def _facts(self, state: RequestState) -> Request:
         """Return what the policy may know of a request before it is predicted."""
         if state.num_children:
             raise InputError(f"request {state.request_id}: several sequences for one prompt are not supported")
-        num_prompt_tokens = len(state.initial_tokens)
-        room = self._kv_cache.kv_budget - num_prompt_tokens
+        prompt_len = len(state.initial_tokens)
+        room = self._kv_cache.kv_budget - prompt_len
         limit = max(1, room) if state.max_new_tokens is None else state.max_new_tokens
-        request = Request(state.request_id, num_prompt_tokens, limit, time.monotonic())
+        request = Request(state.request_id, prompt_len, limit, time.monotonic())
         check_room(request, limit, self._kv_cache)
         return request
 
 
 def generated(state: RequestState) -> int:
     """Return how many tokens a request has generated, those before an eviction included."""
-    num_prompt_tokens = state._true_initial_tokens or len(state.initial_tokens)
-    return len(state.initial_tokens) + state.generated_len() - num_prompt_tokens
+    return len(state.initial_tokens) + state.generated_len() - num_prompt_tokens(state)
+
+
+def num_prompt_tokens(state: RequestState) -> int:
+    """Return the length of a request's prompt, without what it generated before an eviction."""
+    return int(state._true_initial_tokens or len(state.initial_tokens))

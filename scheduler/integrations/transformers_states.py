@@ -18,13 +18,13 @@ class Chunk(NamedTuple):
     """What a forward pass read of a request.
 
     Attributes:
-        request_id: Whose tokens they are.
+        request_id: Whose tokens they are; None where the request has ended meanwhile.
         start: Position of the first in prompt and answer.
         length: How many.
         num_prompt_tokens: Of the request, without what it generated.
     """
 
-    request_id: str
+    request_id: str | None
     start: int
     length: int
     num_prompt_tokens: int
@@ -64,7 +64,12 @@ class StateReader:
     def close(self) -> None:
         """Take the hook off and forget everything."""
         self._hook.remove()
-        self._slots.clear()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything; the hook stays on."""
+        for kept in (self._slots, self._free, self._generated, self._num_prompt_tokens):
+            kept.clear()
         self._recent, self._prompt_sum = self._recent[:0], self._prompt_sum[:0]
 
     def _before(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -90,7 +95,10 @@ class StateReader:
         rows: list[int] = []
         row = 0
         for chunk in chunks:
-            slot = self._slot(chunk)
+            if chunk.request_id is None:
+                row += chunk.length
+                continue
+            slot = self._slot(chunk.request_id, chunk.num_prompt_tokens)
             after = chunk.start + chunk.length
             out = after - chunk.num_prompt_tokens  # tokens that were out at the last state
             if out <= 0 or chunk.length > 1:
@@ -106,14 +114,14 @@ class StateReader:
             self._recent[at[0], at[1]] = self._buffer[at[2]]
         self.noting_seconds += time.perf_counter() - started
 
-    def _slot(self, chunk: Chunk) -> int:
+    def _slot(self, request_id: str, num_prompt_tokens: int) -> int:
         """Return the slot of a request, a free one for a new request."""
-        slot = self._slots.get(chunk.request_id)
+        slot = self._slots.get(request_id)
         if slot is None:
             if not self._free:
                 self._grow()
-            slot = self._slots[chunk.request_id] = self._free.pop()
-            self._num_prompt_tokens[chunk.request_id] = chunk.num_prompt_tokens
+            slot = self._slots[request_id] = self._free.pop()
+            self._num_prompt_tokens[request_id] = num_prompt_tokens
         return slot
 
     def _grow(self) -> None:
@@ -146,6 +154,11 @@ class StateReader:
             torch.stack([last, mean, self._prompt_sum[slots] / sizes[:, None]], dim=1).cpu().numpy()
         )
         return states
+
+    @property
+    def num_kept(self) -> int:
+        """Requests of which states are kept."""
+        return len(self._slots)
 
     def forget(self, request_id: str) -> None:
         """Let go of a request that ended or was evicted."""

@@ -1,0 +1,41 @@
+"""A random probe of the random served model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def make_probe(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a random probe of the first layer of the random model, its source changed as given."""
+    import torch
+
+    from pipelines.served_model.hidden_states import state_source
+    from pipelines.served_model.loading import load_served_model
+    from predictor.bounds.bins import LengthBins
+    from predictor.probe.calibration import Scores, StageCalibration
+    from predictor.probe.network import ProbeNetwork, ProbeShape
+    from predictor.probe.probe import Probe
+
+    served = load_served_model(str(chat_model), 24, "cpu")
+    source = state_source(served, [1])
+
+    def make(*, is_broken: bool = False, **changes: Any) -> Path:
+        torch.manual_seed(0)
+        bins = LengthBins.log_spaced(64, 12)
+        network = ProbeNetwork(ProbeShape(source.hidden_size, bins.num_bins, 16)).eval()
+        torch.nn.init.normal_(network.hazard.weight, std=0.5)
+        if is_broken:
+            torch.nn.init.constant_(network.hazard.bias, float("nan"))
+        rng = np.random.default_rng(0)
+        prompt, out = np.arange(200), np.repeat([0, 8], 100)
+        calibration = StageCalibration.fit(Scores(prompt, prompt * 0, out, rng.random(200), prompt + 1, prompt < 0))
+        folder = tmp_path_factory.mktemp("probe")
+        Probe(network, bins, replace(source, **changes), calibration).save(folder)
+        return folder
+
+    return make
