@@ -1,5 +1,6 @@
 """A probe in front of other people's engines: checked against the served model before the engine starts."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from predictor.errors import InputError
 from scheduler.integrations.transformers_renewals import Renewing
 from scheduler.integrations.transformers_states import StateReader
 from scheduler.request import Request
+
+_log = logging.getLogger(__name__)
 
 
 def probe_renewing(
@@ -40,7 +43,10 @@ def probe_renewing(
     context = int(getattr(config, "max_position_embeddings", 1 << 30))
     served = ServedModel(name, served_model, tokenizer, served_model.generation_config, context)
     require_model(probe, folder, served, "probe")
-    bounds = RenewedBounds(probe, tau, served_model.device, is_mixed=is_mixed(probe, prompt_predictor))
+    mixed = is_mixed(probe, prompt_predictor)
+    if probe.mixture is not None and not mixed:
+        _log.warning("%s was trained next to another predictor than %s: it is read alone", folder, prompt_predictor)
+    bounds = RenewedBounds(probe, tau, served_model.device, is_mixed=mixed)
 
     def make_states(cache: Any) -> StateReader:
         if cache.config is not config:

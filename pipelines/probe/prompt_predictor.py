@@ -3,18 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.files import content_sha256
 from pipelines.predict import survivals_with_progress
+from pipelines.predictor_digest import predictor_sha256
 from pipelines.probe.data import SplitStates
-from pipelines.scheduling import FILE_NAME
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
 from predictor.errors import InputError
-from predictor.export_folder import MANIFEST
 from predictor.probe.conditioned import conditioned
 from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike
-from predictor.training.checkpoint import predictor_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class PromptPredictor:
     Attributes:
         length_predictor: The predictor.
         model: The served model that is predicted for.
-        sha256: Of its folder's contents, by which a mixture knows it.
+        sha256: Of what its predictions depend on, by which a mixture knows it.
     """
 
     length_predictor: LengthPredictorLike
@@ -48,9 +45,3 @@ class PromptPredictor:
         )
         survival = spec.survival_of(survivals, self.model)[split.record_of]
         return conditioned(spec.bins, survival, split.data.states.generated, bins)
-
-
-def predictor_sha256(path: Path) -> str:
-    """Return the SHA-256 of what a predictor's folder holds, of a run or an export; levels that were tuned aside."""
-    folder = path if (path / MANIFEST).is_file() else predictor_folder(path)
-    return content_sha256(folder, without={FILE_NAME})

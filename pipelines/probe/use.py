@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.probe.prompt_predictor import predictor_sha256
+from pipelines.predictor_digest import predictor_sha256
 from pipelines.served_model.hidden_states import decoder_layers, state_source
 from pipelines.served_model.loading import ServedModel
 from predictor.bounds.bins import LengthBins

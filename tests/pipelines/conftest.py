@@ -14,17 +14,19 @@ def make_probe(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """A function that writes a random probe of the first layer of the random model, its source changed as given."""
     import torch
 
+    from pipelines.predictor_digest import predictor_sha256
     from pipelines.served_model.hidden_states import state_source
     from pipelines.served_model.loading import load_served_model
     from predictor.bounds.bins import LengthBins
     from predictor.probe.calibration import Scores, StageCalibration
+    from predictor.probe.conditioned import Mixture
     from predictor.probe.network import ProbeNetwork, ProbeShape
     from predictor.probe.probe import Probe
 
     served = load_served_model(str(chat_model), 24, "cpu")
     source = state_source(served, [1])
 
-    def make(*, is_broken: bool = False, **changes: Any) -> Path:
+    def make(*, is_broken: bool = False, mixed_with: Path | None = None, **changes: Any) -> Path:
         torch.manual_seed(0)
         bins = LengthBins.log_spaced(64, 12)
         network = ProbeNetwork(ProbeShape(source.hidden_size, bins.num_bins, 16)).eval()
@@ -34,8 +36,9 @@ def make_probe(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         rng = np.random.default_rng(0)
         prompt, out = np.arange(200), np.repeat([0, 8], 100)
         calibration = StageCalibration.fit(Scores(prompt, prompt * 0, out, rng.random(200), prompt + 1, prompt < 0))
+        mixture = None if mixed_with is None else Mixture(0.5, predictor_sha256(mixed_with), calibration)
         folder = tmp_path_factory.mktemp("probe")
-        Probe(network, bins, replace(source, **changes), calibration).save(folder)
+        Probe(network, bins, replace(source, **changes), calibration, mixture).save(folder)
         return folder
 
     return make

@@ -137,6 +137,30 @@ def test_running_requests_are_renewed_every_so_many_tokens(
             assert len(answer) - counts[-1] <= EVERY
 
 
+def test_a_mixture_is_read_with_its_own_predictor_alone(
+    served: Any,
+    prompts: list[list[int]],
+    configured: Callable[..., Any],
+    make_probe: Callable[..., Path],
+    exports: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Next to it the prompt's forecast counts; next to another the probe is read alone, and the log says so."""
+
+    def first_survivals(probe: Path) -> dict[str, np.ndarray]:
+        _, _, renewals = drive(served, configured(probe, num_blocks=64), prompts)
+        return {name: each.forecast.survival for name, each in renewals if each.num_generated == 1}
+
+    alone = first_survivals(make_probe())
+    mixed = first_survivals(make_probe(mixed_with=exports["fp32"]))
+    assert not [line for line in caplog.messages if "it is read alone" in line]
+    other = first_survivals(make_probe(mixed_with=exports["int8"]))
+    assert [line for line in caplog.messages if "it is read alone" in line]
+    for name, survival in alone.items():
+        np.testing.assert_allclose(other[name], survival)
+        assert not np.allclose(mixed[name], survival, atol=1e-3)
+
+
 def test_a_cancelled_request_leaves_no_state(
     served: Any, prompts: list[list[int]], configured: Callable[..., Any], make_probe: Callable[..., Path]
 ) -> None:
