@@ -12,7 +12,7 @@ from scheduler.arrival_source import ArrivalSource, KnownArrivals
 from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor
-from scheduler.kv_cache import Ints
+from scheduler.kv_cache import Ints, KvCache
 from scheduler.policy import Policy, Status
 from scheduler.prefix_cache import PrefixCache
 from scheduler.renewals import NoRenewals, RenewalSource
@@ -303,11 +303,15 @@ def check_requests(requests: Sequence[Request], executor: Executor) -> None:
         if request.request_id in seen:
             raise InputError(f"request_id {request.request_id!r} appears twice")
         seen.add(request.request_id)
-        least = request.num_prompt_tokens + request.output_len_lower_bound
-        if kv_cache.blocks(least) > kv_cache.num_blocks:
-            raise InputError(
-                f"request {request.request_id!r}: {request.num_prompt_tokens} prompt tokens and at least "
-                f"{request.output_len_lower_bound} output tokens do not fit the KV budget of "
-                f"{kv_cache.kv_budget} tokens"
-            )
+        check_fits(request, kv_cache)
         executor.check(index, request)
+
+
+def check_fits(request: Request, kv_cache: KvCache) -> None:
+    """Raise InputError for a request that can never fit, whatever its length."""
+    if kv_cache.blocks(request.num_prompt_tokens + request.output_len_lower_bound) > kv_cache.num_blocks:
+        raise InputError(
+            f"request {request.request_id!r}: {request.num_prompt_tokens} prompt tokens and at least "
+            f"{request.output_len_lower_bound} output tokens do not fit the KV budget of "
+            f"{kv_cache.kv_budget} tokens"
+        )

@@ -12,6 +12,8 @@ from pipelines.served_model.loading import ServedModel, encode_chats
 from pipelines.settings.evaluate import EvaluateSettings
 from predictor.records.records import prompt_of, read_records, select_rows
 from predictor.records.rows import read_rows
+from scheduler.kv_cache import KvCache
+from scheduler.loop import check_fits
 from scheduler.request import Request
 
 DEFAULT_TAU = 0.1
@@ -64,6 +66,9 @@ def prepare(
     texts = [row.prompt for row in rows]
     facts = [Request(row.prompt_id, len(p), settings.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
     requests = bounds.predicted(facts, texts)
+    if settings.kv_blocks:  # before anything is generated
+        for request in requests:
+            check_fits(request, KvCache(settings.kv_blocks, settings.block_size))
     if kept is not None:
         known = (kept["output_lens"], kept["reference"], policy_options, kept.get("tokens"))
         return Case(bounds, texts, prompts, facts, requests, *known)

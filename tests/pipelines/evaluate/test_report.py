@@ -14,6 +14,7 @@ def policies(**mean_latency: float) -> dict[str, dict[str, dict[str, float]]]:
             "mean_ttft",
             "mean_tpot",
             "throughput",
+            "makespan",
             "num_evictions",
             "recomputed_share",
             "mean_kv_utilization",
