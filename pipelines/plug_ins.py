@@ -1,5 +1,6 @@
 """A predictor and a policy in front of other people's engines; see docs/serving.md."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipelines.request_bounds import RequestBounds
+from pipelines.renewed_bounds import RenewedBounds
 from pipelines.served_model.prompt_text import prompt_reader
 from scheduler.deployments.deployment import read_deployment
 from scheduler.errors import InputError
@@ -23,19 +24,22 @@ from scheduler.worker import Worker
 Decode = Callable[[Sequence[int]], str]
 
 
-def background_predictions(bounds: RequestBounds, decode: Decode, timeout: float = 0.05) -> BackgroundPredictions:
+def background_predictions(bounds: RenewedBounds, decode: Decode, timeout: float = 0.05) -> BackgroundPredictions:
     """Return what predicts for the requests of an engine as they arrive.
 
     Args:
-        bounds: The predictor.
+        bounds: The predictor, which may be another one at the next batch.
         decode: Returns the text that the predictor reads from a prompt's token ids.
         timeout: Seconds that a request waits for its prediction; then it goes on with the marginal bound.
     """
 
     def complete(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Sequence[Request]:
-        return bounds.predicted(requests, [decode(ids) for ids in prompts])
+        return bounds.current().predicted(requests, [decode(ids) for ids in prompts])
 
-    return BackgroundPredictions(complete, bounds.marginal, timeout, bounds.max_batch)
+    def marginal(request: Request) -> Request:
+        return bounds.current().marginal(request)
+
+    return BackgroundPredictions(complete, marginal, timeout, bounds.current().max_batch)
 
 
 def continuous_batching_config(
@@ -59,7 +63,8 @@ def continuous_batching_config(
     """Return a `ContinuousBatchingConfig` with which transformers' continuous batching follows a policy.
 
     Args:
-        predictor: Folder that `amin export` or `amin train` wrote.
+        predictor: Folder that `amin export` or `amin train` wrote; another predictor that takes its place is used
+            within seconds, but not with a probe.
         tokenizer: The served model's tokenizer; the predictor reads the user's last turn, by its chat template.
         policy: A name of `scheduler.policies`, not a clairvoyant one.
         num_blocks: Blocks of the KV cache.
@@ -84,7 +89,6 @@ def continuous_batching_config(
 
     from scheduler.integrations.transformers_scheduler import PAGE_SIZE_FIELD, register
 
-    bounds = RequestBounds.read(Path(predictor), model, tau)
     clock = None if deployment is None else read_deployment(deployment).clock
 
     def new_policy(worker: Worker) -> Policy:
@@ -99,12 +103,17 @@ def continuous_batching_config(
         from pipelines.probe.plug_in import probe_renewing  # needs torch
 
         renewing = probe_renewing(Path(probe), Path(predictor), served_model, tokenizer, tau, renew_every)
+    bounds = RenewedBounds(Path(predictor), model, tau)
     predictions = partial(background_predictions, bounds, decode or prompt_reader(tokenizer), timeout)
+    name = register(f"amin-{uuid4()}", page_size, new_policy, predictions, renewing)
+    weakref.finalize(name, bounds.stop)
+    if probe is not None:
+        bounds.stop()  # a probe is weighed against the forecasts of this predictor
     return ContinuousBatchingConfig(
         **{
             PAGE_SIZE_FIELD: page_size,
             "num_blocks": num_blocks,
-            "scheduler_type": register(f"amin-{uuid4()}", page_size, new_policy, predictions, renewing),
+            "scheduler_type": name,
             "allow_block_sharing": False,
             "use_async_batching": False,
             **settings,

@@ -78,9 +78,6 @@ class LearningPredictions:
 
     def _take_over(self, bounds: RequestBounds) -> None:
         """Predict by another predictor from now on; what was learnt of the one before does not hold for it."""
-        if bounds.bins != self._bounds.bins:  # requests in the engine are compared on the edges of the old ones
-            logger.error("the predictor stays as it is: the new one has other length bins; restart the engine")
-            return
         self._bounds, self._online = bounds, OnlineCalibration(bounds.bins, bounds.calibration)
         self._tickets.clear()
 

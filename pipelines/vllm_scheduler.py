@@ -15,10 +15,9 @@ from typing import Any
 
 from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
-from pipelines.request_bounds import RequestBounds
+from pipelines.renewed_bounds import watched_bounds
 from pipelines.served_model.prompt_text import prompt_reader
 from pipelines.vllm_learning import LearningPredictions
-from pipelines.watched_folder import WatchedFolder
 from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
 
@@ -37,15 +36,8 @@ class PredictingScheduler(AminScheduler):
         if "predictor" not in settings:
             raise InputError('additional_config: amin: predictor: missing; give a folder that "amin export" wrote')
         tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
-        folder = Path(settings["predictor"])
-
-        def read() -> RequestBounds:
-            return RequestBounds.read(folder, settings.get("model"), settings.get("tau", 0.1))
-
-        bounds = read()
-
-        state = Path(settings["state"]) if "state" in settings else None
-        renewed = WatchedFolder(folder, read)
+        folder, state = Path(settings["predictor"]), Path(settings["state"]) if "state" in settings else None
+        bounds, renewed = watched_bounds(folder, settings.get("model"), settings.get("tau", 0.1))
         self.predictions = LearningPredictions(
             bounds, prompt_reader(tokenizer), settings.get("timeout", 0.05), state, renewed
         )

@@ -39,9 +39,13 @@ class WatchedFolder(Generic[Read]):
         """Return what was read since the last call, or None."""
         return self._new.pop() if self._new else None
 
-    def close(self) -> None:
-        """Stop looking."""
+    def stop(self) -> None:
+        """Look no more; the thread ends by itself, so that a finalizer may call this on any thread."""
         self._closed.set()
+
+    def close(self) -> None:
+        """Look no more, and wait until the thread has ended."""
+        self.stop()
         self._thread.join()
 
     def look(self) -> None:

@@ -99,11 +99,15 @@ class BackgroundPredictions:
                 taken = self._ready()
             return taken
 
-    def close(self) -> None:
-        """Stop the thread, after the batch that it is at."""
+    def stop(self) -> None:
+        """Let the thread end by itself, after the batch that it is at; a finalizer may call this on any thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop the thread, and wait until it has ended."""
+        self.stop()
         if self._thread is not None:
             self._thread.join()
 

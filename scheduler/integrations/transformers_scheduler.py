@@ -100,6 +100,7 @@ class PolicyScheduler(Scheduler):
         worker = Worker(self._kv_cache, resume=True, max_running=max_requests_per_batch)
         self._make_policy = partial(make_policy, worker)
         self._make_predictions = make_predictions
+        self._end_predictions: Callable[[], object] = lambda: None
         self._renewing, self._states = renewing, None if renewing is None else BatchStates(renewing.make_states(cache))
         if self._states is not None:
             weakref.finalize(self, self._states.reader.close)
@@ -108,7 +109,9 @@ class PolicyScheduler(Scheduler):
     def reset(self) -> None:
         """Forget everything; a new policy starts."""
         super().reset()
+        self._end_predictions()
         self.runner, self.predictions = PolicyRunner(self._make_policy()), self._make_predictions()
+        self._end_predictions = weakref.finalize(self, self.predictions.stop)  # no engine says that it is over
         if self._renewing is not None and self._states is not None:
             self._states.clear()
             self.runner.renewals = self._renewing.make_source(self._states.reader, self.runner.request)

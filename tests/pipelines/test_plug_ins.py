@@ -1,3 +1,5 @@
+import gc
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -226,10 +228,38 @@ def test_settings_that_would_break_the_accounting_are_refused(model: Any, export
         configured(Path("nowhere"))
 
 
+def wait_until_gone(threads: set[threading.Thread]) -> None:
+    """Wait for the threads that have been started since; they end by themselves."""
+    gc.collect()
+    for thread in set(threading.enumerate()) - threads:
+        if thread.name.startswith("amin-"):
+            thread.join(60.0)
+            assert not thread.is_alive()
+
+
+def test_no_thread_outlives_the_engine_that_it_predicts_for(model: Any, exports: dict[str, Path]) -> None:
+    """Neither after a call of `generate_batch`, nor where an engine starts anew, nor after the configuration."""
+    from pipelines.plug_ins import continuous_batching_config
+
+    before = set(threading.enumerate())
+    config = continuous_batching_config(
+        exports["fp32"], Words(), num_blocks=10, page_size=PAGE_SIZE, timeout=30.0, max_batch_tokens=48
+    )
+    started, (first, _) = set(threading.enumerate()), drive(model, config, [[5, 6, 7]])
+    assert set(threading.enumerate()) > started
+    first.reset()
+    wait_until_gone(started)
+    first.predictions.add(Request("r", 3, 10), [5, 6, 7])
+    first.predictions.take(wait=True)
+    del first
+    wait_until_gone(started)
+    del config
+    wait_until_gone(before)
+
+
 def test_a_predictor_goes_with_the_last_configuration_that_has_it(exports: dict[str, Path]) -> None:
     """Also with a copy, as transformers makes them; a new configuration at each call must not fill the memory."""
     import copy
-    import gc
 
     from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
