@@ -15,6 +15,7 @@ from pipelines.files import FULL
 from pipelines.output.claim import claimed, is_launched
 from pipelines.output.terminal import keep_streams
 from predictor.errors import InputError as PredictorInputError
+from predictor.records.without_text import refuse_reduced
 from scheduler.errors import InputError as SchedulerInputError
 
 
@@ -117,6 +118,9 @@ def run_stage(name: str, argv: Sequence[str]) -> None:
     command = COMMANDS[name]
     module, _, kind = command.settings.rpartition(".")
     settings = parse(getattr(import_module(module), kind), argv, f"amin {name}", command.help)
+    for option in ("data", "prompts"):
+        if (given := getattr(settings, option, None)) is not None:
+            refuse_reduced(given, f"--{option}")
     with _output(command, settings):
         import_module(command.module).run(settings)
 

@@ -72,6 +72,12 @@ def workload_from_rows(
     named = PrefixNames()
     requests = [_request(row, place, cap, edges, named) for place, row in rows]
     _refuse_above_limit(lens, np.array([request.max_new_tokens for request in requests]), places)
+    sizes = np.array([request.prefix_tokens if request.prefix else 0 for request in requests])
+    first = int(sizes[sizes > 0][0]) if sizes.any() else 0
+    refuse_first(
+        (sizes > 0) & (sizes != first), places,
+        lambda i: f"prefix_tokens is {sizes[i]}, and {first} in a line before; a name stands for as many in all lines",
+    )  # fmt: skip
     renewals = {i: _renewals(row, place, edges) for i, (place, row) in enumerate(rows) if row.get("renewals")}
     return Workload(requests, output_lens, renewals if edges is not None else {})
 
@@ -213,20 +219,19 @@ def _request(row: dict[str, Any], where: str, cap: int, edges: Ints | None, name
         raise InputError(f"{where}: output_len_upper_bound is {upper}, must be >= {lower} (output_len_lower_bound)")
     forecast = _forecast(row, where, edges)
     num_prompt_tokens = _integer(row, "num_prompt_tokens", where)
+    optional |= {"group": _name(row, "group", where), "service_class": _name(row, "class", where)}
+    optional["request_id"] = _name(row, "request_id", where) if row.get("request_id") is not None else where
+    optional["priority"] = _integer(row, "priority", where) if row.get("priority") is not None else 0
     if row.get("prefix"):
         optional["prefix_tokens"], names = _prefix(row, where, num_prompt_tokens)
         optional["prefix"] = named.chain(names)
     try:
         return Request(
-            request_id=_name(row, "request_id", where) if row.get("request_id") is not None else where,
             num_prompt_tokens=num_prompt_tokens,
             max_new_tokens=cap,
             arrival_time=arrival,
             output_len_lower_bound=min(lower, cap),
             forecast=forecast,
-            priority=_integer(row, "priority", where) if row.get("priority") is not None else 0,
-            group=_name(row, "group", where),
-            service_class=_name(row, "class", where),
             **optional,
         )
     except InputError as error:

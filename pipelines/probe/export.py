@@ -28,6 +28,8 @@ Measured on held-out prompts, bounds at tau {tau}, of the answers that go on aft
 |---|---|---|---|---|
 {rows}
 """
+MEASURED_AT = 0.1
+"""The default of --tau; a probe is measured where it is trained, so another one would have no effect."""
 
 
 def is_probe(run_folder: Path) -> bool:
@@ -45,6 +47,8 @@ def export_probe(settings: ExportSettings) -> None:
     for option, given in (
         ("--precision int8", settings.precision != "fp32"),
         ("--max-prompt-tokens", settings.max_prompt_tokens),
+        ("--model", settings.model),
+        ("--tau", settings.tau != MEASURED_AT),
     ):
         if given:
             raise InputError(f"{option}: is for predictors that read the prompt; {settings.run_folder} holds a probe")

@@ -15,11 +15,11 @@ class CollectSettings:
     """Settings of `amin collect`; lengths in tokens.
 
     Examples:
-        amin collect --prompts prompts.jsonl --out records.parquet          # the bundled SmolLM2, here
-        amin collect --served-model model.gguf --prompts prompts.jsonl --temperature 0.8 --out records.parquet
-        amin collect --states 16,20 --prompts prompts.jsonl --out records.parquet   # and records.parquet.states
-    amin collect --endpoint http://gpu1:8000/v1,http://gpu2:8000/v1 --served-model NAME ...   # any OpenAI server
-      An interrupted call continues where it stopped.
+      amin collect --prompts prompts.jsonl --out records.parquet          # the bundled SmolLM2, here
+      amin collect --served-model model.gguf --prompts prompts.jsonl --temperature 0.8 --out records.parquet
+      amin collect --states 16,20 --prompts prompts.jsonl --out records.parquet   # and records.parquet.states
+      amin collect --endpoint http://gpu1:8000/v1,http://gpu2:8000/v1 --served-model NAME ...   # any OpenAI server
+    An interrupted call continues where it stopped.
     """
 
     prompts: Path

@@ -40,10 +40,10 @@ class TrainSettings:
     """Settings of `amin train`.
 
     Examples:
-        amin train --data records.parquet --out run
-        amin train --data lmsys/lmsys-chat-1m --model vicuna-13b --tokenizer lmsys/vicuna-13b-v1.5 --out run
-        amin train --out run --resume
-    amin train --data records.parquet --states records.parquet.states --prompt-predictor run --out probe-run
+      amin train --data records.parquet --out run
+      amin train --data lmsys/lmsys-chat-1m --model vicuna-13b --tokenizer lmsys/vicuna-13b-v1.5 --out run
+      amin train --out run --resume
+      amin train --data records.parquet --states records.parquet.states --prompt-predictor run --out probe-run
     """
 
     out: Path

@@ -72,6 +72,8 @@ def run(settings: SimulateSettings) -> None:
 
 def _require_states(settings: SimulateSettings, base: Workload) -> None:
     """Raise InputError where prompts are to be read ahead and no request says what that would tell."""
+    if settings.look_ahead and settings.predictions is not None:
+        raise InputError("--look-ahead: tells renewals of the workload, and --predictions takes their place; give one")
     if settings.look_ahead and not any(each[0].num_generated == 0 for each in base.renewals.values()):
         raise InputError(
             f"--look-ahead: no request of {settings.source.workload} has renewals after 0 tokens; leave it out"
@@ -176,8 +178,8 @@ def limits_by_class(text: str | None, classes: Set[str]) -> dict[str, int] | Non
         return None
     limits: dict[str, int] = {}
     for part in text.split(","):
-        name, _, count = part.strip().rpartition("=")
-        if not count.isdecimal() or name in limits:
+        name, sign, count = part.strip().rpartition("=")
+        if not count.isdecimal() or name in limits or bool(sign) != bool(name):
             raise InputError(f"--max-overtakes is {text!r}; give a whole number, or CLASS=NUMBER,... each class once")
         if name and name not in classes:
             there = ", ".join(sorted(classes - {""})) or "none"

@@ -25,6 +25,7 @@ from predictor.training.network import FrozenNetwork
 from predictor.training.reduced import (
     FACTS,
     RECORDS,
+    STATES,
     HeadsOnStates,
     facts_of,
     heads_on_states,
@@ -42,6 +43,7 @@ def run(settings: ReduceSettings) -> None:
         InputError: data, option or encoder that the user can fix.
     """
     keep_freed_memory()
+    _refuse_foreign(settings.out)
     config = TrainConfig(
         data=settings.data, model=settings.model, tokenizer=settings.tokenizer, length_cap=settings.length_cap,
         split_by=settings.split_by, seed=settings.seed, progress=settings.progress,
@@ -55,6 +57,13 @@ def run(settings: ReduceSettings) -> None:
         write_records(bare, new / RECORDS)
         write_states(new, states, facts)
     print(f"{len(states.names)} prompts, {len(bare)} rows, no text: {settings.out}")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise InputError where `out` holds what no `amin reduce` wrote: the whole folder is replaced."""
+    there = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if other := there - {FACTS, RECORDS, STATES} or (there if FACTS not in there else set()):
+        raise InputError(f"--out: {out} holds {min(other)}, which no amin reduce wrote; give a new folder")
 
 
 def source_folder(encoder: str | None) -> Path:

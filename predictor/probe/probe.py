@@ -129,6 +129,11 @@ class Probe:
     def load(cls, folder: Path) -> "Probe":
         """Return the probe that `save` wrote; InputError where the folder has none or one that is damaged."""
         path = folder / SPEC_FILE
+        if not path.is_file():
+            raise InputError(
+                f"{folder}: no probe that can be read: {SPEC_FILE} is missing; "
+                "give a folder that amin train --states or amin export wrote"
+            )
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
             if spec["format"] != FORMAT:
@@ -139,6 +144,8 @@ class Probe:
             network.load_state_dict(load_file(folder / WEIGHTS_FILE))
             calibration = StageCalibration.from_dict(spec["calibration"])
             mixture = None if spec["mixture"] is None else Mixture.from_dict(spec["mixture"])
+        except InputError:
+            raise
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: no probe that can be read ({reason}); train it again") from None

@@ -25,6 +25,7 @@ from predictor.prompts.tokens import PromptInputs, batches_by_length, encode_pro
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.prompt_table import PromptTable, prompt_table, served_models
 from predictor.records.records import Records
+from predictor.records.without_text import REDUCED, REDUCED_RECORDS
 from predictor.spec import LengthPredictorLike, PredictorSpec
 from predictor.training.checkpoint import versions
 from predictor.training.config import TrainConfig
@@ -38,7 +39,7 @@ from predictor.training.head_start import (
 from predictor.training.heads import mean_of_heads
 from predictor.training.network import FrozenNetwork, HazardNetwork, NetworkShape, TorchLengthPredictor
 
-FACTS, RECORDS, STATES = "reduced.json", "records.parquet", "states.npz"
+FACTS, RECORDS, STATES = REDUCED, REDUCED_RECORDS, "states.npz"
 CHUNK_SIZE, BATCH_SIZE = 128, 64
 
 

@@ -100,3 +100,44 @@ def test_another_encoder_is_refused(
     words = ["train", "--data", str(reduced_folder), "--out", str(tmp_path / "run"), "--encoder", str(trained)]
     assert main([*words, "--epochs", "0", *QUICK.split()]) == 2
     assert "another encoder than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "records.parquet"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "reduce --data {log} --out {out}",
+        "predict {run} --data {log} --out {out}",
+        "tune {run} --data {log} --kv-budget 900",
+        "collect --prompts {log} --out {out}",
+        "evaluate --predictor {run} --prompts {log} --out {out}",
+    ],
+)
+def test_what_reads_prompts_refuses_a_log_without_text(
+    words: str, name: str, reduced_folder: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its prompts are random names, which a predictor would take for text."""
+    filled = words.format(log=reduced_folder / name, run=run_folder, out=tmp_path / "out")
+    assert main(filled.split()) == 2
+    assert "has no text, since amin reduce left it out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_reducing_replaces_nothing_but_a_reduced_log(
+    reduced_folder: Path, records_file: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a folder of the user's, not the log itself in it, even if its name is one of ours."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    log = out / "records.parquet"
+    log.write_bytes(records_file.read_bytes())
+    words = ["reduce", "--data", str(log), "--encoder", str(run_folder), "--out", str(out), "--no-progress", "--force"]
+    assert main(words) == 2
+    assert "holds records.parquet, which no amin reduce wrote" in capsys.readouterr().err
+    assert log.read_bytes() == records_file.read_bytes()
+    again = ["reduce", "--data", str(records_file), "--encoder", str(run_folder), "--out", str(reduced_folder)]
+    assert main([*again, "--no-progress", "--force"]) == 0
+    (reduced_folder / "thesis.txt").write_text("years of work")
+    assert main([*again, "--no-progress", "--force"]) == 2
+    assert "holds thesis.txt" in capsys.readouterr().err
+    (reduced_folder / "thesis.txt").unlink()

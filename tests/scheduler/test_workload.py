@@ -205,3 +205,21 @@ def test_columns_are_checked_as_lines_are(change: dict[str, Any], complaint: str
     with pytest.raises(InputError) as raised:
         workload_from_columns(**COLUMNS | change)
     assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["request_id", "group", "class", "priority"])
+def test_a_wrong_field_has_its_place_once(tmp_path: Path, field: str) -> None:
+    """File, line and field, and none of them twice."""
+    file = write(tmp_path, GOOD | {field: ["x"]})
+    with pytest.raises(InputError) as raised:
+        read_workload(file)
+    assert str(raised.value).startswith(f"{file}: line 1: {field} is ['x'], must be ")
+
+
+def test_a_name_of_a_prefix_stands_for_as_many_tokens_in_all_lines(tmp_path: Path) -> None:
+    """Equal names would be unequal tokens otherwise; a line without a prefix says nothing."""
+    known = GOOD | {"num_prompt_tokens": 40, "prefix": ["a"]}
+    file = write(tmp_path, GOOD | {"prefix_tokens": 4}, known, known | {"prefix_tokens": 8})
+    with pytest.raises(InputError, match="line 3: prefix_tokens is 8, and 16 in a line before"):
+        read_workload(file)
+    assert len(read_workload(write(tmp_path, GOOD | {"prefix_tokens": 4}, known)).requests) == 2

@@ -208,9 +208,9 @@ def test_a_study_divides_the_held_out_prompts_again(
 def test_options_of_other_exports_are_refused(
     probe_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A probe has no int8 graph and reads no prompt; a folder with other files stays."""
+    """A probe has no int8 graph, reads no prompt, knows one model and is not measured anew; other files stay."""
     out = tmp_path / "export"
-    for more in (["--precision", "int8"], ["--max-prompt-tokens", "16"]):
+    for more in (["--precision", "int8"], ["--max-prompt-tokens", "16"], ["--model", "made-up"], ["--tau", "0.2"]):
         assert main(["export", str(probe_run), "--out", str(out), *more]) == 2
         assert "is for predictors that read the prompt" in capsys.readouterr().err
     out.mkdir()

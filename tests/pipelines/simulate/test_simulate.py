@@ -355,7 +355,12 @@ def test_a_bound_on_overtaking_is_kept_by_class(tmp_path: Path, capsys: pytest.C
     assert bound["chat"]["mean_ttft"] > free["chat"]["mean_ttft"]
     capsys.readouterr()
     argv = ["simulate", str(path), "--kv-budget", "200", "--out", str(tmp_path / "no"), *more, "--max-overtakes"]
-    for text, message in (("x", "is 'x'; give a whole number"), ("chats=3", "'chats'; the workload has batch, chat")):
+    wrong = "; give a whole number"
+    for text, message in (
+        ("x", f"is 'x'{wrong}"),
+        ("=3", f"is '=3'{wrong}"),
+        ("chats=3", "'chats'; the workload has batch, chat"),
+    ):
         assert main([*argv, text]) == 2
         assert message in capsys.readouterr().err
 
@@ -373,6 +378,8 @@ def test_prompts_are_read_ahead_where_their_states_tell_something(
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1
     assert "--look-ahead: no request of " in errors[0]
+    assert main([*argv, "--look-ahead", "64", "--predictions", "exact"]) == 2
+    assert "--predictions takes their place" in capsys.readouterr().err
     told = tmp_path / "told.jsonl"
     rows = [json.loads(line) for line in workload_file.read_text().splitlines()]
     known = [[1.0, float(row["output_len"] > 20), float(row["output_len"] > 40), 0.0] for row in rows]
