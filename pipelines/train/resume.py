@@ -23,7 +23,15 @@ DATA_FILE, METRICS_FILE = "data.json", "metrics.json"
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise InputError for a setting that is not that of the run that goes on, or of the predictor of `--init`."""
+    """Raise InputError for a setting that is not that of the run that goes on, or of the predictor of `--init`.
+
+    Also where `--force` would replace a run together with the levels that `amin tune` chose for it.
+    """
+    tuned = settings.out / "predictor" / FILE_NAME
+    if settings.force and not settings.resume and tuned.is_file():
+        raise InputError(
+            f"--out: {tuned} was tuned for the run that is there; use another --out, or remove it and tune again"
+        )
     now, stored = flat_settings(settings), settings.stored()
     if settings.resume and stored is not None:
         _require_same(f"{settings.out}: ", "the run", stored, now, FREE_ON_RESUME)

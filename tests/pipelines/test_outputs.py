@@ -81,6 +81,17 @@ def test_an_export_replaces_nothing_but_an_export(
     assert {file.name for file in mine.iterdir()} == {file.name for file in exports["fp32"].iterdir()}
     (mine / "scheduling.json").write_text("{}")
     assert "was tuned for the export" in refused(["export", run_folder, "--out", mine, "--force"], capsys)
+    assert (mine / "scheduling.json").read_text() == "{}"
+
+
+def test_a_training_replaces_no_run_that_was_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The levels that `amin tune` wrote next to its predictor would go with it."""
+    tuned = tmp_path / "run/predictor/scheduling.json"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("{}")
+    argv = ["train", "--data", "x.jsonl", "--out", tmp_path / "run", "--force"]
+    assert "was tuned for the run that is there" in refused(argv, capsys)
+    assert tuned.read_text() == "{}"
 
 
 def test_a_demo_does_not_go_on_from_records_made_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
