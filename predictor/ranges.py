@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from math import inf
+from numbers import Real
 from typing import Annotated, Any, get_args, get_type_hints
 
 from predictor.errors import InputError
@@ -49,10 +50,18 @@ def range_of(hint: Any) -> Range | None:
 
 
 def check_ranges(settings: Any) -> None:
-    """Raise InputError for the first field of a dataclass whose value lies outside its range; None always passes."""
+    """Raise InputError for the first field of a dataclass whose value lies outside its range; None always passes.
+
+    A word in place of a number, as a damaged `config.yaml` may have it, lies outside too.
+    """
     hints = get_type_hints(type(settings), include_extras=True)
     for field in fields(settings):
         allowed, value = range_of(hints[field.name]), getattr(settings, field.name)
-        if allowed is not None and value is not None and not allowed.holds(value):
+        if allowed is None or value is None:
+            continue
+        is_number = isinstance(value, Real)
+        if not is_number:
+            raise InputError(f"--{field.name.replace('_', '-')}: must be {allowed}, not {value!r}")
+        if not allowed.holds(value):
             wanted = f"at most {LARGEST}" if value > LARGEST == allowed.most else allowed
             raise InputError(f"--{field.name.replace('_', '-')}: must be {wanted}, not {value}")
