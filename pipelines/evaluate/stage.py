@@ -10,7 +10,7 @@ import torch
 from pipelines.evaluate.case import DEFAULT_TAU, Case, default_blocks, prepare
 from pipelines.evaluate.inputs import shared_by_runs
 from pipelines.evaluate.output import write_all
-from pipelines.evaluate.run import ENGINE_FIFO, run_policy
+from pipelines.evaluate.run import ENGINE_FIFO, reads_predictions, run_policy
 from pipelines.evaluate.store import RunStore, digest
 from pipelines.probe.use import read_probe, require_model
 from pipelines.scheduling import policy_options, tuned_tau
@@ -102,5 +102,7 @@ def _check(settings: EvaluateSettings, names: Sequence[str]) -> None:
     told = policies_that_read(Reads.OUTPUT_LEN) & set(names)
     if settings.decoding == "sample" and told:
         raise InputError(f"--policies: {', '.join(sorted(told))} needs true lengths: not with --decoding sample")
+    if settings.probe is not None and not any(reads_predictions(name) for name in names):
+        raise InputError("--probe: none of --policies reads forecasts, so it would have no effect; leave it out")
     count = len(select_rows(settings.prompts, settings.model, settings.split)[: settings.limit])
     arrival_times(settings.arrivals, count, np.random.default_rng(settings.seed))

@@ -102,6 +102,8 @@ def test_a_missing_probe_or_too_fine_a_tau_is_refused(
     assert "no probe that can be read" in capsys.readouterr().err
     assert evaluate("--probe", str(make_probe()), "--tau", "0.0001") == 2
     assert "tau" in capsys.readouterr().err
+    assert evaluate("--probe", str(make_probe()), "--policies", "fcfs,engine-fifo") == 2
+    assert "--probe: none of --policies reads forecasts" in capsys.readouterr().err
     assert evaluate("--renew-every", "8") == 2
     assert "--renew-every: is for a probe; leave it out" in capsys.readouterr().err
     assert evaluate("--probe", str(make_probe()), "--sweep") == 2
