@@ -2,7 +2,9 @@
 
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from predictor.bounds.bins import LengthBins
 from predictor.bounds.distribution import FloatArray
 from predictor.probe.conditioned import conditioned
 from predictor.probe.probe import Probe, ProbeInputs
+from predictor.probe.states import POSITIONS
 from scheduler.batch import RunningBatch
 from scheduler.forecast import Floats, Forecast
 from scheduler.integrations.transformers_states import StateReader
@@ -136,7 +139,12 @@ def whole_length(bins: LengthBins, survival: FloatArray, generated: int) -> Fore
 
 
 class ProbeRenewals(RenewalSource):
-    """Renews every running request once so many iterations have passed, in one batch, and each after its prefill."""
+    """Renews every running request once so many iterations have passed, in one batch, and each after its prefill.
+
+    A forecast is renewed each time, a bound once for each position that states are collected at, at the first renewal
+    from there on: all bounds of an answer hold together for as many as were calibrated, and fewer do with every further
+    one. An admission starts anew.
+    """
 
     def __init__(
         self,
@@ -159,12 +167,14 @@ class ProbeRenewals(RenewalSource):
         self.bounds, self._states, self._request, self._every = bounds, states, request, every
         self._keeps = keeps
         self._new: set[int] = set()
+        self._bounds: dict[int, tuple[int, int]] = {}  # of each request: positions passed at its newest bound, and that
         self._given: dict[int, dict[int, Renewal]] = {}
         self._seconds = 0.0
 
     def start(self, index: int, running: RunningBatch) -> None:
         """Have a request renewed as soon as its prompt is read."""
         self._new.add(index)
+        self._bounds.pop(index, None)
 
     def wait(self, running: RunningBatch) -> float:
         """Return 1: whether a prompt has been read shows after each iteration."""
@@ -184,11 +194,22 @@ class ProbeRenewals(RenewalSource):
             requests = [self._request(index) for index in due]
             sizes = [request.num_prompt_tokens for request in requests]
             renewed = self.bounds.renew(states, generated, sizes, [request.forecast for request in requests])
-            taken = [(index, renewal) for index, renewal in zip(due, renewed, strict=True) if renewal is not None]
+            self._bounds = {index: each for index, each in self._bounds.items() if index in running}
+            pairs = zip(due, renewed, strict=True)
+            taken = [(index, self._bounded(index, renewal)) for index, renewal in pairs if renewal is not None]
         for index, renewal in taken if self._keeps else ():
             self._given.setdefault(index, {})[renewal.num_generated] = renewal
         self._seconds += time.perf_counter() - started
         return taken
+
+    def _bounded(self, index: int, renewal: Renewal) -> Renewal:
+        """Return a renewal with the bound that a request has had since the last position, if there was none since."""
+        passed = bisect_right(POSITIONS, renewal.num_generated - 1)
+        before, bound = self._bounds.get(index, (0, 0))
+        if passed > before:
+            self._bounds[index] = (passed, renewal.output_len_lower_bound)
+            return renewal
+        return replace(renewal, output_len_lower_bound=max(bound, renewal.num_generated + 1))
 
     @property
     def all_seconds(self) -> float:

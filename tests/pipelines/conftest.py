@@ -26,13 +26,13 @@ def make_probe(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     served = load_served_model(str(chat_model), 24, "cpu")
     source = state_source(served, [1])
 
-    def make(*, is_broken: bool = False, mixed_with: Path | None = None, **changes: Any) -> Path:
+    def make(*, bias: float | None = None, mixed_with: Path | None = None, **changes: Any) -> Path:
         torch.manual_seed(0)
         bins = LengthBins.log_spaced(64, 12)
         network = ProbeNetwork(ProbeShape(source.hidden_size, bins.num_bins, 16)).eval()
         torch.nn.init.normal_(network.hazard.weight, std=0.5)
-        if is_broken:
-            torch.nn.init.constant_(network.hazard.bias, float("nan"))
+        if bias is not None:
+            torch.nn.init.constant_(network.hazard.bias, bias)
         rng = np.random.default_rng(0)
         prompt, out = np.arange(200), np.repeat([0, 8], 100)
         calibration = StageCalibration.fit(Scores(prompt, prompt * 0, out, rng.random(200), prompt + 1, prompt < 0))

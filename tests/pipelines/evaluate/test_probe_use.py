@@ -69,7 +69,7 @@ def test_a_state_that_is_no_number_leaves_the_forecast(
     evaluate: Callable[..., int], make_probe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is counted and said; the run goes on with the predictor's curve."""
-    more = ("--policies", "amin-survival", "--probe", str(make_probe(is_broken=True)), "--limit", "4")
+    more = ("--policies", "amin-survival", "--probe", str(make_probe(bias=float("nan"))), "--limit", "4")
     assert evaluate(*more) == 0
     probe = json.loads((tmp_path / "out/results.json").read_text())["probe"]
     assert probe["num_renewals"] == 0

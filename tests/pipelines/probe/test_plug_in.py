@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from predictor.errors import InputError as PredictorInputError
+from predictor.probe.states import POSITIONS
 from scheduler.errors import InputError
 from scheduler.renewals import Renewal
 
@@ -137,6 +138,22 @@ def test_running_requests_are_renewed_every_so_many_tokens(
             assert len(answer) - counts[-1] <= EVERY
 
 
+def test_a_bound_is_renewed_once_for_each_calibrated_position(
+    served: Any, prompts: list[list[int]], configured: Callable[..., Any], make_probe: Callable[..., Path]
+) -> None:
+    """Of two renewals between positions the second has the bound of the first, as far as the answer is not past it."""
+    folder = make_probe(bias=-3.0)  # bounds well above what is out
+    _, _, renewals = drive(served, configured(folder, num_blocks=64, renew_every=2, tau=0.5), prompts)
+    bounds: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for name, renewal in renewals:
+        passed = sum(renewal.num_generated - 1 >= position for position in POSITIONS)
+        bounds.setdefault((name, passed), []).append((renewal.num_generated, renewal.output_len_lower_bound))
+    assert max(map(len, bounds.values())) >= 4
+    assert any(each[0][1] > each[-1][0] + 1 for each in bounds.values() if len(each) > 1)
+    for (_, first), *later in bounds.values():
+        assert all(bound == max(first, out + 1) for out, bound in later)
+
+
 def test_a_mixture_is_read_with_its_own_predictor_alone(
     served: Any,
     prompts: list[list[int]],
@@ -185,7 +202,7 @@ def test_a_state_that_is_no_number_is_counted_and_leaves_the_forecast(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The log says so when their number has doubled, not at each."""
-    queues, tokens, renewals = drive(served, configured(make_probe(is_broken=True)), prompts)
+    queues, tokens, renewals = drive(served, configured(make_probe(bias=float("nan"))), prompts)
     assert len(tokens) == len(prompts)
     assert not renewals
     num_failed = queues.runner.renewals.bounds.num_failed
