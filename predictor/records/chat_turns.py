@@ -27,8 +27,9 @@ class ChatOptions:
         if self.turn not in ("first", "last"):
             raise InputError(f"turn: must be first or last, not {self.turn!r}")
         for name in ("context_turns", "context_characters"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: must be at least 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:  # a stored setting may be damaged
+                raise InputError(f"{name}: must be at least 0, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

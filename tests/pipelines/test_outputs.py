@@ -84,12 +84,18 @@ def test_an_export_replaces_nothing_but_an_export(
     assert (mine / "scheduling.json").read_text() == "{}"
 
 
-def test_a_run_whose_settings_are_damaged_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tau", "--tau: must be above 0 and below 1"), ("context_turns", "context_turns: must be at least 0")],
+)
+def test_a_run_whose_settings_are_damaged_is_refused(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A flipped bit makes a word of a number: one line that names the option."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text("data: x.jsonl\ntau: 0n1\n")
-    assert "--tau: must be above 0 and below 1, not '0n1'" in refused(["train", "--out", run, "--resume"], capsys)
+    (run / "config.yaml").write_text(f"data: x.jsonl\n{name}: 0n1\n")
+    assert f"{said}, not '0n1'" in refused(["train", "--out", run, "--resume"], capsys)
 
 
 def test_a_training_replaces_no_run_that_was_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
