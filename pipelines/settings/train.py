@@ -95,7 +95,9 @@ class TrainSettings:
         if not isinstance(value, dict) or "data" not in value:
             raise InputError(f"{file}: not the settings of a run; give another --out")
         names = {each.name for kind in (TrainConfig, ChatOptions, ProbeOptions) for each in fields(kind)}
-        return {name: setting for name, setting in value.items() if name in names}
+        if unknown := [name for name in value if name not in names]:
+            raise InputError(f"{file}: {unknown[0]!r} is no setting of amin train; give another --out")
+        return value
 
 
 def shape_of(init: str) -> dict[str, Any]:
