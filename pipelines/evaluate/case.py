@@ -67,7 +67,7 @@ def prepare(
     facts = [Request(row.prompt_id, len(p), settings.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
     requests = bounds.predicted(facts, texts)
     if settings.kv_blocks:  # before anything is generated
-        for request in requests:
+        for request in facts:
             check_fits(request, KvCache(settings.kv_blocks, settings.block_size))
     if kept is not None:
         known = (kept["output_lens"], kept["reference"], policy_options, kept.get("tokens"))

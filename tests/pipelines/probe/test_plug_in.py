@@ -174,7 +174,7 @@ def test_a_mixture_is_read_with_its_own_predictor_alone(
     other = first_survivals(make_probe(mixed_with=exports["int8"]))
     assert [line for line in caplog.messages if "it is read alone" in line]
     for name, survival in alone.items():
-        np.testing.assert_allclose(other[name], survival)
+        np.testing.assert_allclose(other[name], survival, atol=1e-5)  # batches differ, and so does the last digit
         assert not np.allclose(mixed[name], survival, atol=1e-3)
 
 

@@ -404,12 +404,14 @@ def test_turns_of_a_chat_begin_with_the_prompt_of_the_turn_before(tmp_path: Path
 
 
 def test_a_prefix_of_our_own_workload_is_read_written_and_checked(tmp_path: Path) -> None:
-    """Names are texts or numbers, of 16 tokens each unless the line says otherwise; no more than the prompt has."""
+    """Names are texts or numbers, of 16 tokens each unless all lines say otherwise; no more than the prompt has."""
     row = {"request_id": "a", "num_prompt_tokens": 70, "output_len": 3, "prefix": ["s", 4], "prefix_tokens": 32}
     path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "request_id": "b", "prefix_tokens": None}) + "\n")
-    workload, _ = read_trace(path, None)
-    assert [request.prefix_tokens for request in workload.requests] == [32, 16]
+    for tokens, read in ((None, 16), (32, 32)):
+        rows = [{**row, "request_id": name, "prefix_tokens": tokens} for name in "ab"]
+        path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        workload, _ = read_trace(path, None)
+        assert [request.prefix_tokens for request in workload.requests] == [read, read]
     path.write_text("".join(workload_lines(workload)))
     again, _ = read_trace(path, None)
     assert [request.prefix for request in again.requests] == [request.prefix for request in workload.requests]
