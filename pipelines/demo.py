@@ -17,7 +17,8 @@ from scheduler.json_file import read_json
 ENCODER = ROOT / "checkpoints" / "length-predictor"
 RECORDS = ROOT / "checkpoints" / "records.parquet"
 """Lengths of the bundled model's answers to the bundled prompts, collected like those that the demo collects itself."""
-MAX_NEW_TOKENS = 512
+MAX_NEW_TOKENS = 256
+"""Cap of what the demo generates; of the bundled records, the one of the evaluation."""
 SHOWN = 16
 """Prompts that the demo collects itself, to show it, where it takes the rest from the bundled records."""
 POLICIES = "fcfs,amin-survival,hindsight"
@@ -44,7 +45,7 @@ def run(settings: DemoSettings) -> None:
         "--kv-blocks", settings.kv_blocks, "--policies", POLICIES, "--seeds", settings.seeds, "--out", evaluation,
         *again, *device,
     )  # fmt: skip
-    _conclude(evaluation, time.monotonic() - started)
+    _conclude(evaluation, settings.seeds, time.monotonic() - started)
 
 
 def _records(settings: DemoSettings, device: Sequence[str]) -> Path:
@@ -100,8 +101,11 @@ def run_stage(name: str, *arguments: object) -> None:
     print(f"({name}: {time.monotonic() - started:.0f} s)", flush=True)
 
 
-def _conclude(evaluation: Path, seconds: float) -> None:
+def _conclude(evaluation: Path, seeds: int, seconds: float) -> None:
     from pipelines.evaluate.report import summary
 
     policies = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))["policies"]
-    print(f"\n{summary(policies)} ({seconds / 60:.1f} minutes in all)\nreport: {evaluation / 'report.html'}")
+    print(f"\n{summary(policies)} ({seconds / 60:.1f} minutes in all)")
+    if seeds == 1:
+        print("One run of each policy has no interval, so chance is not excluded: --seeds 3 gives one.")
+    print(f"report: {evaluation / 'report.html'}")

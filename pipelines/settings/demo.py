@@ -23,9 +23,9 @@ class DemoSettings:
     """Sampled answers per prompt, of another model or other prompts than the bundled ones."""
     limit: Count = 800
     """Number of prompts, likewise."""
-    requests: Count = 110
+    requests: Count = 100
     """Most requests of the evaluation, all there at the start."""
-    kv_blocks: Count = 256
+    kv_blocks: Count = 192
     """KV cache of the evaluation, in blocks of 16 tokens."""
     seeds: Count = 1
     """Runs per policy of the evaluation."""
