@@ -35,7 +35,7 @@ def watched_bounds(
     return bounds, WatchedFolder(folder, read, seconds)
 
 
-class RenewedBounds:
+class CurrentBounds:
     """The bounds that hold now, for several engines and their threads."""
 
     def __init__(self, folder: Path, model: str | None, tau: float, seconds: float = SECONDS_BETWEEN_LOOKS) -> None:

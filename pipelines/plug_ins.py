@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipelines.renewed_bounds import RenewedBounds
+from pipelines.current_bounds import CurrentBounds
 from pipelines.served_model.prompt_text import prompt_reader
 from scheduler.deployments.deployment import read_deployment
 from scheduler.errors import InputError
@@ -24,7 +24,7 @@ from scheduler.worker import Worker
 Decode = Callable[[Sequence[int]], str]
 
 
-def background_predictions(bounds: RenewedBounds, decode: Decode, timeout: float = 0.05) -> BackgroundPredictions:
+def background_predictions(bounds: CurrentBounds, decode: Decode, timeout: float = 0.05) -> BackgroundPredictions:
     """Return what predicts for the requests of an engine as they arrive.
 
     Args:
@@ -103,7 +103,7 @@ def continuous_batching_config(
         from pipelines.probe.plug_in import probe_renewing  # needs torch
 
         renewing = probe_renewing(Path(probe), Path(predictor), served_model, tokenizer, tau, renew_every)
-    bounds = RenewedBounds(Path(predictor), model, tau)
+    bounds = CurrentBounds(Path(predictor), model, tau)
     predictions = partial(background_predictions, bounds, decode or prompt_reader(tokenizer), timeout)
     name = register(f"amin-{uuid4()}", page_size, new_policy, predictions, renewing)
     weakref.finalize(name, bounds.stop)

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
-from pipelines.renewed_bounds import watched_bounds
+from pipelines.current_bounds import watched_bounds
 from pipelines.served_model.prompt_text import prompt_reader
 from pipelines.vllm_learning import LearningPredictions
 from scheduler.errors import InputError

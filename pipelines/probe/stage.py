@@ -21,8 +21,7 @@ from pipelines.train.resume import (
     METRICS_FILE,
     check_settings,
     input_digests,
-    is_finished,
-    require_same_inputs,
+    is_done,
     write_config,
 )
 from predictor.bounds.distribution import FloatArray
@@ -49,11 +48,8 @@ def train_probe(settings: TrainSettings) -> None:
     states = Path(str(settings.probe.states))
     source = read_matching_source(states, config.data)
     inputs = {**input_digests(config), f"states {states}": content_sha256(states)}
-    if settings.resume:
-        require_same_inputs(out, inputs)
-        if is_finished(out):
-            print(f"{out}: this run is finished; it is left as it is (--force trains it again)")
-            return
+    if is_done(settings, inputs):
+        return
     predictor_path = settings.probe.prompt_predictor
     prompt = None if predictor_path is None else PromptPredictor.load(Path(predictor_path), source.served_model)
     logging.getLogger(lightning.pytorch.__name__).setLevel(logging.WARNING)

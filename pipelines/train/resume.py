@@ -59,6 +59,17 @@ def write_config(settings: TrainSettings) -> None:
         new.write_text("".join(lines) + text, encoding="utf-8")
 
 
+def is_done(settings: TrainSettings, inputs: Mapping[str, str]) -> bool:
+    """Return whether the run that goes on is finished, and say so; InputError where its inputs were others."""
+    if not settings.resume:
+        return False
+    require_same_inputs(settings.out, inputs)
+    if (settings.out / METRICS_FILE).is_file():  # its measures are written last
+        print(f"{settings.out}: this run is finished; it is left as it is (--force trains it again)")
+        return True
+    return False
+
+
 def input_digests(config: TrainConfig) -> dict[str, str]:
     """Return the SHA-256 of what each input on this disk holds, by its option and path; hub names are left out."""
     paths = [("data", config.data), ("init", config.init), ("tokenizer", config.tokenizer)]
@@ -81,8 +92,3 @@ def require_same_inputs(out: Path, now: Mapping[str, str], splits_sha256: str | 
             raise InputError(f"{out}: {name} has changed since the run began; choose another --out")
     if splits_sha256 is not None and stored.get("splits_sha256", splits_sha256) != splits_sha256:
         raise InputError(f"{out}: data: the splits have changed since the run began; choose another --out")
-
-
-def is_finished(out: Path) -> bool:
-    """Return whether the run in `out` has ended: its measures are written last."""
-    return (out / METRICS_FILE).is_file()

@@ -23,7 +23,7 @@ from pipelines.train.resume import (
     METRICS_FILE,
     check_settings,
     input_digests,
-    is_finished,
+    is_done,
     require_same_inputs,
     write_config,
 )
@@ -47,15 +47,12 @@ def run(settings: TrainSettings) -> None:
     if settings.probe.states is not None:
         train_probe(settings)
         return
-    config, out = settings.training, settings.out
+    config = settings.training
     inputs = {} if is_launched() else input_digests(config)
     if not is_launched():
         check_settings(settings)
-        if settings.resume:
-            require_same_inputs(out, inputs)
-            if is_finished(out):
-                print(f"{out}: this run is finished; it is left as it is (--force trains it again)")
-                return
+        if is_done(settings, inputs):
+            return
         check_devices(config)
     if is_reduced(config.data):
         check_reduced(config)

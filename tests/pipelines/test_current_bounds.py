@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.current_bounds import CurrentBounds
 from pipelines.plug_ins import background_predictions
-from pipelines.renewed_bounds import RenewedBounds
 from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.request import Request
 
@@ -47,7 +47,7 @@ def test_each_engine_of_a_configuration_predicts_by_another_export_from_the_next
     serving: Path, exports: dict[str, Path], put_in_place: Callable[[Path], None]
 ) -> None:
     """Two engines share the folder, and both go over to the int8 export."""
-    bounds = RenewedBounds(serving, None, 0.1, FOR_EVER)
+    bounds = CurrentBounds(serving, None, 0.1, FOR_EVER)
     engines = [background_predictions(bounds, lambda ids: f"write {list(ids)}", timeout=60.0) for _ in range(2)]
     before = [survival(engine) for engine in engines]
     bounds.look()
@@ -69,7 +69,7 @@ def test_what_cannot_take_its_place_changes_nothing(
     kind: str, serving: Path, put_in_place: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A damaged export, one with other length bins, an empty place; the first two are a line in the log."""
-    bounds = RenewedBounds(serving, None, 0.1, FOR_EVER)
+    bounds = CurrentBounds(serving, None, 0.1, FOR_EVER)
     before = bounds.current()
     if kind == "other bins":
         put_in_place(BUNDLED)
