@@ -9,16 +9,11 @@ PAGE = 4
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(random_llama: Callable[..., Any]) -> Any:
     """A random Llama with two query heads per key head, in single precision."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
+    return random_llama(
+        97,
         hidden_size=64,
-        intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -26,7 +21,6 @@ def model() -> Any:
         eos_token_id=1,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ CAP, PAGE, WINDOW = 40, 4, 5
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(random_llama: Callable[..., Any]) -> Any:
     """A random Llama in single precision."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
+    return random_llama(
+        97,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -27,7 +21,6 @@ def model() -> Any:
         eos_token_id=1,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
