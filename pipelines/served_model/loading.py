@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pipelines.memory import keep_freed_memory
 from pipelines.served_model.gguf import BUNDLED, bundled_file, converted
+from pipelines.served_model.packed_weights import pack_weights
 from pipelines.settings.sampling import Sampling
 from predictor.errors import InputError
 from scheduler.integrations.transformers_engine import end_tokens
@@ -91,7 +92,10 @@ def load_served_model(
     generation_config = _generation_config(name, model, tokenizer, max_new_tokens)
     (sampling or Sampling()).apply(generation_config)
     max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
-    return ServedModel(_short_name(name), model.to(device).eval(), tokenizer, generation_config, max_context)
+    model = model.to(device).eval()
+    if not exact:
+        pack_weights(model)
+    return ServedModel(_short_name(name), model, tokenizer, generation_config, max_context)
 
 
 def _with_weights(name: str, place: str, options: Mapping[str, Any]) -> Any:
