@@ -1,5 +1,6 @@
 """Reduce a log to what training needs, before it leaves a machine; and train heads from that."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from predictor.records.records import Records, write_records
 from predictor.spec import AVERAGE
 from predictor.training.checkpoint import DEFAULT_ENCODER, load_predictor, predictor_folder
 from predictor.training.config import TrainConfig
-from predictor.training.data import LengthDataModule
+from predictor.training.data import LengthDataModule, PooledPrompts
 from predictor.training.lightning_module import LengthModule, train_stage
 from predictor.training.losses import censored_hazard_nll
 from predictor.training.network import FrozenNetwork
@@ -124,11 +125,18 @@ def fit_reduced(
     """Train the heads in place, not calibrated yet; writes `checkpoints/` and `logs/` in `out`."""
     parts = [started.pooled(splits[name]) for name in ("train", "validation")]
     started.start(parts[0], config)
+    fit_heads(config, parts, started, out, resume=resume)
+    if config.half:
+        started.network.round_to_half()
+
+
+def fit_heads(
+    config: TrainConfig, parts: Sequence[PooledPrompts], started: HeadsOnStates, out: Path, *, resume: bool
+) -> None:
+    """Train the heads in place on the prompts that train and those that validate, from where they are."""
     started.network.encoder.requires_grad_(False)
     frozen = FrozenNetwork(started.network, is_projected=True)
     data = LengthDataModule(*parts, batch_size=HEADS_BATCH_SIZE, seed=config.seed)
     module = LengthModule(frozen, started.spec.bins, config, heads_stage(frozen, config), censored_hazard_nll)
     report(module, train_stage(module, data, out, resume=resume))
     started.network.requires_grad_(True)
-    if config.half:
-        started.network.round_to_half()

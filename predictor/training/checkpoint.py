@@ -119,7 +119,7 @@ def predictor_folder(path: str | Path) -> Path:
 
 
 def load_encoder(name: str | None) -> tuple[Any, "Tokenizer"]:
-    """Return the encoder and its tokenizer from a predictor folder, a local encoder folder or the hub.
+    """Return the encoder and its tokenizer from a RUN or predictor folder, a local encoder folder or the hub.
 
     Raises:
         InputError: there is no such encoder, or it has no fast tokenizer; one line that says what to do.
@@ -127,6 +127,8 @@ def load_encoder(name: str | None) -> tuple[Any, "Tokenizer"]:
     if name is None and not DEFAULT_ENCODER.is_dir():
         raise InputError(f"encoder: {DEFAULT_ENCODER} does not exist; give one with --encoder PATH_OR_HUB")
     path = Path(name) if name is not None else DEFAULT_ENCODER
+    if (path / "predictor" / SPEC_FILE).is_file():
+        path = path / "predictor"
     if (path / SPEC_FILE).is_file():
         encoder = _bare_encoder(path)
         weights = _read_weights(path / WEIGHTS_FILE)

@@ -22,7 +22,8 @@ class TrainConfig:
     default_model: str | None = None
     """Served model that predictions are for where none is named. Default: the only one, or average of several."""
     encoder: str | None = None
-    """Text encoder: a folder or a hub name. Default: checkpoints/length-predictor of the project."""
+    """Text encoder: a folder (a run or predictor too) or a hub name. Default: checkpoints/length-predictor of the
+    project."""
     init: str | None = None
     """Predictor to start from (a folder that amin train wrote), heads included; unknown served models start as the
     average of those it knows, weighed by what the names tell: family, size, thinking."""

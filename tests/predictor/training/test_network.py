@@ -157,6 +157,14 @@ def test_each_prompt_is_in_one_batch_an_epoch() -> None:
     assert batches != shuffled_batches(token_ids, 16, np.random.default_rng(6))
 
 
+def test_the_encoder_of_a_run_is_that_of_its_predictor(run_folder: Path) -> None:
+    """As `--init` takes either folder, so does `--encoder`."""
+    (one, first), (other, second) = load_encoder(str(run_folder)), load_encoder(str(run_folder / "predictor"))
+    assert first.to_str() == second.to_str()
+    for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
 def test_an_encoder_that_is_nowhere_is_named() -> None:
     """Also where none is given and none is bundled."""
     with pytest.raises(InputError, match="neither an encoder folder nor available from the hub"):
