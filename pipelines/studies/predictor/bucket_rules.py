@@ -75,7 +75,7 @@ def cells(medians: Sequence[float] | Any, records: Records) -> list[str]:
     """
     tokens = np.asarray(medians, dtype=np.float64)
     found = bound_quality(tokens, tokens, records.output_lens, records.datasets, 0.1, CLIPPED_AT, records.is_truncated)
-    lengths, flags = (np.concatenate(column) for column in (records.output_lens, records.is_truncated))
+    lengths, flags = np.concatenate(records.output_lens), np.concatenate(records.is_truncated)
     known = ~flags | (lengths >= LONG_FROM)
     called = np.repeat(tokens, [len(draws) for draws in records.output_lens])[known]
     lengths = lengths[known]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.predict import survivals_with_progress
-from pipelines.studies.predictor.tables import markdown
-from predictor.bounds.metrics import CLIPPED_AT, BoundQuality
+from pipelines.studies.predictor.tables import TITLES, cells, markdown
+from predictor.bounds.metrics import CLIPPED_AT
 from predictor.errors import InputError
 from predictor.quality import MeasuredBounds
 from predictor.records.prompt_table import prompt_table
@@ -22,7 +22,6 @@ from predictor.resolve import resolve_predictor
 from predictor.spec import AVERAGE, LIKE, LengthPredictorLike
 
 TAU = 0.1
-TITLES = ("predictor", "records", "coverage", "worst data set", "pinball", "tightness", "tau-b", "error", "within 100")
 
 
 def main() -> None:
@@ -45,8 +44,8 @@ def main() -> None:
         for model in sorted(set(bounds.records.models)) if args.by_model else ():
             parts[model] = bounds.select(np.flatnonzero(np.asarray(bounds.records.models) == model).tolist())
         for name, part in parts.items():
-            rows.append([name, f"{len(part.records):,}", *cells(part.quality(TAU, CLIPPED_AT))])
-    print(markdown(TITLES, rows))
+            rows.append([name, f"{len(part.records):,}", *cells(part.quality(TAU, CLIPPED_AT).to_dict())])
+    print(markdown(("predictor", "records", *TITLES), rows))
 
 
 def chosen(data: Path, split: str, datasets: Sequence[str], without: Sequence[str]) -> Records:
@@ -78,20 +77,6 @@ def measured(
         places = table.places[rows, number]
         bounds[places], medians[places] = predictions.lower_bounds, predictions.medians
     return MeasuredBounds(records, bounds, medians)
-
-
-def cells(quality: BoundQuality) -> list[str]:
-    """Return the measures as text, in the order of the titles."""
-    worst = "-" if quality.worst_group_coverage is None else f"{quality.worst_group_coverage:.3f}"
-    return [
-        f"{quality.coverage:.3f}",
-        worst,
-        f"{quality.pinball_loss:.2f}",
-        f"{quality.tightness:.3f}",
-        f"{quality.kendall_tau:.3f}",
-        f"{quality.mean_absolute_error:.1f}",
-        f"{quality.within_100:.3f}",
-    ]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.studies.predictor.study import records_of_all
-from pipelines.studies.predictor.tables import markdown
+from pipelines.studies.predictor.tables import FORMATS, TITLES, markdown, spread
 from pipelines.train.data import without_constant_contexts
 from pipelines.train.fit import calibrate, fit_predictor, length_bins, new_predictor
 from pipelines.train.reduce import fit_heads
@@ -34,15 +34,6 @@ from predictor.training.reduced import HeadsOnStates, States, heads_on_states, s
 TAU = 0.1
 SHARES = {"train": 0.55, "validation": 0.15, "calibration": 0.3}
 INIT, NEW = "of START (`--init`)", "new"
-FORMATS = {
-    "coverage": ".3f",
-    "pinball_loss": ".2f",
-    "tightness": ".3f",
-    "kendall_tau": ".3f",
-    "mean_absolute_error": ".1f",
-    "within_100": ".3f",
-}
-TITLES = ("coverage", "pinball", "tightness", "tau-b", "error", "within 100")
 
 Cell = tuple[int, str, str, int]
 """Number of prompts, kind of heads, served model, seed."""
@@ -161,10 +152,10 @@ def table(measured: Mapping[Cell, BoundQuality]) -> str:
         cells = {cell[2:]: quality for cell, quality in measured.items() if cell[:2] == (number, heads)}
         seeds = sorted({seed for _, seed in cells})
         row = [f"{number:,}", heads]
-        for name, form in FORMATS.items():
-            of_seed = [np.mean([getattr(cells[cell], name) for cell in cells if cell[1] == seed]) for seed in seeds]
-            spread = np.std(of_seed, ddof=1) if len(seeds) > 1 else 0.0
-            row.append(f"{np.mean(of_seed):{form}} ± {spread:{form}}")
+        for name in FORMATS:
+            of_seed = [[getattr(cells[cell], name) for cell in cells if cell[1] == seed] for seed in seeds]
+            known = all(value is not None for values in of_seed for value in values)
+            row.append(spread([float(np.mean(values)) for values in of_seed], name) if known else "-")
         other = {cell: measured[number, NEW if heads == INIT else INIT, *cell] for cell in cells}
         for name, sign in (("pinball_loss", -1), ("kendall_tau", 1)):
             wins = sum(sign * getattr(cells[cell], name) > sign * getattr(other[cell], name) for cell in cells)

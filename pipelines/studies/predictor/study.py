@@ -22,10 +22,7 @@ from predictor.records.rows import read_rows
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen2.5-7B-Instruct-1M", "gemma-3-4b-it")
 SEEDS = (0, 1, 2)
 OBJECTIVES = ("ordinal", "pinball", "ranking")
-NUM_PROMPTS = (100, 300, 1000, 3000)
-# Of the prompts that a new served model has, how many serve what.
-SHARES = {"train": 0.55, "validation": 0.15, "calibration": 0.3}
-EXPERIMENTS = ("seeds", "resplits", "objectives", "unseen-data", "new-model")
+EXPERIMENTS = ("seeds", "resplits", "objectives", "unseen-data")
 
 
 def main() -> None:
@@ -68,13 +65,11 @@ class Study:
                 runs = [self._train("seed0", ["--seed", "0"])]
                 runs += [self._train_for(name, runs[0]) for name in OBJECTIVES]
                 table = tables.objectives(runs, ("likelihood", *OBJECTIVES), MODELS)
-            case "unseen-data":
+            case _:
                 names = sorted(set(self._records.datasets))
                 runs = [self._without_dataset(name) for name in names]
                 full = self._train("seed0", ["--seed", "0"])
                 table = tables.unseen_data(runs, names, full, self._records, MODELS)
-            case _:
-                table = tables.new_model(self._new_models(), MODELS)
         with atomic_file(self.out / f"{experiment}.md") as aside:
             aside.write_text(table)
         print(f"{experiment}\n\n{table}", flush=True)
@@ -83,36 +78,6 @@ class Study:
         kept = np.flatnonzero(np.asarray(self._records.datasets) != dataset)
         file = self._write(f"without-{dataset}", self._records.select(kept))
         return self._train(f"without-{dataset}", [], file)
-
-    def _new_models(self) -> dict[tuple[str, str, int], Path]:
-        """Return runs by served model, start and number of prompts."""
-        others = np.flatnonzero(~np.isin(self._records.models, MODELS))
-        start = self._train(
-            "without-models",
-            ["--default-model", "average"],
-            self._write("without-models", self._records.select(others)),
-        )
-        runs: dict[tuple[str, str, int], Path] = {}
-        for model in MODELS:
-            for number in NUM_PROMPTS:
-                name = f"{model}-{number}"
-                file = self._write(name, self._few(model, number))
-                runs[model, "ten other models", number] = self._train(
-                    f"{name}-init", ["--init", str(start / "predictor")], file
-                )
-                if model == MODELS[0]:
-                    runs[model, "encoder alone", number] = self._train(name, [], file)
-        return runs
-
-    def _few(self, model: str, number: int) -> Records:
-        """Return `number` prompts of one served model, each from the split it has, and the whole test split."""
-        records, rng = self._records, np.random.default_rng(number)
-        models, splits = np.asarray(records.models), np.asarray(records.splits)
-        chosen = [np.flatnonzero((models == model) & (splits == "test"))]
-        for split, share in SHARES.items():
-            rows = np.flatnonzero((models == model) & (splits == split))
-            chosen.append(rng.permutation(rows)[: round(share * number)])
-        return records.select(np.concatenate(chosen))
 
     def _write(self, name: str, records: Records) -> Path:
         file = self.out / "data" / f"{name}.parquet"
@@ -127,8 +92,8 @@ class Study:
         folder = self.out / name
         if (folder / "metrics.json").is_file():
             return folder
-        start = [] if "--init" in options else ["--encoder", self._encoder]
-        command = ["amin", "train", "--data", str(data or self._data), *start, "--no-baselines", "--no-progress"]
+        command = ["amin", "train", "--data", str(data or self._data), "--encoder", self._encoder]
+        command += ["--no-baselines", "--no-progress"]
         command += [*options, *self._options, "--out", str(folder)]
         if (folder / "config.yaml").is_file():
             command.append("--resume")

@@ -24,8 +24,17 @@ NUM_RESAMPLES = 1000
 NUM_IN_DOMAIN = 200
 NUM_CHOICES = 20
 NUM_RESPLITS = 40
-MEASURES = ("coverage", "worst_group_coverage", "pinball_loss", "tightness", "kendall_tau")
-TITLES = ("coverage", "worst data set", "pinball", "tightness", "tau-b")
+FORMATS = {
+    "coverage": ".3f",
+    "worst_group_coverage": ".3f",
+    "pinball_loss": ".2f",
+    "tightness": ".3f",
+    "kendall_tau": ".3f",
+    "mean_absolute_error": ".1f",
+    "within_100": ".3f",
+}
+"""Measures of every table, of `predictor.bounds.metrics.BoundQuality`, and how their numbers are written."""
+TITLES = ("coverage", "worst data set", "pinball", "tightness", "tau-b", "error", "within 100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +101,14 @@ def seeds(runs: Sequence[Path], records: Records, models: Sequence[str]) -> str:
         baselines = measure_baselines(train, calibration, ours[0].records, TAU, MAX_LENGTH)
         best = min(baselines, key=lambda name: baselines[name].quality(TAU, MAX_LENGTH).pinball_loss)
         qualities = [part.quality(TAU, MAX_LENGTH).to_dict() for part in ours]
-        cells = [spread([quality[key] for quality in qualities], key) for key in MEASURES]
-        rows.append([model, f"predictor, {len(runs)} seeds", *cells])
+        of_seeds = [spread([quality[key] for quality in qualities], key) for key in FORMATS]
+        rows.append([model, f"predictor, {len(runs)} seeds", *of_seeds])
         for name, bounds in baselines.items():
-            rows.append([model, name, *_cells(bounds.quality(TAU, MAX_LENGTH).to_dict())])
+            rows.append([model, name, *cells(bounds.quality(TAU, MAX_LENGTH).to_dict())])
         loss, order = bootstrap(ours, baselines[best])
-        rows.append([model, f"predictor - {best}, 95 % interval", "", "", loss, "", order])
+        rows.append([model, f"predictor - {best}, 95 % interval", "", "", loss, "", order, "", ""])
         ceiling = qualities[0]["kendall_tau_ceiling"]
-        rows.append([model, "ceiling: a draw against the mean of the others", "", "", "", "", f"{ceiling:.3f}"])
+        rows.append([model, "ceiling: a draw against the mean of the others", "", "", "", "", f"{ceiling:.3f}", "", ""])
     return markdown(["served model", "", *TITLES], rows)
 
 
@@ -133,7 +142,7 @@ def resplits(runs: Sequence[Path], records: Records, models: Sequence[str]) -> s
 def objectives(runs: Sequence[Path], names: Sequence[str], models: Sequence[str]) -> str:
     """Return the measures of one run for each objective."""
     rows = [
-        [model, name, *_cells(_metrics(run)["models"][model]["test"])]
+        [model, name, *cells(_metrics(run)["models"][model]["test"])]
         for model in models
         for run, name in zip(runs, names, strict=True)
     ]
@@ -173,24 +182,17 @@ def unseen_data(runs: Sequence[Path], names: Sequence[str], full: Path, records:
                     f"{ours.pinball_loss:.1f}",
                     f"{first.kendall_tau:.3f}",
                     f"{ours.kendall_tau:.3f}",
+                    f"{first.mean_absolute_error:.1f}",
+                    f"{ours.mean_absolute_error:.1f}",
+                    f"{first.within_100:.3f}",
+                    f"{ours.within_100:.3f}",
                 ]
             )
     header = ["data set", "served model", "test prompts", "coverage: left out", f"on {NUM_IN_DOMAIN}", "the rest"]
-    header.append("trained on")
-    return markdown(
-        [*header, "pinball: left out", f"on {NUM_IN_DOMAIN}", "trained on", "tau-b: left out", "trained on"], rows
-    )
-
-
-def new_model(runs: Mapping[tuple[str, str, int], Path], models: Sequence[str]) -> str:
-    """Return the measures by number of prompts of a new served model, from the predictor and from the encoder."""
-    rows = [
-        [model, f"{number:,}", start, *_cells(_metrics(run)["models"][model]["test"])]
-        for model in models
-        for (name, start, number), run in runs.items()
-        if name == model
-    ]
-    return markdown(["served model", "prompts", "start", *TITLES], rows)
+    header += ["trained on", "pinball: left out", f"on {NUM_IN_DOMAIN}", "trained on"]
+    for name in ("tau-b", "error", "within 100"):
+        header += [f"{name}: left out", "trained on"]
+    return markdown(header, rows)
 
 
 def bootstrap(ours: Sequence[MeasuredBounds], other: MeasuredBounds) -> tuple[str, str]:
@@ -215,9 +217,14 @@ def bootstrap(ours: Sequence[MeasuredBounds], other: MeasuredBounds) -> tuple[st
 
 
 def spread(values: Sequence[float], key: str) -> str:
-    """Return mean ± standard deviation."""
-    digits = 2 if key == "pinball_loss" else 3
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+    """Return mean ± standard deviation of a measure; of one value itself."""
+    mean = f"{np.mean(values):{FORMATS[key]}}"
+    return f"{mean} ± {np.std(values, ddof=1):{FORMATS[key]}}" if len(values) > 1 else mean
+
+
+def cells(quality: Mapping[str, Any]) -> list[str]:
+    """Return the measures as text, in the order of `TITLES`; "-" where the data cannot tell."""
+    return ["-" if quality[key] is None else f"{quality[key]:{form}}" for key, form in FORMATS.items()]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -229,10 +236,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _losses(part: MeasuredBounds, draws: Sequence[np.ndarray]) -> FloatArray:
     excess = [lengths - bound for lengths, bound in zip(draws, part.lower_bounds, strict=True)]
     return np.asarray([np.mean(np.maximum(TAU * gap, (TAU - 1.0) * gap)) for gap in excess])
-
-
-def _cells(quality: Mapping[str, Any]) -> list[str]:
-    return [f"{quality[key]:.2f}" if key == "pinball_loss" else f"{quality[key]:.3f}" for key in MEASURES]
 
 
 def _metrics(run: Path) -> dict[str, Any]:
