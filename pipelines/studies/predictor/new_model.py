@@ -35,8 +35,8 @@ TAU = 0.1
 SHARES = {"train": 0.55, "validation": 0.15, "calibration": 0.3}
 INIT, NEW = "of START (`--init`)", "new"
 
-Cell = tuple[int, str, str, int]
-"""Number of prompts, kind of heads, served model, seed."""
+Cell = tuple[int, int, str, str, int]
+"""Number of prompts, epochs of the heads alone, kind of heads, served model, seed."""
 
 
 def main() -> None:
@@ -48,15 +48,16 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="*", default=[], help="data sets that they are asked (default: all)")
     parser.add_argument("--prompts", nargs="+", type=int, default=[100, 300, 1000, 3000], help="prompts of a new model")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the choice and of the training")
-    parser.add_argument("--head-epochs", type=int, default=TrainConfig().head_epochs, help="of the heads alone")
+    parser.add_argument("--head-epochs", nargs="+", type=int, default=[8], help="of the heads alone, each tried")
     parser.add_argument("--epochs", type=int, default=0, help="of the whole network (default: 0, the heads alone)")
     args = parser.parse_args()
     quiet_libraries()
-    config = TrainConfig(epochs=args.epochs, head_epochs=args.head_epochs, tau=TAU, progress=False, accelerator="cpu")
+    config = TrainConfig(epochs=args.epochs, tau=TAU, progress=False, accelerator="cpu")
     start = Start.read(args.start, chosen(args.data, args.models, args.datasets), config)
     measured = {
-        (number, heads, model, seed): start.measured(model, number, seed, heads)
+        (number, epochs, heads, model, seed): start.measured(model, number, epochs, seed, heads)
         for number in args.prompts
+        for epochs in args.head_epochs
         for heads in (INIT, NEW)
         for model in args.models
         for seed in args.seeds
@@ -113,11 +114,11 @@ class Start:
         # A prompt is its own name here; the heads' predictor looks states up by the text it is asked about.
         return cls(folder, source, states_of(prompts, prompts.prompts, source, shown=True), records, config)
 
-    def measured(self, model: str, number: int, seed: int, heads: str) -> BoundQuality:
+    def measured(self, model: str, number: int, epochs: int, seed: int, heads: str) -> BoundQuality:
         """Return what a predictor of a new served model reaches on its test prompts."""
         splits = few(self.records, model, number, seed)
         folder = str(self.folder)
-        config = replace(self.config, seed=seed, init=folder if heads == INIT else None)
+        config = replace(self.config, seed=seed, head_epochs=epochs, init=folder if heads == INIT else None)
         config = config if config.init else replace(config, encoder=folder)
         with tempfile.TemporaryDirectory() as out:
             trained = self._trained(config, splits, Path(out))
@@ -146,22 +147,23 @@ class Start:
 
 
 def table(measured: Mapping[Cell, BoundQuality]) -> str:
-    """Return a row for each number of prompts and kind of heads: mean over models, mean and spread over seeds."""
+    """Return a row for each number of prompts, epochs and kind of heads: mean over models, spread over seeds."""
     rows = []
-    for number, heads in dict.fromkeys((number, heads) for number, heads, _, _ in measured):
-        cells = {cell[2:]: quality for cell, quality in measured.items() if cell[:2] == (number, heads)}
-        seeds = sorted({seed for _, seed in cells})
-        row = [f"{number:,}", heads]
+    for number, epochs, heads in dict.fromkeys(cell[:3] for cell in measured):
+        own = {cell[3:]: quality for cell, quality in measured.items() if cell[:3] == (number, epochs, heads)}
+        other = {cell: measured[number, epochs, NEW if heads == INIT else INIT, *cell] for cell in own}
+        row = [f"{number:,}", heads, str(epochs)]
         for name in FORMATS:
-            of_seed = [[getattr(cells[cell], name) for cell in cells if cell[1] == seed] for seed in seeds]
+            of_seed = [
+                [getattr(own[cell], name) for cell in own if cell[1] == seed] for seed in sorted({s for _, s in own})
+            ]
             known = all(value is not None for values in of_seed for value in values)
             row.append(spread([float(np.mean(values)) for values in of_seed], name) if known else "-")
-        other = {cell: measured[number, NEW if heads == INIT else INIT, *cell] for cell in cells}
         for name, sign in (("pinball_loss", -1), ("kendall_tau", 1)):
-            wins = sum(sign * getattr(cells[cell], name) > sign * getattr(other[cell], name) for cell in cells)
-            row.append(f"{wins} of {len(cells)}")
+            wins = sum(sign * getattr(own[cell], name) > sign * getattr(other[cell], name) for cell in own)
+            row.append(f"{wins} of {len(own)}")
         rows.append(row)
-    return markdown(["prompts", "heads", *TITLES, "better pinball", "better tau-b"], rows)
+    return markdown(["prompts", "heads", "epochs", *TITLES, "better pinball", "better tau-b"], rows)
 
 
 if __name__ == "__main__":

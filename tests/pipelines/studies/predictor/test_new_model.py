@@ -12,7 +12,7 @@ from predictor.records.records import Records, records_from_rows, write_records
 from predictor.records.rows import read_rows
 from predictor.training.config import TrainConfig
 
-CONFIG = TrainConfig(epochs=0, head_epochs=2, max_length=256, num_bins=16, progress=False, accelerator="cpu")
+CONFIG = TrainConfig(epochs=0, max_length=256, num_bins=16, progress=False, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_prompts_come_from_their_own_splits(records: Records) -> None:
 def test_the_heads_of_another_are_ahead_where_prompts_are_few(run_folder: Path, records: Records) -> None:
     """The run's heads know these very prompts; new ones have seen 33 of them for two epochs, and repeat themselves."""
     start = Start.read(run_folder, records, CONFIG)
-    measured = {(60, heads, "another", 0): start.measured("another", 60, 0, heads) for heads in (INIT, NEW)}
+    measured = {(60, 2, heads, "another", 0): start.measured("another", 60, 2, 0, heads) for heads in (INIT, NEW)}
     known, new = measured.values()
     assert known.kendall_tau > new.kendall_tau
-    assert start.measured("another", 60, 0, NEW) == new
+    assert start.measured("another", 60, 2, 0, NEW) == new
     first, second = (line.split("|") for line in table(measured).splitlines()[2:])
     assert first[-2].strip() == "1 of 1"
     assert second[-2].strip() == "0 of 1"
@@ -60,7 +60,7 @@ def test_the_whole_network_trains_on_text(run_folder: Path, records: Records) ->
     """From the run and from its encoder; the run stays as it was."""
     before = (run_folder / "predictor" / "model.safetensors").read_bytes()
     start = Start.read(run_folder, records, replace(CONFIG, epochs=1))
-    assert np.isfinite([start.measured("another", 60, 0, heads).pinball_loss for heads in (INIT, NEW)]).all()
+    assert np.isfinite([start.measured("another", 60, 2, 0, heads).pinball_loss for heads in (INIT, NEW)]).all()
     assert (run_folder / "predictor" / "model.safetensors").read_bytes() == before
 
 
