@@ -14,7 +14,7 @@ class ReduceSettings:
 
     Examples:
       amin reduce --data logs.jsonl --out reduced
-      amin train --data reduced --epochs 0 --out run
+      amin train --data reduced --out run
     """
 
     data: str

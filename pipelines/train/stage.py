@@ -112,7 +112,7 @@ def conclude(
     calibrate(length_predictor, splits["calibration"], shown=config.progress)
     save(config, length_predictor, out)
     results = results_on_test(config, splits, length_predictor)
-    longest = min(length_predictor.spec.bins.max_length, CLIPPED_AT)
+    longest = min(length_predictor.spec.bins.max_length, CLIPPED_AT, config.length_cap or CLIPPED_AT)
     metrics = results.metrics(config.tau, longest)
     if config.split_by == "time":
         metrics["days"] = results.groups(config.tau, longest)

@@ -1,7 +1,8 @@
 """How good lower bounds are.
 
-Prompts weigh the same whatever their number of draws. A truncated draw counts as its observed length, but in coverage,
-where complete draws stand in for it (`predictor.bounds.censoring`).
+Prompts weigh the same whatever their number of draws. A truncated draw counts as its observed length, and a prediction
+beyond it as that length too, since nobody knows what the answer would have become; in coverage complete draws stand in
+for it (`predictor.bounds.censoring`).
 """
 
 from collections.abc import Sequence
@@ -54,19 +55,23 @@ def bound_quality(
 ) -> BoundQuality:
     """Return all measures of N prompts.
 
-    Lengths are clipped at `max_length` tokens: in a mean, one runaway draw outweighs everything else.
+    In all but coverage, lengths are clipped at `max_length` tokens: in a mean, one runaway draw outweighs everything
+    else. So are bounds and medians, since the quantile of a clipped length is the clipped quantile.
     """
-    bounds = np.asarray(lower_bounds, dtype=np.float64)
-    draws = [np.minimum(lengths, max_length) if max_length else lengths for lengths in output_lens]
-    covered = coverage_by_prompt(bounds, draws, is_truncated)
-    errors = [np.abs(lengths - median) for lengths, median in zip(draws, np.asarray(medians), strict=True)]
+    bounds, middles = np.asarray(lower_bounds, dtype=np.float64), np.asarray(medians, dtype=np.float64)
+    covered, order = coverage_by_prompt(bounds, output_lens, is_truncated), middles
+    draws: Draws = output_lens
+    if max_length is not None:
+        draws = [np.minimum(lengths, max_length) for lengths in output_lens]
+        bounds, middles = np.minimum(bounds, max_length), np.minimum(middles, max_length)
+    errors = [np.abs(excess) for excess in _excesses(middles, draws, is_truncated)]
     return BoundQuality(
         tau,
         float(covered.mean()),
         worst_group_coverage(covered, datasets),
-        pinball_loss(bounds, draws, tau),
+        pinball_loss(bounds, draws, tau, is_truncated),
         tightness(bounds, draws),
-        kendall_tau(np.asarray(medians, dtype=np.float64), draws),
+        kendall_tau(order, draws),
         kendall_tau_ceiling(draws),
         float(np.mean([error.mean() for error in errors])),
         float(np.mean([np.mean(error <= NEAR) for error in errors])),
@@ -93,13 +98,20 @@ def worst_group_coverage(covered: FloatArray, datasets: Sequence[str]) -> float 
     return min(means, default=None)
 
 
-def pinball_loss(bounds: FloatArray, output_lens: Draws, tau: float) -> float:
+def pinball_loss(bounds: FloatArray, output_lens: Draws, tau: float, is_truncated: Flags | None = None) -> float:
     """Return the mean of max(tau (L - b), (tau - 1) (L - b)), in tokens: least at the true tau-quantile."""
-    per_prompt = []
-    for bound, draws in zip(bounds, output_lens, strict=True):
-        excess = draws - bound
-        per_prompt.append(np.mean(np.maximum(tau * excess, (tau - 1.0) * excess)))
-    return float(np.mean(per_prompt))
+    excesses = _excesses(bounds, output_lens, is_truncated)
+    return float(np.mean([np.mean(np.maximum(tau * excess, (tau - 1.0) * excess)) for excess in excesses]))
+
+
+def _excesses(predicted: FloatArray, output_lens: Draws, is_truncated: Flags | None) -> list[FloatArray]:
+    """Return how far each prompt's draws lie above what was predicted; of a cut draw at least 0."""
+    excesses = [
+        np.asarray(draws - value, dtype=np.float64) for value, draws in zip(predicted, output_lens, strict=True)
+    ]
+    if is_truncated is None:
+        return excesses
+    return [np.where(flags, np.maximum(part, 0.0), part) for part, flags in zip(excesses, is_truncated, strict=True)]
 
 
 def tightness(bounds: FloatArray, output_lens: Draws) -> float:

@@ -38,10 +38,11 @@ class TrainConfig:
     """Probability allowed below the bound, for the reported measures; a saved predictor answers any tau."""
     seed: Seed = 0
     """Seed of splits, subsampling, batches and dropout."""
-    epochs: CountOrNone = 6
-    """Passes over the training prompts, at most (stops early by pinball loss in validation); 0 trains heads alone."""
+    epochs: CountOrNone = 0
+    """Passes over the training prompts that train the whole network once the heads are trained, at most (stops early by
+    pinball loss in validation). 0 keeps the encoder as it is; 5 pays for an encoder that never saw lengths."""
     head_epochs: CountOrNone = 8
-    """Passes beforehand that train the heads alone, on states computed once."""
+    """Passes that train the heads alone, on states computed once."""
     batch_size: Count = 32
     """Prompts in a batch, on each device."""
     max_prompts: Count | None = None

@@ -29,7 +29,7 @@ def reduced_folder(run_folder: Path, records_file: Path, tmp_path_factory: pytes
 def trained(reduced_folder: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on it."""
     out = tmp_path_factory.mktemp("from-reduced") / "run"
-    words = ["train", "--data", str(reduced_folder), "--encoder", str(run_folder), "--epochs", "0", "--out", str(out)]
+    words = ["train", "--data", str(reduced_folder), "--encoder", str(run_folder), "--out", str(out)]
     assert main([*words, *QUICK.split()]) == 0
     return out
 
@@ -98,7 +98,7 @@ def test_another_encoder_is_refused(
 ) -> None:
     """States are read by the encoder that made them alone."""
     words = ["train", "--data", str(reduced_folder), "--out", str(tmp_path / "run"), "--encoder", str(trained)]
-    assert main([*words, "--epochs", "0", *QUICK.split()]) == 2
+    assert main([*words, *QUICK.split()]) == 2
     assert "another encoder than" in capsys.readouterr().err
 
 

@@ -50,6 +50,25 @@ def test_clipping_limits_what_a_runaway_draw_can_do() -> None:
     assert clipped.coverage == free.coverage
 
 
+def test_predictions_are_clipped_where_lengths_are() -> None:
+    """A median of 900 is not far off for answers that count as 200; coverage is of the lengths themselves."""
+    draws = [np.array([100]), np.array([700])]
+    within, beyond = (bound_quality([50, bound], [60, 900], draws, ["", ""], 0.1, 200) for bound in (200, 650))
+    assert within.mean_absolute_error == 20.0
+    assert beyond.pinball_loss == within.pinball_loss
+    assert beyond.coverage == 1.0
+    assert bound_quality([50, 800], [60, 900], draws, ["", ""], 0.1, 200).coverage == 0.5
+
+
+def test_a_cut_draw_charges_nothing_for_what_lies_beyond_its_cut() -> None:
+    """Nobody knows what the answer would have become; below its cut a prediction is charged as any other."""
+    draws, flags = [np.array([500, 100])], [np.array([True, False])]
+    far, at, under = (bound_quality([bound], [bound], draws, [""], 0.1, None, flags) for bound in (900, 500, 400))
+    assert far.mean_absolute_error - at.mean_absolute_error == pytest.approx(400 / 2)
+    assert far.pinball_loss - at.pinball_loss == pytest.approx(0.9 * 400 / 2)
+    assert under.mean_absolute_error == pytest.approx((100 + 300) / 2)
+
+
 def test_the_ceiling_needs_two_draws_and_is_one_without_noise() -> None:
     """One draw says nothing about the noise."""
     assert kendall_tau_ceiling([np.array([3]), np.array([4])]) is None
