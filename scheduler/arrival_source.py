@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from scheduler.request import Request
@@ -24,20 +25,27 @@ class ArrivalSource(ABC):
 
 
 class KnownArrivals(ArrivalSource):
-    """Requests whose facts are complete at arrival."""
+    """Requests whose facts are complete at arrival, or at a time that is known."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        """Sort at least one request by arrival, then index."""
-        self._requests = requests
-        self._left = sorted(range(len(requests)), key=lambda i: (requests[i].arrival_time, i), reverse=True)
-        self.next_time = requests[self._left[-1]].arrival_time
+    def __init__(self, requests: Sequence[Request], times: Sequence[float] | None = None) -> None:
+        """Sort at least one request by when it is handed over, then index.
+
+        Args:
+            requests: The workload.
+            times: When each is handed over, not before it arrives; by default then.
+        """
+        self._requests, self._arrivals = requests, sorted(request.arrival_time for request in requests)
+        self._times = [request.arrival_time for request in requests] if times is None else times
+        self._left = sorted(range(len(requests)), key=lambda i: (self._times[i], i), reverse=True)
+        self.next_time = self._times[self._left[-1]]
 
     def take(self, now: float) -> Sequence[tuple[int, Request]]:
-        """Return those that have arrived."""
-        left, requests = self._left, self._requests
+        """Return those whose time has come."""
+        left, requests, times = self._left, self._requests, self._times
         taken = []
-        while left and requests[left[-1]].arrival_time <= now:
+        while left and times[left[-1]] <= now:
             index = left.pop()
             taken.append((index, requests[index]))
-        self.next_time = requests[left[-1]].arrival_time if left else math.inf
+        self.next_time = times[left[-1]] if left else math.inf
+        self.num_held = bisect_right(self._arrivals, now) - len(requests) + len(left)
         return taken

@@ -1,7 +1,6 @@
 """The measured runs once more, in the simulator with the cost model fitted from them: is it a model of this engine?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,14 +54,9 @@ def replay(
 
 def _mean_latencies(measured: MeasuredRun, worker: Worker, options: Mapping[str, Any]) -> tuple[float, float]:
     run = measured.run
-    requests = [
-        replace(request, arrival_time=float(time))
-        for request, time in zip(run.requests, measured.entry_times, strict=True)
-    ]
-    result = simulate(
-        run.policy, Workload(requests, run.result.output_len.tolist(), measured.renewals), worker, run.seed, **options
-    )
-    simulated = replace(result, arrival_time=run.result.arrival_time)
+    workload = Workload(list(run.requests), run.result.output_len.tolist(), measured.renewals)
+    times = measured.entry_times.tolist()
+    simulated = simulate(run.policy, workload, worker, run.seed, handed_over=times, **options)
     return mean_latency(simulated, run.num_warm_up), mean_latency(run.result, run.num_warm_up)
 
 

@@ -2,6 +2,9 @@
 
 All cases take their turn in every round, so that a machine that others use slows all alike; medians over the rounds.
 The last column is prompts a second of processor time: what one quiet core would give.
+
+With --workload also what a burst loses to predictions that come one batch after the other: the requests of an
+evaluation, all there at once, in the simulator, at a constant time an iteration.
 """
 
 import argparse
@@ -10,16 +13,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import inf
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from pipelines.files import write_json
 from pipelines.results import print_table
+from pipelines.simulate.workload_file import bins_file
 from predictor.records.records import read_prompts
 from predictor.serving import LengthPredictor
+from scheduler.json_file import read_json
+from scheduler.kv_cache import KvCache
+from scheduler.simulation.cost_model import CostModel
+from scheduler.simulation.simulate import simulate
+from scheduler.worker import Worker
+from scheduler.workload import read_workload
 
 GOAL = 400.0
 """Prompts a second on two cores."""
+RATES = (inf, 1500.0, 400.0, 133.0)
+"""Prompts a second: all at once, the goals of sixteen cores and of two, and what one thread did on an H200's machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", default="8,16,32,128", help="prompts in a batch (default: 8,16,32,128)")
     parser.add_argument("--at-once", default="1,2", help="batches next to each other, a thread each (default: 1,2)")
     parser.add_argument("--rounds", type=int, default=5, help="times that each case takes its turn (default: 5)")
+    parser.add_argument("--workload", type=Path, help="workload.jsonl of amin evaluate, with its bins next to it")
+    parser.add_argument("--kv-blocks", type=int, default=512, help="of 16 tokens, for --workload (default: 512)")
+    parser.add_argument("--iteration", type=float, default=0.008, help="seconds, for --workload (default: 0.008)")
     parser.add_argument("--out", type=Path, required=True, help="folder for burst.json")
     args = parser.parse_args(argv)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -58,8 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     speeds = measure(args.export, prompts, cases, args.rounds)
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {"export": str(args.export), "prompts": str(args.prompts), "size": len(prompts), "rounds": args.rounds}
-    write_json(args.out / "burst.json", {**facts, "cases": [asdict(speed) for speed in speeds]})
+    gains = gains_by_rate(args.workload, args.kv_blocks, args.iteration) if args.workload else {}
+    cases_and_gains = {"cases": [asdict(speed) for speed in speeds], "gains": gains}
+    write_json(args.out / "burst.json", {**facts, **cases_and_gains})
     show(speeds)
+    if gains:
+        print_table(["prompts/s", "amin-survival over fcfs"], [[rate, f"{gain:.2f}x"] for rate, gain in gains.items()])
 
 
 def measure(export: Path, prompts: Sequence[str], cases: Sequence[Case], num_rounds: int) -> list[Speed]:
@@ -85,6 +107,28 @@ def predict(length_predictor: LengthPredictor, prompts: Sequence[str], case: Cas
     step = len(prompts) if case.by_length else case.batch_size
     for start in range(0, len(prompts), step):
         length_predictor.predict(prompts[start : start + step])
+
+
+def gains_by_rate(path: Path, num_blocks: int, seconds: float) -> dict[str, float]:
+    """Return how much faster amin-survival is than fcfs where so many prompts a second are predicted, over five orders.
+
+    Like lengths share a batch of 16. A policy learns of a request when its batch is done; latency counts from the start.
+    """
+    workload = read_workload(path, edges=np.array(read_json(bins_file(path))))
+    worker = Worker(KvCache(num_blocks, 16), resume=True, max_batch_tokens=512, cost_model=CostModel(seconds, 1e-5))
+    count = len(workload.requests)
+    latencies: dict[str, list[float]] = {}
+    for seed in range(5):
+        shuffled = workload.select(np.random.default_rng(seed).permutation(count).tolist())
+        latencies.setdefault("fcfs", []).append(float(simulate("fcfs", shuffled, worker, seed).finish_time.mean()))
+        by_length = np.argsort([request.num_prompt_tokens for request in shuffled.requests], kind="stable")
+        for rate in RATES:
+            times = np.zeros(count)
+            times[by_length] = (np.arange(count) // 16 + 1) * 16 / rate
+            result = simulate("amin-survival", shuffled, worker, seed, handed_over=times.tolist())
+            latencies.setdefault(f"{rate:g}", []).append(float(result.finish_time.mean()))
+    fcfs = np.array(latencies.pop("fcfs"))
+    return {rate: float((fcfs / each).mean()) for rate, each in latencies.items()}
 
 
 def show(speeds: Sequence[Speed]) -> None:

@@ -26,6 +26,9 @@ from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.worker import Worker
 
+RECENT = 16
+"""Iterations for which it is cheap to undo an admission: a prefill and a few tokens are lost."""
+
 
 class AminSurvival(Policy):
     """Amin with four changes, read from the forecast that a request arrives with; no other model call.
@@ -43,7 +46,7 @@ class AminSurvival(Policy):
        for the sake of the tail (`Boost`). An evicted request is ordered by what it is known to exceed.
     4. Eviction: the least progress first, memory spent over memory expected to come, where spent is what would have to
        be done again (with `resume` a prefill). A request that turns out longer than predicted makes way for shorter
-       ones.
+       ones. So does one that was let in a moment ago, when others that had arrived with it had no prediction yet.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class AminSurvival(Policy):
         self._entries: dict[int, Entry] = {}
         self._new: list[int] = []
         self._renewed: list[int] = []
+        self._recent: dict[int, int] = {}  # when those were let in that may have been a moment ago
         self._variance = 0  # of the sum of the running lengths
         self._admitted_variance = 0  # of those admitted in the decision being made
         self._due = DueRequests()  # the running, when they reach their bounds
@@ -116,29 +120,79 @@ class AminSurvival(Policy):
 
     def schedule(self, running: RunningBatch) -> Decision:
         """Return the evictions that the next iteration needs, then the admissions that still fit."""
-        if self._new:
-            self._queue_new(running.clock)
+        newcomers = self._queue_new(running.clock) if self._new else ()
         self._follow(running)
         preempted: list[int] = []
         if running.next_blocks > self.worker.kv_cache.num_blocks:
             preempted = evict_while_full(running, self.worker.kv_cache.num_blocks, self._victims(running))
-            for index in preempted:
-                self._evict(index, running)
+        elif newcomers and self._recent:
+            preempted = self._outranked(newcomers, running)
+        for index in preempted:
+            self._evict(index, running)
         renew = partial(self._renew_outlived, running.clock)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve, renew)
         for index in decision.admit:
             self._start(index, running.clock)
         return decision
 
-    def _queue_new(self, clock: int) -> None:
+    def _outranked(self, newcomers: Sequence[int], running: RunningBatch) -> list[int]:
+        """Return who was let in only because newcomers that had arrived by then were not predicted yet."""
+        recent, entries = self._recent, self._entries
+        while recent and next(iter(recent.values())) < running.clock - RECENT:
+            del recent[next(iter(recent))]
+        young = [index for index in reversed(recent) if not entries[index].known]
+        early = [i for i in newcomers if young and self._arrived(i) <= self._arrived(young[0])]
+        work = {index: self._work(index) for index in (*young, *early)}
+        young.sort(key=work.__getitem__, reverse=True)
+        refused = self._without_room(sorted(early, key=work.__getitem__), running.clock)
+        needed, outranked = sum(map(self._most_blocks, refused)), []
+        for old, new in zip(young[: len(running) - 1], refused, strict=False):
+            if needed <= 0 or not self._goes_first(new, old) or not self._boost.is_far_ahead(work[new], work[old]):
+                break
+            outranked.append(old)
+            needed -= self._most_blocks(old)
+        return outranked
+
+    def _without_room(self, indices: Sequence[int], clock: int) -> Sequence[int]:
+        """Return those of `indices`, from some one on, that the cache has no room for next to what runs."""
+        self._renew_outlived(clock)
+        room = 0
+        for index in indices:
+            if self._peak.try_add(index, clock, self._entries[index].request.num_prompt_tokens, self._estimate(index)):
+                break
+            room += 1
+        for index in indices[:room]:
+            self._peak.remove(index, clock)
+        return indices[room:]
+
+    def _most_blocks(self, index: int) -> int:
+        """Return the blocks of a request when it reaches its bound."""
+        return self.worker.kv_cache.blocks(self._entries[index].request.num_prompt_tokens + self._estimate(index))
+
+    def _goes_first(self, new: int, old: int) -> bool:
+        """Return whether nothing but work decides who of the two is let in first."""
+        return (
+            self._arrived(new) <= self._arrived(old)
+            and self._entries[new].request.priority <= self._entries[old].request.priority
+            and not self.waiting.is_overdue(old)
+        )
+
+    def _arrived(self, index: int) -> float:
+        return self._entries[index].request.arrival_time
+
+    def _work(self, index: int) -> float:
+        return self._resource.iterations(self._demand(index, self._entries[index]))
+
+    def _queue_new(self, clock: int) -> list[int]:
         new = [index for index in self._new if index in self._entries]
-        works = [self._resource.iterations(self._demand(index, self._entries[index])) for index in new]
+        works = [self._work(index) for index in new]
         if self._boost.arrive(works):
             self.waiting.reorder(self._boost.key)
         for index, work in zip(new, works, strict=True):
             self._entries[index].arrival = clock
             self.waiting.requeue(index, 0, self._boost.queue(index, clock, work))
         self._new.clear()
+        return new
 
     def _demand(self, index: int, entry: Entry) -> Demand:
         """Return what a request that waits asks for over the rest of its life, less what it finds in the cache."""
@@ -201,6 +255,7 @@ class AminSurvival(Policy):
         self._variance += entry.variance
         entry.bound = entry.bound or entry.estimate
         entry.first_bound = entry.first_bound or entry.bound
+        self._recent[index] = clock
         entry.start, entry.kept = clock - entry.kept, 0
         entry.shared = self.worker.kv_cache.block_size * self.waiting.prefixes.num_taken(index)
         self._due.put(index, entry.start + entry.bound)
@@ -209,6 +264,7 @@ class AminSurvival(Policy):
         entry, generated = self._entries[index], running.num_generated(index)
         self._peak.remove(index, running.clock)
         self._due.drop(index)
+        self._recent.pop(index, None)
         self._variance -= entry.variance
         entry.start, entry.bound = None, self._bound(entry, generated)
         entry.kept = generated if self.worker.resume else 0
@@ -252,6 +308,7 @@ class AminSurvival(Policy):
         if is_running:
             self._peak.finish(index)
             self._due.drop(index)
+            self._recent.pop(index, None)
             self._variance -= entry.variance
         else:
             self._boost.leave(index)

@@ -10,6 +10,8 @@ from scheduler.worker import Worker
 MEMORY = 1000
 """Arrivals that an average reaches back over."""
 STEP = 1.25
+FAR = 1.5
+"""How much more work an admission has that is undone: it costs a prefill and a few tokens."""
 TICKS = 1 << 20
 """Work is summed up in whole parts of an iteration: a sum that is taken back exactly does not drift."""
 
@@ -134,6 +136,10 @@ class Boost:
         """Take a request out of those that wait, if it is among them."""
         self._total -= self._waiting.pop(index, (0, 0))[1]
 
+    def is_far_ahead(self, work: float, other: float) -> bool:
+        """Return whether work that came at the same time goes first by so much that it is worth an eviction."""
+        return FAR * work < other
+
     def key(self, index: int) -> float:
         """Return what a waiting request is ordered by."""
         arrival, ticks = self._waiting[index]
@@ -158,6 +164,10 @@ class LongestFirst:
 
     def leave(self, index: int) -> None:
         """Keep nothing."""
+
+    def is_far_ahead(self, work: float, other: float) -> bool:
+        """Return whether work goes first by so much that it is worth an eviction."""
+        return work > FAR * other
 
     def key(self, index: int) -> float:
         """Never asked for: keys do not change together."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from scheduler.arrival_source import KnownArrivals
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -24,6 +25,7 @@ def simulate(
     seed: int,
     on_finish: Callable[[Sequence[int]], None] | None = None,
     look_ahead: int | None = None,
+    handed_over: Sequence[float] | None = None,
     **options: Any,
 ) -> RunResult:
     """Return what happens to a workload under a policy; times in iterations, or seconds with a cost model.
@@ -36,6 +38,7 @@ def simulate(
         on_finish: Told the indices of the requests that end, as they do.
         look_ahead: Prompt tokens of waiting requests that an iteration reads; what they tell is the workload's renewal
             after 0 tokens.
+        handed_over: When the policy learns of each request, as with predictions that take time; by default at arrival.
         options: Further arguments of a policy that is named.
     """
     rng = np.random.default_rng(seed)
@@ -46,4 +49,6 @@ def simulate(
     ahead = None if look_ahead is None else LookAhead(look_ahead, workload.renewals)
     executor = SimulatedExecutor(worker, workload.output_lens, ahead)
     renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
-    return Loop(made, executor, workload.requests, renewals=renewals, look_ahead=ahead).run(on_finish)
+    arrivals = KnownArrivals(workload.requests, handed_over)
+    loop = Loop(made, executor, workload.requests, arrivals=arrivals, renewals=renewals, look_ahead=ahead)
+    return loop.run(on_finish)
