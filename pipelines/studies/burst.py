@@ -34,7 +34,7 @@ from scheduler.workload import read_workload
 GOAL = 400.0
 """Prompts a second on two cores."""
 RATES = (inf, 1500.0, 400.0, 133.0)
-"""Prompts a second: all at once, the goals of sixteen cores and of two, and what one thread did on an H200's machine."""
+"""Prompts a second: all at once, the goals of sixteen cores and of two, and one thread on an H200's machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,10 @@ def predict(length_predictor: LengthPredictor, prompts: Sequence[str], case: Cas
 
 
 def gains_by_rate(path: Path, num_blocks: int, seconds: float) -> dict[str, float]:
-    """Return how much faster amin-survival is than fcfs where so many prompts a second are predicted, over five orders.
+    """Return how much faster amin-survival is than fcfs, by prompts predicted a second, over five orders.
 
-    Like lengths share a batch of 16. A policy learns of a request when its batch is done; latency counts from the start.
+    Like lengths share a batch of 16. The policy learns of a request when its batch is done; latency counts from the
+    start.
     """
     workload = read_workload(path, edges=np.array(read_json(bins_file(path))))
     worker = Worker(KvCache(num_blocks, 16), resume=True, max_batch_tokens=512, cost_model=CostModel(seconds, 1e-5))
