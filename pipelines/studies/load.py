@@ -6,7 +6,9 @@
 A closed loop: each connection sends its next request when the last was answered. With `--rate` an open one: requests
 come at random times, whatever becomes of those before, and their latency counts from then. `--overload` measures the
 capacity by a closed loop and then offers multiples of it. Give server and load a core each, so that neither takes the
-other's: `taskset -c 0 amin serve SERVING` and `taskset -c 1 python -m pipelines.studies.load ...`.
+other's: `taskset -c 0 amin serve SERVING` and `taskset -c 1 python -m pipelines.studies.load ...`. On a machine with
+other work, `--server-pid` counts seconds of the server's processor time, in which requests then come and are answered;
+what is in time goes by the clock on the wall all the same.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,12 @@ from predictor.errors import InputError
 from predictor.records.records import read_prompts
 
 HISTOGRAM_MS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 200, 500, 1000)
-NUM_WARM_UP = 100
+NUM_WARM_UP = 500
 MAX_CONNECTIONS = 400
+LEAST_ASLEEP, MOST_ASLEEP = 0.001, 0.01
+"""Seconds between two looks at a clock that may be slower than the wall's, and stands still while this client runs."""
 Address = tuple[str, int]
+Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -76,16 +81,35 @@ async def load(server: Address, bodies: Sequence[bytes], concurrency: int) -> Ou
     return outcome
 
 
-async def open_load(server: Address, bodies: Sequence[bytes], rate: float, seed: int = 0) -> Outcome:
-    """Return the outcome of one request per body at random times, `rate` a second on average."""
-    outcome = Outcome()
+async def open_load(
+    server: Address, bodies: Sequence[bytes], rate: float, clock: Clock = time.perf_counter, seed: int = 0
+) -> Outcome:
+    """Return the outcome of one request per body at random times, `rate` a second of `clock` on average."""
+    outcome, requests = Outcome(), set[asyncio.Task[None]]()
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, len(bodies)))
-    async with Client(*server, MAX_CONNECTIONS) as client, asyncio.TaskGroup() as requests:
-        begin = time.perf_counter()
+    async with Client(*server, MAX_CONNECTIONS) as client:
+        begin = clock()
         for body, arrival in zip(bodies, arrivals, strict=True):
-            await asyncio.sleep(max(0.0, begin + arrival - time.perf_counter()))
-            requests.create_task(send(client, body, outcome, begin + arrival))
+            while (left := begin + arrival - clock()) > 0:
+                if clock is not time.perf_counter and not requests:  # an idle server's clock stands still
+                    begin -= left
+                    break
+                await asyncio.sleep(max(LEAST_ASLEEP, min(left, MOST_ASLEEP)))
+            task = asyncio.create_task(send(client, body, outcome, time.perf_counter() + min(left, 0.0)))
+            requests.add(task)
+            task.add_done_callback(requests.discard)
+        await asyncio.gather(*requests)
     return outcome
+
+
+def processor_clock(pid: int) -> Clock:
+    """Return a clock of the processor seconds that a process has used; InputError where there is no such process."""
+    clock = (~pid << 3) | 2  # clock_getcpuclockid(3) of Linux
+    try:
+        time.clock_gettime(clock)
+    except OSError as error:
+        raise InputError(f"--server-pid {pid}: {error.strerror}") from None
+    return lambda: time.clock_gettime(clock)
 
 
 def summarize(outcome: Outcome, num_requests: int, concurrency: int, seconds: float) -> dict[str, Any]:
@@ -132,16 +156,17 @@ def overload(
     server: Address, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return goodput, answers predicted and in time a second, at multiples of the capacity, and show it as a table."""
-    start = time.perf_counter()
+    clock = time.perf_counter if args.server_pid is None else processor_clock(args.server_pid)
+    start = clock()
     closed = asyncio.run(load(server, bodies[: args.requests], args.concurrency))
-    capacity = len(closed.in_time) / (time.perf_counter() - start)
+    capacity = len(closed.in_time) / (clock() - start)
     rows, figures = [], []
     for multiple in multiples:
         rate = multiple * capacity
         sent = [bodies[i % len(bodies)] for i in range(max(1, round(rate * args.seconds)))]
-        start = time.perf_counter()
-        outcome = asyncio.run(open_load(server, sent, rate))
-        seconds = time.perf_counter() - start
+        start = clock()
+        outcome = asyncio.run(open_load(server, sent, rate, clock))
+        seconds = clock() - start
         in_time = sum(latency <= args.in_time_ms / 1000 for latency in outcome.in_time) / seconds
         figures.append({"offered": len(sent) / seconds, "goodput": in_time, "share_of_capacity": in_time / capacity})
         figures[-1] |= {"errors": dict(outcome.errors), "answers": dict(outcome.answers)}
@@ -164,6 +189,9 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--overload", help="multiples of the capacity to offer, with commas; it is measured first")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each open loop of --overload (default 10)")
     parser.add_argument("--in-time-ms", type=float, default=110.0, help="what counts as in time (default 110)")
+    parser.add_argument(
+        "--server-pid", type=int, help="with --overload: count seconds of this process's processor time"
+    )
     parser.add_argument("--model", help="served model to predict for; default: the server's")
     parser.add_argument("--deadline-ms", type=float, help="default: the server's")
     parser.add_argument("--split", help="only the prompts of this split")

@@ -146,17 +146,15 @@ class Sidecar:
     async def predict(
         self,
         asks: Sequence[Ask],
-        tau: float | None = None,
-        model: str | None = None,
+        tau: float,
+        model: str,
         deadline: float | None = None,
         ends_within: Sequence[int] = (),
     ) -> list[Answer]:
         """Return one answer per prompt, in order, after at most about `deadline` seconds.
 
-        Raises:
-            InputError: `tau` is outside (0, 1) or finer than the calibration supports.
+        `tau` and `model` are those that `check` returned.
         """
-        tau, model = self.check(tau, model)
         served, longest = self.served, self.settings.max_prompt_chars
         predicted: list[FloatArray | Reason] = [ask.unusable or "long_prompt" for ask in asks]
         short = [i for i, ask in enumerate(asks) if ask.unusable is None and len(ask.prompt) <= longest]
@@ -174,7 +172,11 @@ class Sidecar:
         return answers
 
     def check(self, tau: float | None, model: str | None) -> tuple[float, str]:
-        """Return `tau` and the served model that is read, with defaults filled in; InputError as `predict`."""
+        """Return `tau` and the served model that is read, with defaults filled in.
+
+        Raises:
+            InputError: `tau` is outside (0, 1) or finer than the calibration supports.
+        """
         tau = self.settings.tau if tau is None else tau
         name = self.model_of(model)
         calibration = self.spec.calibration(name)

@@ -10,15 +10,14 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from predictor.errors import InputError
 from predictor.sidecar.access import Access
 from predictor.sidecar.answers import Answer, Sidecar, SidecarSettings
 from predictor.sidecar.bodies import describe, described, read_body
 from predictor.sidecar.feedback import TrackKey, Verdict
-from predictor.sidecar.guard import Guard
+from predictor.sidecar.guard import FEEDBACK, PREDICT, Endpoint, Guard
 from predictor.sidecar.lifespan import predicting
 from predictor.sidecar.metrics import ServerMetrics
-from predictor.sidecar.problem import on_crash, on_http_error, on_input_error, problem
+from predictor.sidecar.problem import on_crash, on_http_error, problem
 from predictor.sidecar.schema import (
     BoundReport,
     FeedbackRequest,
@@ -64,27 +63,24 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
         redirect_slashes=False,  # a redirect would repeat the Host header
         docs_url=None,  # the page loads scripts from elsewhere
         redoc_url=None,
-        exception_handlers={InputError: on_input_error, HTTPException: on_http_error, Exception: on_crash},
+        exception_handlers={HTTPException: on_http_error, Exception: on_crash},
     )
     app.add_middleware(
         Guard,
+        endpoints={PREDICT: _add_predict(app, options), FEEDBACK: _add_feedback(app, metrics)},
         max_bytes=options.max_body_bytes,
         timeout=options.body_timeout,
         max_active=options.max_active,
         on_request=metrics.add_request,
     )
     app.add_middleware(Access, hosts=options.allowed_hosts, key=options.api_key)
-    _add_predict(app, options)
-    _add_feedback(app, metrics)
     _add_probes(app, metrics)
     describe(app, PredictRequest, FeedbackRequest)
     return app
 
 
-def _add_predict(app: FastAPI, options: SidecarSettings) -> None:
-    @app.post(
-        "/v1/predict", response_model=PredictResponse, responses=_PROBLEMS, openapi_extra=described(PredictRequest)
-    )
+def _add_predict(app: FastAPI, options: SidecarSettings) -> Endpoint:
+    @app.post(PREDICT, response_model=PredictResponse, responses=_PROBLEMS, openapi_extra=described(PredictRequest))
     async def predict(http_request: Request) -> Response:
         """Bounds for one prompt or several, by the model or, where time or room is short, without it."""
         request = await read_body(PredictRequest, await http_request.body())
@@ -105,6 +101,8 @@ def _add_predict(app: FastAPI, options: SidecarSettings) -> None:
         )
         return Response(response.model_dump_json(), media_type="application/json")
 
+    return predict
+
 
 def _prediction(answer: Answer, *, with_survival: bool) -> Prediction:
     return Prediction(
@@ -118,10 +116,8 @@ def _prediction(answer: Answer, *, with_survival: bool) -> Prediction:
     )
 
 
-def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> None:
-    @app.post(
-        "/v1/feedback", response_model=FeedbackResponse, responses=_PROBLEMS, openapi_extra=described(FeedbackRequest)
-    )
+def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> Endpoint:
+    @app.post(FEEDBACK, response_model=FeedbackResponse, responses=_PROBLEMS, openapi_extra=described(FeedbackRequest))
     async def feedback(http_request: Request) -> Response:
         """Lengths of finished and running requests, which correct the bounds to come."""
         request = await read_body(FeedbackRequest, await http_request.body())
@@ -137,6 +133,8 @@ def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> None:
                 await asyncio.sleep(0)
         metrics.add_verdicts(verdicts)
         return Response(FeedbackResponse(verdicts=verdicts).model_dump_json(), media_type="application/json")
+
+    return feedback
 
 
 def _take(sidecar: Sidecar, report: IdReport | BoundReport, key: TrackKey | None, client: str) -> Verdict:

@@ -20,6 +20,9 @@ _MAX_PADDING = 1.25
 _SAFE_SHARE = 0.8
 # Share of the time left that its own batch may take: those who come meanwhile wait as long.
 _BATCH_SHARE = 0.4
+# Share of its time that the work queued before a prompt may take. Refusing the newcomer costs a third of shedding
+# another: it needs no task that waits. The rest is for the batch that runs, its own, and errors of the estimate.
+_QUEUE_SHARE = 0.4
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -42,9 +45,9 @@ class Batcher(Generic[Item, Row]):
     and work spent on them comes too late, so that in the end nobody would be in time.
 
     The work of a batch is its largest prompt's size times its prompts, since all are padded to that size. On a CPU work
-    is time, so a batch pays only among small prompts of similar size: prompts join the most urgent one while the work
-    stays below `max_work` and little of it is padding. A batch starts when a worker is free and the next is full, or
-    its oldest prompt has waited `max_wait` seconds.
+    is time, so a batch pays only up to some work and among prompts of similar size: prompts join the most urgent one
+    while the work stays below `max_work` and little of it is padding. A batch starts when a worker is free and the next
+    is full, or its oldest prompt has waited `max_wait` seconds. Idle workers share what waits.
 
     A prompt is shed, with the reason instead of a prediction, when more than `max_queue` prompts wait (the oldest one),
     when its turn would come too late, or when its deadline passes. An idle worker always takes a prompt, whatever the
@@ -77,7 +80,7 @@ class Batcher(Generic[Item, Row]):
         self._changed = asyncio.Event()
         self._stopping = False
         self._num_workers = num_workers
-        self._expected_ends: dict[asyncio.Task[None], float] = {}  # of the batches on the workers
+        self._expected_ends: dict[int, float] = {}  # of the batches on the workers, by identity
         self._seconds_per_work = 0.0
         self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="predict")
         self._task: asyncio.Task[None] | None = None
@@ -106,16 +109,28 @@ class Batcher(Generic[Item, Row]):
 
     async def predict(self, prompts: Sequence[Item], time_limit: float) -> list[Row | Shed]:
         """Return one prediction per prompt, or why it has none, after at most about `time_limit` seconds."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._is_saturated(now, now + time_limit):
+            return ["deadline"] * len(prompts)
         answers = [self._submit(prompt, now, now + time_limit) for prompt in prompts]
         self._shed_late(now)
+        timer = loop.call_at(now + time_limit, self._give_up, answers)
         try:
-            await asyncio.wait(answers, timeout=time_limit)
-            return [answer.result() if answer.done() else "deadline" for answer in answers]
+            return [await answer for answer in answers]
+        except BaseException:
+            self._give_up(answers)
+            raise
         finally:
-            if not all(answer.done() for answer in answers):
-                abandoned = set(answers)
-                self._waiting = [item for item in self._waiting if item.answer not in abandoned]
+            timer.cancel()
+
+    def _give_up(self, answers: Sequence[asyncio.Future[Row | Shed]]) -> None:
+        """Take those that wait out of the queue, and answer those that have no prediction by now."""
+        given_up = set(answers)
+        self._waiting = [item for item in self._waiting if item.answer not in given_up]
+        for answer in answers:
+            if not answer.done():
+                answer.set_result("deadline")
 
     def _submit(self, prompt: Item, now: float, deadline: float) -> asyncio.Future[Row | Shed]:
         answer: asyncio.Future[Row | Shed] = asyncio.get_running_loop().create_future()
@@ -146,6 +161,13 @@ class Batcher(Generic[Item, Row]):
             else:
                 self._shed(item, "deadline")
 
+    def _is_saturated(self, now: float, deadline: float) -> bool:
+        """Whether the work to be done before one that comes now takes most of its time: then it is not even queued."""
+        if len(self._expected_ends) < self._num_workers:
+            return False
+        work = sum(item.size for item in self._waiting if item.deadline <= deadline)
+        return work * self._seconds_per_work / self._num_workers > _QUEUE_SHARE * (deadline - now)
+
     def _are_in_time(self, ordered: Sequence[_Waiting[Item, Row]], now: float) -> bool:
         work = 0.0
         for item in ordered:
@@ -175,14 +197,18 @@ class Batcher(Generic[Item, Row]):
         loop = asyncio.get_running_loop()
         while self._waiting and not self._stopping:
             left = min(item.arrival for item in self._waiting) + self._max_wait - loop.time()
-            if left <= 0 or len(self._waiting) >= self._max_batch or 2 * self._waiting[0].size > self._max_work:
+            if left <= 0 or self._is_batch():
                 return
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
 
+    def _is_batch(self) -> bool:
+        """Whether those that wait need no more company: they are many, or more of the first one's size are too many."""
+        return len(self._waiting) >= self._max_batch or self._waiting[0].size * self._max_batch > self._max_work
+
     def _take(self) -> list[_Waiting[Item, Row]]:
-        """Remove and return the next batch: no larger than lets its first prompt be in time."""
+        """Remove and return the next batch: one idle worker's share, so large that its first prompt is in time."""
         now = asyncio.get_running_loop().time()
         self._shed_late(now)
         if not self._waiting:
@@ -192,12 +218,13 @@ class Batcher(Generic[Item, Row]):
             ordered = sorted(ordered, key=_arrival, reverse=True)
         left = _BATCH_SHARE * (ordered[0].deadline - now)
         in_time = left / self._seconds_per_work if self._seconds_per_work else self._max_work
+        most = min(self._max_batch, -(-len(ordered) // (self._num_workers - len(self._expected_ends))))
         batch = ordered[:1]
         largest = total = batch[0].size
         for item in ordered[1:]:
             work = max(largest, item.size) * (len(batch) + 1)
             fits = work <= min(self._max_work, in_time) and work <= _MAX_PADDING * (total + item.size)
-            if fits and len(batch) < self._max_batch:
+            if fits and len(batch) < most:
                 batch.append(item)
                 largest, total = max(largest, item.size), total + item.size
         taken = set(batch)
@@ -206,18 +233,17 @@ class Batcher(Generic[Item, Row]):
 
     def _start(self, batches: asyncio.TaskGroup, batch: Sequence[_Waiting[Item, Row]]) -> None:
         work = len(batch) * max(item.size for item in batch)
-        task = batches.create_task(self._predict_batch(batch, work))
-        self._expected_ends[task] = asyncio.get_running_loop().time() + work * self._seconds_per_work
-        task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        del self._expected_ends[task]
-        self._changed.set()
+        self._expected_ends[id(batch)] = asyncio.get_running_loop().time() + work * self._seconds_per_work
+        batches.create_task(self._predict_batch(batch, work))
 
     async def _predict_batch(self, batch: Sequence[_Waiting[Item, Row]], work: int) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        predictions = await loop.run_in_executor(self._workers, self._predict_each, [item.prompt for item in batch])
+        try:
+            predictions = await loop.run_in_executor(self._workers, self._predict_each, [item.prompt for item in batch])
+        finally:  # before the answers: who asks again right after one finds the worker idle
+            del self._expected_ends[id(batch)]
+            self._changed.set()
         for item, prediction in zip(batch, predictions, strict=True):
             if not item.answer.done():
                 item.answer.set_result(prediction)

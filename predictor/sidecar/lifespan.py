@@ -14,6 +14,9 @@ from predictor.sidecar.metrics import ServerMetrics
 from predictor.sidecar.state import kept, read_state
 from predictor.spec import LengthPredictorLike
 
+# Up to so many tokens a batch takes less time than its prompts apart: five of 24 take six tenths of it.
+_BATCH_TOKENS = 128
+
 
 @asynccontextmanager
 async def predicting(
@@ -27,7 +30,7 @@ async def predicting(
     batcher = Batcher[Task, FloatArray](
         survivals_of,
         size=attrgetter("size"),
-        max_work=length_predictor.spec.max_prompt_tokens,
+        max_work=max(length_predictor.spec.max_prompt_tokens, _BATCH_TOKENS),
         max_wait=settings.max_wait,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,

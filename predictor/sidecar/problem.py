@@ -6,8 +6,6 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from predictor.errors import InputError
-
 _log = logging.getLogger(__name__)
 _MAX_CHARS = 300
 
@@ -17,12 +15,6 @@ def problem(status: int, error: str, *, close: bool = False) -> JSONResponse:
     line = " ".join(error.encode(errors="replace").decode().split())
     line = line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 3] + "..."
     return JSONResponse({"error": line}, status, {"connection": "close"} if close else None)
-
-
-async def on_input_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer 422 with what the predictor says of an option."""
-    assert isinstance(error, InputError)
-    return problem(422, str(error))
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:

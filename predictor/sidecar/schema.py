@@ -72,8 +72,8 @@ class PredictRequest(PromptBody):
         None, description="after this many milliseconds the marginal bound is the answer"
     )
     with_survival: bool = Field(False, description="whether to return P(length > edge) on the bin edges")
-    ends_within: Annotated[list[Tokens], FailFast(), Field(max_length=64)] = Field(
-        [], description="numbers h of tokens: asks for P(length <= generated_tokens + h | length > generated_tokens)"
+    ends_within: Annotated[tuple[Tokens, ...], FailFast(), Field(max_length=64)] = Field(
+        (), description="numbers h of tokens: asks for P(length <= generated_tokens + h | length > generated_tokens)"
     )
 
     @model_validator(mode="after")

@@ -85,6 +85,7 @@ def test_a_body_over_http_says_as_much_as_one_that_passes_the_proxy() -> None:
     for said in (body, {"messages": [USER]}, {"prompt": "x", "thinking": {"type": "enabled", "budget_tokens": 9}}):
         checked = PredictRequest.model_validate_json(json.dumps(said))
         assert checked.asks(None) == asks_of(said, None)
+        assert checked.asks(None)[0].context == asks_of(said, None)[0].context
     assert asks_of(body, None)[0].context.thinking is True
 
 
