@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from pipelines.serve import address_of, check_state, handle_signals, listen
 from pipelines.settings.proxy import ProxySettings
 from predictor.serving import LengthPredictor
-from predictor.sidecar.answers import SidecarSettings
+from predictor.sidecar.answers import SidecarSettings, check_settings
 from predictor.sidecar.connections import make_server
 from predictor.sidecar.feedback import LedgerSettings
 from predictor.sidecar.lifespan import predicting
@@ -28,13 +28,14 @@ def run(args: ProxySettings) -> None:
         SystemExit: with 0, after a signal.
     """
     length_predictor = LengthPredictor(args.predictor, num_threads=args.threads)
-    length_predictor.spec.calibration().level(args.tau)
+    settings = sidecar_settings(args)
+    check_settings(length_predictor.spec, settings)
     if args.state is not None:
         check_state(args.state, length_predictor)
     listener = listen(args.host, args.port)
     app = create_proxy(length_predictor, args)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
-    handle_signals(app, args.predictor, args.threads, args.tau)
+    handle_signals(app, args.predictor, args.threads, settings)
     print(f"amin proxy: {address_of(listener)} -> {args.upstream}", flush=True)
     server.run(sockets=[listener])
 
@@ -72,5 +73,6 @@ def sidecar_settings(args: ProxySettings) -> SidecarSettings:
         max_queue=args.max_queue,
         num_workers=args.workers,
         feedback=LedgerSettings(adapt=args.adapt),
+        like=args.like,
         state_file=args.state,
     )

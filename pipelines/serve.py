@@ -14,7 +14,7 @@ from pipelines.settings.serve import ServeSettings
 from predictor.errors import InputError
 from predictor.serving import LengthPredictor
 from predictor.sidecar.access import is_loopback
-from predictor.sidecar.answers import SidecarSettings
+from predictor.sidecar.answers import SidecarSettings, check_settings
 from predictor.sidecar.app import create_app
 from predictor.sidecar.connections import make_server
 from predictor.sidecar.feedback import FeedbackLedger, LedgerSettings
@@ -34,26 +34,26 @@ def run(args: ServeSettings) -> None:
     """
     settings = sidecar_settings(args)
     length_predictor = LengthPredictor(args.export, num_threads=args.threads)
-    length_predictor.spec.calibration().level(settings.tau)
+    check_settings(length_predictor.spec, settings)
     if args.state is not None:
         check_state(args.state, length_predictor)
     listener = listen(args.host, args.port)
     app = create_app(length_predictor, settings)
     server = make_server(app, max_connections=args.max_connections, patience=args.silence)
-    handle_signals(app, args.export, args.threads, args.tau)
+    handle_signals(app, args.export, args.threads, settings)
     # Last: who reads the address may send a signal.
     print(f"amin serve: {address_of(listener)} (API: /openapi.json)", flush=True)
     warn_of_strangers("amin serve", listener.getsockname()[0], settings.api_key)
     server.run(sockets=[listener])
 
 
-def handle_signals(app: Starlette, folder: Path, num_threads: int, tau: float) -> None:
+def handle_signals(app: Starlette, folder: Path, num_threads: int, settings: SidecarSettings) -> None:
     """End with code 0 at SIGTERM and Ctrl-C, read the predictor's folder again at SIGHUP; threads take short turns."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     # uvicorn raises the signal again when it is done; without a handler the process would end as killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    read_again_at_hangup(app, folder, num_threads, tau)
+    read_again_at_hangup(app, folder, num_threads, settings)
 
 
 def address_of(listener: socket.socket) -> str:
@@ -69,13 +69,13 @@ def check_state(file: Path, length_predictor: LengthPredictor) -> None:
         raise InputError(f"--state {file}: {file.parent} is no folder that can be written to")
 
 
-def read_again_at_hangup(app: Starlette, folder: Path, num_threads: int, tau: float) -> None:
+def read_again_at_hangup(app: Starlette, folder: Path, num_threads: int, settings: SidecarSettings) -> None:
     """Read the folder again at each SIGHUP and answer by it; where it cannot be read all stays as it is."""
 
     def read_again() -> None:
         try:
             length_predictor = LengthPredictor(folder, num_threads=num_threads)
-            length_predictor.spec.calibration().level(tau)
+            check_settings(length_predictor.spec, settings)
         except InputError as error:
             print(f"amin: the predictor stays as it is: {error}", file=sys.stderr, flush=True)
             return
@@ -103,6 +103,7 @@ def sidecar_settings(args: ServeSettings) -> SidecarSettings:
         max_active=args.max_connections,
         allowed_hosts=tuple(filter(None, args.allowed_hosts.split(","))),
         api_key=read_api_key(args.api_key_file),
+        like=args.like,
         state_file=args.state,
         feedback=LedgerSettings(
             adapt=args.adapt, only_asked=args.feedback == "asked", max_client_share=args.max_client_share

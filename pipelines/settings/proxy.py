@@ -40,6 +40,9 @@ class ProxySettings:
     """Seconds in which a connection must send a request."""
     connect_timeout: Annotated[float, Range(0.1, 3600)] = 10.0
     """Seconds in which the engine must take a connection; for its answer there is no limit."""
+    like: Annotated[str, Metavar("NAME")] | None = None
+    """Read a model that the predictor does not know by this name's family, size and thinking (Qwen/Qwen3-8B); request:
+    by the name that the request gives; default: as the average of all."""
     adapt: Literal["off", "lower", "both"] = "both"
     """What the answers that pass may do to the bounds: nothing, lower them, or follow the traffic both ways."""
     state: Path | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pipelines.settings.option import Positional
+from pipelines.settings.option import Metavar, Positional
 from predictor.ranges import Count, Probability, Range, check_ranges
 
 
@@ -44,6 +44,9 @@ class ServeSettings:
     """Seconds in which a connection must send a request, and a request its body."""
     allowed_hosts: str = ""
     """Names under which pages and clients may call the server besides the loopback ones, with commas; * for any."""
+    like: Annotated[str, Metavar("NAME")] | None = None
+    """Read a model that the predictor does not know by this name's family, size and thinking (Qwen/Qwen3-8B); request:
+    by the name that the request gives; default: as the average of all."""
     api_key_file: Path | None = None
     """File with a key that callers must send (Authorization: Bearer KEY); default: AMIN_API_KEY in the environment."""
     adapt: Literal["off", "lower", "both"] = "both"

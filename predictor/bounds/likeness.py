@@ -1,8 +1,8 @@
 """How alike two served models may answer, by what their names tell: family, size, and whether they think."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log2
 
 import numpy as np
@@ -51,8 +51,11 @@ class ModelFacts:
         return kinds + TWICE_THE_SIZE * octaves
 
 
-def likeness(name: str, known: Sequence[str]) -> FloatArray:
+@lru_cache(256)
+def likeness(name: str, known: tuple[str, ...]) -> FloatArray:
     """Return the weights [M], 1 in all, with which M known served models stand for another one called `name`.
+
+    They are kept, since a server asks for the same again and again; do not write into them.
 
     One of the same name has none, since it is not another; where it is the only one, it has all.
     """

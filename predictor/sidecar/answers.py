@@ -12,11 +12,15 @@ from predictor.bounds.distribution import FloatArray, cdf, quantile
 from predictor.sidecar.asks import Ask, Unusable
 from predictor.sidecar.batching import Batcher, Shed
 from predictor.sidecar.feedback import FeedbackLedger, LedgerSettings, TrackKey
-from predictor.spec import AVERAGE, NO_LIMIT, LengthPredictorLike, PredictorSpec
+from predictor.spec import AVERAGE, LIKE, NO_LIMIT, LengthPredictorLike, PredictorSpec
 
 Source = Literal["model", "fallback"]
 _MODEL: Source = "model"
 _FALLBACK: Source = "fallback"
+# Most served models of which only the name is known: each has a correction of its own, and clients choose the names.
+MAX_ALIKE = 64
+LIKE_REQUESTED = "request"
+"""As `SidecarSettings.like`: the name that the request itself gives."""
 Reason = Shed | Unusable | Literal["long_prompt"]
 
 
@@ -50,10 +54,19 @@ class SidecarSettings:
     """Names under which the server may be called, besides the loopback ones; "*" for any."""
     api_key: str | None = None
     """Key that requests to predict and reports must carry."""
+    like: str | None = None
+    """Name by which a served model is read that the predictor does not know, or `LIKE_REQUESTED`; else as `average`."""
     state_file: Path | None = None
     """File that keeps what is learnt over a restart."""
     feedback: LedgerSettings = field(default_factory=LedgerSettings)
     """How far reports correct the bounds."""
+
+
+def check_settings(spec: PredictorSpec, settings: SidecarSettings) -> None:
+    """Raise InputError where a predictor cannot do what a server is set to: its `tau`, its `like`."""
+    spec.calibration().level(settings.tau)
+    if settings.like is not None:
+        spec.calibration(LIKE + settings.like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +146,9 @@ class Sidecar:
         """Answer by another predictor from now on; what was learnt of the one before does not hold for it.
 
         Raises:
-            InputError: the server's own tau is finer than its calibration supports.
+            InputError: the server's own tau is finer than its calibration supports, or it has none for new models.
         """
-        length_predictor.spec.calibration().level(self.settings.tau)
+        check_settings(length_predictor.spec, self.settings)
         self.served = self._with_fresh_ledger(length_predictor)
 
     def _with_fresh_ledger(self, length_predictor: LengthPredictorLike) -> Served:
@@ -185,12 +198,25 @@ class Sidecar:
         return tau, name
 
     def model_of(self, name: str | None) -> str:
-        """Return the served model that a name means: itself, in other case or without its owner, else `average`."""
+        """Return the served model that a name means: itself, in other case or without its owner.
+
+        Of one that the predictor does not know: `like:` and the name that the settings give it, else `average`.
+        """
         if name is None or name in self.spec.choices:
             return self.spec.choose(name)
         wanted = name.rstrip("/").rpartition("/")[2].casefold()
         found = [choice for choice in self.spec.choices if choice.rpartition("/")[2].casefold() == wanted]
-        return self.spec.choose(found[0] if len(found) == 1 else AVERAGE)
+        if len(found) == 1:
+            return self.spec.choose(found[0])
+        like = wanted if self.settings.like == LIKE_REQUESTED else self.settings.like
+        if name.startswith(LIKE):
+            like = name.removeprefix(LIKE)
+        return self._like(like) if like else self.spec.choose(AVERAGE)
+
+    def _like(self, name: str) -> str:
+        model, known = self.spec.choose(LIKE + name), self.ledger.calibrations
+        num_alike = sum(other.startswith(LIKE) for other in known)
+        return model if model in known or num_alike < MAX_ALIKE else self.spec.choose(AVERAGE)
 
 
 def _of_model(spec: PredictorSpec, row: FloatArray | Shed, model: str) -> FloatArray | Reason:

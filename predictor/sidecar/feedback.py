@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from predictor.bounds.distribution import FloatArray
 from predictor.bounds.online import WINDOW, Adaptation, OnlineCalibration
-from predictor.spec import PredictorSpec
+from predictor.spec import LIKE, PredictorSpec
 
 State = Literal["running", "finished", "aborted"]
 Verdict = Literal["covered", "missed", "pending", "lost", "unknown"]
@@ -177,7 +177,7 @@ class FeedbackLedger:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned, of the models that the predictor knows; ValueError where it is not that."""
         for model, learnt in state.items():
-            if model in self._spec.choices:
+            if model in self._spec.choices or model.startswith(LIKE):
                 self.calibration(model).restore(learnt)
 
     def _end(self, prediction: _Prediction, num_tokens: int, state: State, client: str) -> Verdict:

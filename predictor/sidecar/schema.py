@@ -20,7 +20,12 @@ Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Tau = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, description="probability allowed below the bound")]
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 Model = Annotated[
-    str, Field(max_length=1024, description="served model; one that the predictor does not know is read as `average`")
+    str,
+    Field(
+        max_length=1024,
+        description="served model; one that the predictor does not know is read as `--like` says, by default as "
+        "`average`; like:NAME by the family, size and thinking that a name tells",
+    ),
 ]
 
 

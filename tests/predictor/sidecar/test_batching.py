@@ -287,6 +287,36 @@ def test_goodput_stays_at_the_capacity_in_an_overload(times: float) -> None:
     assert goodput >= 0.85 * capacity
 
 
+def test_a_newcomer_whose_time_the_queue_takes_is_refused_without_being_queued() -> None:
+    """One runs and four wait, 0.1 s each: with 0.9 s there is no turn for a fifth, an idle worker takes any."""
+
+    async def main() -> list[list[object]]:
+        async with Batcher(Model(), max_batch=1) as batcher:
+            idle = values(await batcher.predict(["first"], 0.01)), values(await batcher.predict(["a"], 60.0))
+            waiting = [asyncio.create_task(batcher.predict(["p"], 0.8)) for _ in range(5)]
+            await until(lambda: batcher.num_waiting == 4)
+            start = asyncio.get_running_loop().time()
+            refused = values(await batcher.predict(["late"], 0.9))
+            assert asyncio.get_running_loop().time() == start
+            assert batcher.num_waiting == 4
+            patient = values(await batcher.predict(["patient"], 60.0))
+            return [*idle, refused, patient, *(values(task.result()) for task in waiting)]
+
+    assert run_virtually(main(), 0.1) == [["deadline"], [1], ["deadline"], [7], *[[1]] * 5]
+
+
+def test_idle_workers_share_what_waits() -> None:
+    """Four at once on two workers: two each, not four on one of them."""
+    model = Model()
+
+    async def main() -> None:
+        async with Batcher(model, num_workers=2, max_wait=0) as batcher:
+            await asyncio.gather(*(batcher.predict(["p"], 60.0) for _ in range(4)))
+
+    run_virtually(main(), 0.1)
+    assert [len(batch) for batch in model.batches] == [2, 2]
+
+
 def test_bad_options_are_refused() -> None:
     """A batch of none would never end."""
     with pytest.raises(ValueError, match="max_batch"):

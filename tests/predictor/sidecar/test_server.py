@@ -24,9 +24,10 @@ from starlette.testclient import TestClient
 
 from predictor.bounds.bins import LengthBins
 from predictor.bounds.calibration import PitCalibration
+from predictor.errors import InputError
 from predictor.prompts.context import RequestContext
 from predictor.sidecar import bodies
-from predictor.sidecar.answers import SidecarSettings
+from predictor.sidecar.answers import MAX_ALIKE, SidecarSettings, check_settings
 from predictor.sidecar.app import create_app
 from predictor.spec import PredictorSpec
 
@@ -338,6 +339,36 @@ def test_pages_of_other_hosts_can_neither_ask_nor_report(
     with client_of(length_predictor, replace(PATIENT, allowed_hosts=("amin.internal",))) as client:
         assert client.post("/v1/predict", json={"prompt": "x"}, headers=headers).status_code == status
         assert client.get("/metrics", headers=headers).status_code == status
+
+
+def test_an_unknown_model_is_read_by_the_name_that_the_server_or_the_request_gives(
+    length_predictor: MadeUpPredictor,
+) -> None:
+    """`--like`: one name for all, or the name that came; by default the average; never more corrections than 64."""
+    calibrations = {**length_predictor.spec.calibrations, "like:": length_predictor.spec.calibrations["long"]}
+    length_predictor.spec = replace(length_predictor.spec, calibrations=calibrations)
+    for like, name, read in [
+        (None, "org/Qwen3-8B", "average"),
+        (None, "like:Qwen3-8B", "like:Qwen3-8B"),
+        ("Qwen3-8B", "org/other", "like:Qwen3-8B"),
+        ("Qwen3-8B", "org/SHORT", "short"),
+        ("request", "org/Qwen3-8B", "like:qwen3-8b"),
+    ]:
+        with client_of(length_predictor, replace(PATIENT, like=like)) as client:
+            assert predict(client, prompt="x" * 25, model=name)["model"] == read
+    with client_of(length_predictor, replace(PATIENT, like="request")) as client:
+        read_as = [predict(client, prompt="x", model=f"model-{k}b")["model"] for k in range(MAX_ALIKE + 2)]
+        assert read_as[-3:] == [f"like:model-{MAX_ALIKE - 1}b", "average", "average"]
+        assert predict(client, prompt="x", model="model-3b")["model"] == "like:model-3b"
+
+
+def test_a_predictor_that_cannot_stand_for_others_says_so(length_predictor: MadeUpPredictor) -> None:
+    """At the start, not at the first request; and a request that asks for it itself gets one line."""
+    with pytest.raises(InputError, match="no calibration for it"):
+        check_settings(length_predictor.spec, replace(PATIENT, like="Qwen3-8B"))
+    with client_of(length_predictor) as client:
+        status, error = refusal(client, "/v1/predict", json={"prompt": "x", "model": "like:Qwen3-8B"})
+        assert (status, "no calibration" in error) == (422, True)
 
 
 def test_no_redirect_repeats_the_host_header(client: TestClient) -> None:
