@@ -23,7 +23,7 @@ from predictor.progress import tracked
 from predictor.prompts.request_features import Contexts
 from predictor.prompts.tokens import PromptInputs, batches_by_length, encode_prompts
 from predictor.records.chat_turns import ChatOptions
-from predictor.records.prompt_table import PromptTable, prompt_table, served_models
+from predictor.records.prompt_table import prompt_table, served_models
 from predictor.records.records import Records
 from predictor.records.without_text import REDUCED, REDUCED_RECORDS
 from predictor.spec import LengthPredictorLike, PredictorSpec
@@ -86,20 +86,22 @@ def reduced(records: Records, source: TorchLengthPredictor, *, shown: bool = Fal
         classes=None,
         arrival_times=None,
     )
-    return bare, states_of(table, names, source, shown=shown)
+    return bare, states_of(table.prompts, table.contexts, names, source, shown=shown)
 
 
-def states_of(table: PromptTable, names: tuple[str, ...], source: TorchLengthPredictor, *, shown: bool) -> States:
-    """Return what the heads of `source` read of the requests of a table."""
+def states_of(
+    prompts: Sequence[str], contexts: Contexts, names: tuple[str, ...], source: TorchLengthPredictor, *, shown: bool
+) -> States:
+    """Return what the heads of `source` read of requests, each to be known by a name."""
     spec, network = source.spec, source.network
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     terms = np.asarray(spec.terms, dtype=np.int64)
     starts = range(0, len(names), CHUNK_SIZE)
     for start in tracked(starts, "read prompts", "chunk", len(starts), shown=shown):
         rows = slice(start, start + CHUNK_SIZE)
-        contexts = None if table.contexts is None else table.contexts[rows]
+        known = None if contexts is None else contexts[rows]
         inputs = encode_prompts(
-            source.tokenizer, table.prompts[rows], spec.max_prompt_tokens, terms, contexts, spec.num_features
+            source.tokenizer, prompts[rows], spec.max_prompt_tokens, terms, known, spec.num_features
         )
         parts.append(_read(network, inputs, spec.pad_token_id))
     pooled, features, components = (torch.cat(column) for column in zip(*parts, strict=True))

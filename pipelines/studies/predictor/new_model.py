@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,14 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     config = TrainConfig(epochs=args.epochs, tau=TAU, progress=False, accelerator="cpu")
-    start = Start.read(args.start, chosen(args.data, args.models, args.datasets), config)
-    measured = {
-        (number, epochs, heads, model, seed): start.measured(model, number, epochs, seed, heads)
-        for number in args.prompts
-        for epochs in args.head_epochs
-        for heads in (INIT, NEW)
-        for model in args.models
-        for seed in args.seeds
-    }
+    records = chosen(args.data, args.models, args.datasets)
+    parts = {cell: few(records, *cell) for cell in product(args.models, args.prompts, args.seeds)}
+    start = Start.read(args.start, list(parts.values()), config)
+    measured: dict[Cell, BoundQuality] = {}
+    for (model, number, seed), epochs, heads in product(parts, args.head_epochs, (INIT, NEW)):
+        found = start.measured(parts[model, number, seed], epochs, seed, heads)
+        measured[number, epochs, heads, model, seed] = found
+        print(f"{model}, {number} prompts, seed {seed}, heads {heads}, {epochs} epochs: {found}", flush=True)
     print(table(measured))
 
 
@@ -79,7 +79,7 @@ def chosen(data: Path, models: Sequence[str], datasets: Sequence[str]) -> Record
 
 def few(records: Records, model: str, number: int, seed: int) -> dict[str, Records]:
     """Return `number` prompts of one served model in their splits, and its whole test split; InputError if too few."""
-    rng = np.random.default_rng([seed, number])
+    rng = np.random.default_rng(seed)  # so that the fewer prompts are among the more
     models, splits = np.asarray(records.models), np.asarray(records.splits)
     rows = {"test": np.flatnonzero((models == model) & (splits == "test"))}
     for split, share in SHARES.items():
@@ -99,30 +99,30 @@ class Start:
     folder: Path
     source: TorchLengthPredictor
     states: States | None
-    records: Records
     config: TrainConfig
 
     @classmethod
-    def read(cls, folder: Path, records: Records, config: TrainConfig) -> "Start":
-        """Load the predictor in `folder` and read the prompts; InputError where it knows one of the served models."""
+    def read(cls, folder: Path, parts: Sequence[Mapping[str, Records]], config: TrainConfig) -> "Start":
+        """Load the predictor in `folder` and read all prompts; InputError where it knows one of the served models."""
         source = load_predictor(folder)
-        if known := sorted(set(source.spec.models) & set(records.models)):
+        tables = [prompt_table(records, served_models(records)) for splits in parts for records in splits.values()]
+        if known := sorted(set(source.spec.models) & {model for part in tables for model in part.models}):
             raise InputError(f"{folder}: knows {known[0]} already; train it without")
         if config.epochs:
-            return cls(folder, source, None, records, config)
-        prompts = prompt_table(records, served_models(records))
+            return cls(folder, source, None, config)
+        names = tuple(dict.fromkeys(prompt for part in tables for prompt in part.prompts))
         # A prompt is its own name here; the heads' predictor looks states up by the text it is asked about.
-        return cls(folder, source, states_of(prompts, prompts.prompts, source, shown=True), records, config)
+        return cls(folder, source, states_of(names, None, names, source, shown=True), config)
 
-    def measured(self, model: str, number: int, epochs: int, seed: int, heads: str) -> BoundQuality:
+    def measured(self, splits: dict[str, Records], epochs: int, seed: int, heads: str) -> BoundQuality:
         """Return what a predictor of a new served model reaches on its test prompts."""
-        splits = few(self.records, model, number, seed)
         folder = str(self.folder)
         config = replace(self.config, seed=seed, head_epochs=epochs, init=folder if heads == INIT else None)
         config = config if config.init else replace(config, encoder=folder)
         with tempfile.TemporaryDirectory() as out:
             trained = self._trained(config, splits, Path(out))
         calibrate(trained, splits["calibration"], shown=False)
+        (model,) = trained.spec.models
         test = prompt_table(splits["test"], (model,))
         survivals = trained.survivals(test.prompts, test.contexts)
         return bounds_by_model(trained.spec, survivals, test, TAU)[model].quality(TAU, CLIPPED_AT)

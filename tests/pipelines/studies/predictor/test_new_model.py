@@ -39,6 +39,7 @@ def test_prompts_come_from_their_own_splits(records: Records) -> None:
     for name, part in splits.items():
         assert set(part.splits or ()) == {name}
         assert len(set(part.prompt_ids)) == len(part)
+    assert set(few(records, "another", 20, 0)["train"].prompt_ids) < set(splits["train"].prompt_ids)
     assert set(few(records, "another", 60, 1)["train"].prompt_ids) != set(splits["train"].prompt_ids)
     with pytest.raises(InputError, match="ask for fewer"):
         few(records, "another", 3000, 0)
@@ -46,11 +47,12 @@ def test_prompts_come_from_their_own_splits(records: Records) -> None:
 
 def test_the_heads_of_another_are_ahead_where_prompts_are_few(run_folder: Path, records: Records) -> None:
     """The run's heads know these very prompts; new ones have seen 33 of them for two epochs, and repeat themselves."""
-    start = Start.read(run_folder, records, CONFIG)
-    measured = {(60, 2, heads, "another", 0): start.measured("another", 60, 2, 0, heads) for heads in (INIT, NEW)}
+    splits = few(records, "another", 60, 0)
+    start = Start.read(run_folder, [splits], CONFIG)
+    measured = {(60, 2, heads, "another", 0): start.measured(splits, 2, 0, heads) for heads in (INIT, NEW)}
     known, new = measured.values()
     assert known.kendall_tau > new.kendall_tau
-    assert start.measured("another", 60, 2, 0, NEW) == new
+    assert start.measured(splits, 2, 0, NEW) == new
     first, second = (line.split("|") for line in table(measured).splitlines()[2:])
     assert first[-2].strip() == "1 of 1"
     assert second[-2].strip() == "0 of 1"
@@ -59,14 +61,15 @@ def test_the_heads_of_another_are_ahead_where_prompts_are_few(run_folder: Path, 
 def test_the_whole_network_trains_on_text(run_folder: Path, records: Records) -> None:
     """From the run and from its encoder; the run stays as it was."""
     before = (run_folder / "predictor" / "model.safetensors").read_bytes()
-    start = Start.read(run_folder, records, replace(CONFIG, epochs=1))
-    assert np.isfinite([start.measured("another", 60, 2, 0, heads).pinball_loss for heads in (INIT, NEW)]).all()
+    splits = few(records, "another", 60, 0)
+    start = Start.read(run_folder, [splits], replace(CONFIG, epochs=1))
+    assert np.isfinite([start.measured(splits, 2, 0, heads).pinball_loss for heads in (INIT, NEW)]).all()
     assert (run_folder / "predictor" / "model.safetensors").read_bytes() == before
 
 
 def test_a_start_that_knows_the_model_is_refused(run_folder: Path, records_file: Path, of_another: Path) -> None:
     """It would not be new; nor is a model without rows."""
     with pytest.raises(InputError, match="knows made-up already"):
-        Start.read(run_folder, chosen(records_file, ["made-up"], []), CONFIG)
+        Start.read(run_folder, [few(chosen(records_file, ["made-up"], []), "made-up", 60, 0)], CONFIG)
     with pytest.raises(InputError, match="no row of missing"):
         chosen(of_another, ["another", "missing"], [])
