@@ -30,7 +30,8 @@ from predictor.sidecar.hints import HEADERS, Engine, Hint, hint_headers, with_hi
 _log = logging.getLogger(__name__)
 
 PREDICTED = ("/chat/completions", "/completions", "/responses")
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+_OWN = "/amin/"
 _UPPER_LEVEL = 0.95
 # Larger bodies pass as they come; nothing is predicted of them.
 _MAX_BODY = 1 << 24
@@ -129,7 +130,7 @@ class Relay:
         except BaseException:
             learner.end()
             raise
-        return _passed_on(answer, learner)
+        return await _passed_on(answer, learner)
 
     def _url(self, request: Request) -> URL:
         path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
@@ -204,7 +205,7 @@ def _readable(codings: bytes) -> bytes:
     return ", ".join(kept).encode("latin-1") or b"identity"
 
 
-def _passed_on(answer: aiohttp.ClientResponse, learner: _Learner) -> Response:
+async def _passed_on(answer: aiohttp.ClientResponse, learner: _Learner) -> Response:
     kind, coding = answer.headers.get("content-type", ""), answer.headers.get("content-encoding", "identity").lower()
     reader = None
     if learner.calibration is not None and answer.status == 200 and coding in CODINGS:
@@ -212,7 +213,12 @@ def _passed_on(answer: aiohttp.ClientResponse, learner: _Learner) -> Response:
         reader = AnswerReader(is_stream=is_stream, num_answers=len(learner.tickets), coding=coding)
     else:
         learner.end()
-    response = StreamingResponse(_heard(answer, reader, learner), answer.status)
+    response: Response
+    # A small JSON is there with its head, or right after it: no stream, so nothing to pass before the end, or to watch.
+    if kind.startswith("application/json") and (answer.content_length or _SMALL + 1) <= _SMALL:
+        response = Response(b"".join([data async for data in _heard(answer, reader, learner)]), answer.status)
+    else:
+        response = StreamingResponse(_heard(answer, reader, learner), answer.status)
     response.raw_headers = _passed(answer.raw_headers)
     return response
 
@@ -278,24 +284,28 @@ class CutAnswer(Exception):  # noqa: N818 - not an error of ours
     """An answer that the engine did not finish: its client is to see it unfinished too."""
 
 
-class EndUnfinished:
-    """Ends a request whose answer was cut off without its end, so that the server closes the connection."""
+class Passing:
+    """Hands every request to a relay but those under /amin, past the framework's routing.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    A request whose answer was cut off ends without its end, so that the server closes the connection.
+    """
+
+    def __init__(self, app: ASGIApp, get_relay: Callable[[], Relay]) -> None:
+        """`app` answers under /amin."""
+        self._app, self._get_relay = app, get_relay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        with contextlib.suppress(CutAnswer):
+        if scope["type"] != "http" or scope["path"].startswith(_OWN):
             await self._app(scope, receive, send)
+            return
+        is_passed = scope["method"] in METHODS
+        with contextlib.suppress(CutAnswer):
+            response = await self._get_relay().answer(Request(scope, receive)) if is_passed else Response(None, 405)
+            await response(scope, receive, send)
 
 
 def create_relay_app(get_relay: Callable[[], Relay], lifespan: Any, own: Mapping[str, Any]) -> Starlette:
     """Return the application of a relay, with `own` endpoints by path under /amin, which do not pass."""
-
-    async def answer(request: Request) -> Response:
-        return await get_relay().answer(request)
-
-    routes = [Route(f"/amin{path}", endpoint, methods=["GET"]) for path, endpoint in own.items()]
-    routes.append(Route("/{path:path}", answer, methods=METHODS))
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(EndUnfinished)])
+    routes = [Route(f"{_OWN}{path.lstrip('/')}", endpoint, methods=["GET"]) for path, endpoint in own.items()]
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Passing, get_relay=get_relay)])
