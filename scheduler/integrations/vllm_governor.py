@@ -8,6 +8,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from scheduler.integrations.policy_runner import PolicyRunner
+from scheduler.integrations.vllm_adapters import Adapters
 from scheduler.integrations.vllm_metrics import Metrics
 from scheduler.integrations.vllm_requests import BLOCKED, QUEUED
 from scheduler.policy import Policy, Status
@@ -19,15 +20,16 @@ class Governor:
 
     vLLM's accounting is the authority. A request is in one of three states here. *Governed*: the policy has it waiting
     or running. To the policy one that it admitted and vLLM cannot start yet is a running request that got no token, as
-    one in prefill. *Blocked*: it could not start whatever the memory (its grammar is still being compiled), and the
-    policy does not know of it. *Outside*: vLLM's alone; it ran before the policy took charge, or takes its input in
-    pieces. What outside requests hold, the policy counts as gone.
+    one in prefill. *Blocked*: it could not start whatever the memory (its grammar is still being compiled, its
+    LoRA adapter has no room), and the policy does not know of it. *Outside*: vLLM's alone; it ran before the policy
+    took charge, or takes its input in pieces. What outside requests hold, the policy counts as gone.
     """
 
     def __init__(self, vllm: Any, policy: Policy, metrics: Metrics) -> None:
         """Wait for `take_charge`; `policy` is new, on the memory of `vllm`, vLLM's scheduler."""
         self._vllm, self._metrics = vllm, metrics
         self.runner = PolicyRunner(policy)
+        self.adapters = Adapters(vllm.lora_config and vllm.lora_config.max_loras)
         self.is_in_charge = False
         self._max_running = policy.worker.max_running
         self._blocked: dict[str, Request] = {}
@@ -54,6 +56,7 @@ class Governor:
         """Leave everything to vLLM; what the policy has learnt stays."""
         for name in list(self.runner.request_ids()):
             self.runner.end(name, Status.CANCELLED, 0)
+        self.adapters.clear()
         self._blocked.clear()
         self._outside.clear()
         self._to_preempt.clear()
@@ -65,15 +68,17 @@ class Governor:
 
     def add(self, request: Request) -> None:
         """Govern a request, as soon as it can start."""
-        if self._vllm.requests[request.request_id].status in BLOCKED:
+        vllm_request = self._vllm.requests[request.request_id]
+        if vllm_request.status in BLOCKED:
             self._blocked[request.request_id] = request
-        else:
+        elif self.adapters.let_through(vllm_request, request, self._outside_requests()):
             self.runner.add(request)
 
     def end(self, request_id: str, status: Status, num_generated: int) -> None:
         """Let go of a request."""
         if request_id in self.runner:
             self.runner.end(request_id, status, num_generated)
+        self.adapters.end(request_id)
         self._blocked.pop(request_id, None)
         self._outside.discard(request_id)
         self._to_preempt.discard(request_id)
@@ -98,7 +103,9 @@ class Governor:
     def _unblock(self) -> None:
         for name in [*self._blocked]:
             if self._vllm._handle_blocked_waiting_request(self._vllm.requests[name]):
-                self.runner.add(self._blocked.pop(name))
+                self.add(self._blocked.pop(name))
+        for request in self.adapters.released(self._outside_requests()):
+            self.runner.add(request)
 
     def _count_outside(self) -> None:
         """Take from the policy what is not its to give: blocks and slots of outside requests, and what it did not see.
@@ -118,8 +125,11 @@ class Governor:
         if self._max_running is not None and worker.max_running != max(1, self._max_running - slots):
             runner.policy.worker = replace(worker, max_running=max(1, self._max_running - slots))
 
+    def _outside_requests(self) -> list[Any]:
+        return [self._vllm.requests[name] for name in self._outside]
+
     def _num_outside_running(self) -> int:
-        return sum(self._vllm.requests[name].status == RequestStatus.RUNNING for name in self._outside)
+        return sum(request.status == RequestStatus.RUNNING for request in self._outside_requests())
 
     def _running(self) -> Iterable[Any]:
         return (self._vllm.requests[name] for name in self.runner.running_ids())
@@ -140,7 +150,7 @@ class Governor:
 
     def _outside_and_queued(self) -> list[Any]:
         """Return the outside requests in vLLM's queue of those that hold nothing, first come first."""
-        requests = [self._vllm.requests[name] for name in self._outside]
+        requests = self._outside_requests()
         requests = [r for r in requests if r.status != RequestStatus.RUNNING and not self._vllm._holds_kv_blocks(r)]
         return sorted(requests, key=lambda request: request.arrival_time)
 

@@ -144,7 +144,14 @@ class Engine:
             assert len(runner) == len(runner.running) == len(runner.policy.waiting) == 0
             assert runner.running.common_blocks == runner.num_outside_blocks
             runner.policy.schedule(runner.running)  # what has ended is taken out by the next call
-            places += [scheduler.governor, runner, runner.policy, runner.policy.waiting, runner.policy.waiting.prefixes]
+            places += [
+                scheduler.governor,
+                scheduler.governor.adapters,
+                runner,
+                runner.policy,
+                runner.policy.waiting,
+                runner.policy.waiting.prefixes,
+            ]
         held = {(type(place).__name__, *item) for place in places for item in _kept(place)}
         assert held == set()
 
