@@ -30,11 +30,19 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A request of a run, the same for every server: place of its prompt, seconds from the start, seed of its draw."""
+    """A request of a run, the same for every server.
+
+    Attributes:
+        prompt: Place of its prompt in the file, from 0.
+        arrival_time: Seconds from the start.
+        seed: Of its draw.
+        max_new_tokens: A cap of its own; None takes that of the run.
+    """
 
     prompt: int
     arrival_time: float
     seed: int
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,9 @@ async def measure(
     """Return what became of every request; a failed one is not tried again."""
     cap, sampling = settings.max_new_tokens, settings.sampling.given
     bodies = [
-        json.dumps(chat_request(server.model, chats[each.prompt], cap, each.seed, sampling)).encode()
+        json.dumps(
+            chat_request(server.model, chats[each.prompt], each.max_new_tokens or cap, each.seed, sampling)
+        ).encode()
         for each in planned
     ]  # before the clock runs
     with tqdm(total=len(planned), desc=f"{server.name}, seed {seed}", unit="request") as bar:

@@ -1,0 +1,87 @@
+"""A clock that other work on the machine does not move: the processor time of a server."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from pipelines.evaluate.endpoint.measure import ServerRun
+
+INTERVAL = 0.1
+"""Seconds between two readings."""
+
+
+def processor_seconds(pids: Sequence[int]) -> float:
+    """Return the processor time of processes since they started (Linux)."""
+    return sum(_fields(pid)[11] + _fields(pid)[12] for pid in pids) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants (Linux)."""
+    parents = {int(path.name): _fields(int(path.name))[1] for path in Path("/proc").iterdir() if path.name.isdigit()}
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def _fields(pid: int) -> list[int]:
+    """Return the fields of /proc/PID/stat after the name, the state left as 0; zeros where the process has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return [0] * 20
+    return [int(field) if field.lstrip("-").isdigit() else 0 for field in text.rpartition(")")[2].split()]
+
+
+class ServerClock:
+    """Reads a server's processor time while a run is made."""
+
+    def __init__(self, pid: int) -> None:
+        """Wait for `with`; `pid` is the server's first process."""
+        self._pids = family(pid)
+        self._readings: list[tuple[float, float]] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> "ServerClock":
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._take()
+
+    def _read(self) -> None:
+        while not self._is_over.wait(INTERVAL):
+            self._take()
+
+    def _take(self) -> None:
+        self._readings.append((time.perf_counter(), processor_seconds(self._pids)))
+
+    def in_processor_time(self, run: ServerRun, start: float) -> ServerRun:
+        """Return a run with its times in processor seconds of the server; it began at `start` by `perf_counter`."""
+        seconds, processor = np.array(self._readings).T
+
+        def at(when: float) -> float:
+            return float(np.interp(start + when, seconds, processor) - processor[0])
+
+        requests = [
+            replace(
+                sent,
+                arrival_time=at(sent.arrival_time),
+                first_token_time=at(sent.first_token_time),
+                finish_time=at(sent.finish_time),
+            )
+            for sent in run.requests
+        ]
+        return replace(run, requests=requests)
