@@ -5,8 +5,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 import aiohttp
 import numpy as np
@@ -96,10 +96,22 @@ def plan(arrivals: str, num_prompts: int, seed: int) -> list[Planned]:
     return [Planned(*each) for each in zip(order, (times - times[0]).tolist(), draws, strict=True)]
 
 
+Wait = Callable[[float, Callable[[], bool]], Awaitable[None]]
+"""Returns when a request is due at so many seconds; the function says whether no other one is in flight."""
+
+
 async def measure(
-    server: Server, seed: int, planned: Sequence[Planned], chats: Sequence[Chat], settings: EvaluateSettings
+    server: Server,
+    seed: int,
+    planned: Sequence[Planned],
+    chats: Sequence[Chat],
+    settings: EvaluateSettings,
+    wait: Wait | None = None,
 ) -> ServerRun:
-    """Return what became of every request; a failed one is not tried again."""
+    """Return what became of every request; a failed one is not tried again.
+
+    Requests are sent by this machine's clock, or by that of `wait`; their arrival then is when they were sent.
+    """
     cap, sampling = settings.max_new_tokens, settings.sampling.given
     bodies = [
         json.dumps(
@@ -109,11 +121,14 @@ async def measure(
     ]  # before the clock runs
     with tqdm(total=len(planned), desc=f"{server.name}, seed {seed}", unit="request") as bar:
         async with open_session(settings.servers.api_key_env, settings.servers.timeout) as session:
-            start, tasks = time.perf_counter(), []
+            start, tasks = time.perf_counter(), list[asyncio.Task[Sent]]()
             async with asyncio.TaskGroup() as group:
                 for each, body in zip(planned, bodies, strict=True):
-                    if (wait := start + each.arrival_time - time.perf_counter()) > 0:
-                        await asyncio.sleep(wait)
+                    if wait is not None:
+                        await wait(each.arrival_time, lambda: all(task.done() for task in tasks))
+                        each = replace(each, arrival_time=time.perf_counter() - start)
+                    elif (left := start + each.arrival_time - time.perf_counter()) > 0:
+                        await asyncio.sleep(left)
                     task = group.create_task(_send(session, server, each, body, start))
                     task.add_done_callback(lambda _: bar.update())
                     tasks.append(task)

@@ -4,9 +4,10 @@
     .venv/bin/python -m pipelines.studies.vllm_check --out runs/vllm
 
 One server a scheduler, each on the same few blocks of KV cache, prefix caching on. They are asked in turn: the same
-requests at the same times, at once and by Poisson arrivals at shares of the rate at which vLLM's own scheduler served
-all at once, with a common system prompt, and with `max_tokens` that differ. In single precision, so that a draw with
-the same seed is the same under every scheduler but for ties in the last digit. Finished runs are kept, and the same
+requests at once and by Poisson arrivals at shares of the rate at which vLLM's own scheduler served all at once, with a
+common system prompt, and with `max_tokens` that differ. In single precision, so that a draw with the same seed is the
+same under every scheduler but for ties in the last digit. Times are given in seconds and in processor seconds of the
+server, which other work on the machine does not move; arrivals go by the latter. Finished runs are kept, and the same
 command goes on.
 """
 
@@ -67,8 +68,8 @@ def measured(
 
 
 def requests_per_second(at_once: Sequence[Measured]) -> float:
-    """Return the rate at which vLLM's own scheduler served its first run."""
-    run = next(each.run for each in at_once if each.run.server == OWN)
+    """Return the rate at which vLLM's own scheduler served its first run, by the server's processor time."""
+    run = next(each.in_processor_time for each in at_once if each.run.server == OWN)
     figures = run_figures(run, answered(run), 0, Targets())
     rate: float = figures["requests_per_second"]
     return rate
@@ -106,7 +107,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vllm-python", type=Path, default=ROOT / ".venv-vllm/bin/python")
     args = parser.parse_args(argv)
-    args.out, args.prompts, args.predictor = (path.absolute() for path in (args.out, args.prompts, args.predictor))
+    for name in ("out", "model", "prompts", "predictor", "vllm_python"):  # servers run in another folder
+        if (path := getattr(args, name)) is not None:
+            setattr(args, name, path.absolute())
     return args
 
 

@@ -52,8 +52,8 @@ class Cell:
 
     Attributes:
         name: In tables and folders.
-        load: Poisson arrivals at this share of the rate at which vLLM's own scheduler served all at once; None: all
-            at once.
+        load: Poisson arrivals at this share of the rate at which vLLM's own scheduler served all at once, by the
+            server's processor time, so that a busy machine is no higher load; None: all at once.
         has_system_prompt: Whether all requests begin with `SYSTEM_PROMPT`.
         has_mixed_caps: Whether a request's `max_tokens` is drawn from `MIXED_CAPS`.
     """
@@ -69,7 +69,7 @@ class Cell:
         return [[*system, *chat] for chat in chats]
 
     def planned(self, num_prompts: int, seed: int, capacity: float | None) -> list[Planned]:
-        """Return the requests of a run, the same for every server; `capacity`, a second, is for a load."""
+        """Return the requests of a run, the same for every server; `capacity`, a second, is load 1."""
         arrivals = "all-at-once" if self.load is None or capacity is None else f"poisson:{self.load * capacity:.6g}"
         requests = plan(arrivals, num_prompts, seed)
         if self.has_mixed_caps:
@@ -132,7 +132,8 @@ class Check:
         asked = asyncio.run(find_servers(settings, chats))[0]
         before, start = server.counts(), time.perf_counter()
         with ServerClock(server.pid) as clock:
-            run = replace(asyncio.run(measure(asked, seed, planned, chats, settings)), server=server.name)
+            run = asyncio.run(measure(asked, seed, planned, chats, settings, clock.wait))
+        run = replace(run, server=server.name)
         timed = clock.in_processor_time(run, start)
         counts = {name: value - before.get(name, 0.0) for name, value in server.counts().items()}
         write_json(self._counts(cell, server.name, seed), counts)

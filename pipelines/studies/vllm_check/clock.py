@@ -1,9 +1,10 @@
 """A clock that other work on the machine does not move: the processor time of a server."""
 
+import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +46,9 @@ class ServerClock:
     def __init__(self, pid: int) -> None:
         """Wait for `with`; `pid` is the server's first process."""
         self._pids = family(pid)
-        self._readings: list[tuple[float, float]] = []
+        self.readings: list[tuple[float, float]] = []
+        """Seconds by `perf_counter`, and processor seconds then."""
+        self._put_forward = 0.0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -66,11 +69,25 @@ class ServerClock:
             self._take()
 
     def _take(self) -> None:
-        self._readings.append((time.perf_counter(), processor_seconds(self._pids)))
+        self.readings.append((time.perf_counter(), processor_seconds(self._pids)))
+
+    async def wait(self, due: float, is_idle: Callable[[], bool]) -> None:
+        """Return when the server has computed for `due` seconds; where it has nothing to do, at once.
+
+        Then the clock is put forward to `due`.
+        """
+        while (left := due - self._put_forward - self._spent()) > 0:
+            if is_idle():
+                self._put_forward += left
+                return
+            await asyncio.sleep(min(left, INTERVAL))
+
+    def _spent(self) -> float:
+        return processor_seconds(self._pids) - self.readings[0][1]
 
     def in_processor_time(self, run: ServerRun, start: float) -> ServerRun:
         """Return a run with its times in processor seconds of the server; it began at `start` by `perf_counter`."""
-        seconds, processor = np.array(self._readings).T
+        seconds, processor = np.array(self.readings).T
 
         def at(when: float) -> float:
             return float(np.interp(start + when, seconds, processor) - processor[0])

@@ -1,6 +1,7 @@
 """vLLM's real scheduler with a made-up model, as fixtures; without vLLM the tests next to it are skipped."""
 
 import importlib.util
+import json
 import os
 import warnings
 from collections import deque
@@ -211,6 +212,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of two random LoRA adapters of the random model, by name."""
+    from safetensors.torch import save_file
+
+    rng, folders = torch.Generator().manual_seed(1), {}
+    for name in ("left", "right"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        weights = {
+            f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{part}.weight": torch.randn(
+                (8, 64) if part == "A" else (64, 8), generator=rng
+            )
+            for layer in range(2)
+            for module in ("q_proj", "v_proj")
+            for part in "AB"
+        }
+        save_file(weights, folders[name] / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj", "v_proj"]}
+        (folders[name] / "adapter_config.json").write_text(json.dumps(config))
+    return folders
 
 
 @pytest.fixture(scope="session")

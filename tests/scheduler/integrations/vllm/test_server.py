@@ -23,7 +23,7 @@ from pipelines.collect.endpoint import collect_from
 from pipelines.evaluate.endpoint.knock import find_servers
 from pipelines.evaluate.endpoint.measure import measure, plan
 from pipelines.settings.collect import CollectSettings
-from pipelines.settings.evaluate import EvaluateSettings
+from pipelines.settings.evaluate import SERVED_MODEL, EvaluateSettings
 from pipelines.settings.sampling import Sampling
 from pipelines.settings.server import Servers
 from predictor.errors import InputError
@@ -66,8 +66,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with predictions, prefix caching on as by default, and room for a few requests."""
+def server(
+    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with predictions, prefix caching as by default, room for a few requests and for one of two adapters."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "metrics").mkdir()
     with socket.socket() as free:
@@ -82,6 +84,8 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model", str(tiny_model), "--dtype", "float32", "--enforce-eager", "--max-model-len", "384"]
     command += ["--block-size", "32", "--num-gpu-blocks-override", "25"]
+    command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", "8"]
+    command += ["--lora-modules", *(f"{name}={folder}" for name, folder in tiny_adapters.items())]
     command += ["--scheduler-cls", "pipelines.vllm_scheduler.PredictingScheduler"]
     command += ["--additional-config", json.dumps({"amin": settings})]
     environment = os.environ | ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
@@ -137,6 +141,23 @@ def test_draws_bounds_of_ones_own_and_stop_strings(server: Server) -> None:
     assert stopped["usage"]["completion_tokens"] < 48
 
 
+def test_adapters_take_turns(server: Server) -> None:
+    """Four requests for each of two adapters and for the model itself: each is answered by its own, as alone."""
+    models = ["left", "right", server.model] * 4
+
+    def ask(model: str) -> str:
+        answer = server.complete("turn and turn about", model=model)
+        assert answer["usage"]["completion_tokens"] == 48
+        return str(answer["choices"][0]["text"])
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        together = list(pool.map(ask, models))
+    alone = {model: ask(model) for model in set(models)}
+    assert together == [alone[model] for model in models]
+    assert len(set(alone.values())) == 3
+    assert server.metric("amin_failures_total") == 0
+
+
 def test_grammars_are_compiled_beside_the_others(server: Server) -> None:
     """An answer that must be one of two words, in the midst of plain ones."""
     with ThreadPoolExecutor(9) as pool:
@@ -167,10 +188,11 @@ def test_lengths_are_collected_from_a_real_server(server: Server, tmp_path: Path
 
 
 def test_a_real_server_is_measured_from_outside(server: Server, tmp_path: Path) -> None:
-    """Its model is found, every request answered, in the order of time; greedy answers are the same in every seed."""
+    """Every request is answered, in the order of time; greedy answers are the same in every seed."""
     settings = EvaluateSettings(
         prompts=tmp_path / "unread",
         out=tmp_path,
+        served_model=server.model,  # one of three: adapters are models to clients
         max_new_tokens=24,
         sampling=Sampling(temperature=0.0),
         servers=Servers(endpoint=f"{server.url}/v1"),
@@ -186,6 +208,8 @@ def test_a_real_server_is_measured_from_outside(server: Server, tmp_path: Path) 
         assert all(s.arrival_time < s.first_token_time <= s.finish_time and s.output_len <= 24 for s in run.requests)
     first, second = ({sent.prompt: (sent.output_len, sent.answer) for sent in run.requests} for run in runs)
     assert first == second
+    with pytest.raises(InputError, match="it has 3 models"):
+        asyncio.run(find_servers(replace(settings, served_model=SERVED_MODEL), CHATS))
     nobody = replace(settings.servers, endpoint=f"{server.url}/v2")
     with pytest.raises(InputError, match="no such model or path"):
         asyncio.run(find_servers(replace(settings, servers=nobody), CHATS))
