@@ -54,7 +54,10 @@ Predicts how long the answer of a served model to a prompt will be: a survival c
 {max_length:,} tokens, and from it a lower bound that an answer reaches with probability 1 - tau.
 
     amin predict checkpoints/length-predictor --data prompts.jsonl --model gemma-3-4b-it --tau 0.1 --out bounds.jsonl
+    amin train --data records-of-your-model.parquet --out run      # new heads on this encoder
     amin train --init checkpoints/length-predictor --data records-of-your-model.parquet --out run
+
+The second goes on from its heads: for a model that is asked such tasks and questions as these, not for other traffic.
 
 {measured}
 {made}"""
