@@ -93,7 +93,7 @@ def admit_while_peak_fits(
         estimate: Output length of a request; it is taken to end with that token, or else with the next.
         reserve: Blocks that the admission of a request, after others in this decision, leaves free in the next
             iteration. Default: the watermark.
-        renew: Brings the profile up to date. Most decisions end before they look at it, since nothing is free.
+        renew: Gives new estimates to what has outlived its own. Most decisions do not depend on them.
     """
     waiting, worker, clock = policy.waiting, policy.worker, running.clock
     admitted: list[int] = []
@@ -112,9 +112,11 @@ def admit_while_peak_fits(
         if count:
             if slots <= len(admitted) or free < (reserve(index, admitted) if reserve else worker.watermark_blocks):
                 break  # until a request ends
-            if renew and not admitted:
-                renew()
             wait = peak.try_add(index, clock, held, remaining, common)
+            if wait < 0:
+                assert renew is not None, "bounds are outlived, and nobody renews them"
+                renew()
+                wait = peak.try_add(index, clock, held, remaining, common)
             if wait:
                 valid_for = wait
                 break

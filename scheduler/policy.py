@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from scheduler.prefix_cache import PrefixCache
 from scheduler.renewals import Renewal
 from scheduler.request import Request
 from scheduler.shared_prefixes import SharedPrefixes, whole_blocks
+from scheduler.sorted_chunks import SortedChunks
 from scheduler.worker import Worker
 
 
@@ -84,7 +84,7 @@ class Policy(ABC):
         self.waiting.remove(index, is_queued=not is_running)
 
 
-_Place = tuple[tuple[int, float], int, int, int, int]
+_Place = tuple[int, float, int, int, int, int]
 """Priority and key, number of the arrival, index, tokens to hold, generated tokens."""
 
 
@@ -101,8 +101,8 @@ class WaitingQueue:
         """What the engine finds again without computing it, where the caller knows."""
         self.has_priorities = False
         """Whether any request had a priority other than 0."""
-        self._heap: list[_Place] = []
-        self._places: dict[int, _Place] = {}  # others of the heap are outdated, until they are its head or half of it
+        self._queue = SortedChunks[_Place]()
+        self._places: dict[int, _Place] = {}  # the same by index
         self._overtaking: Overtaking | None = None
         self._requests: dict[int, tuple[int, float, Request]] = {}
         self._num_added = 0
@@ -145,7 +145,8 @@ class WaitingQueue:
         arrival, first_key, request = self._requests[index]
         key = first_key if key is None else key
         held = request.num_prompt_tokens + num_generated
-        self._put(((request.priority, key), arrival, index, held, num_generated))
+        self._places[index] = place = (request.priority, key, arrival, index, held, num_generated)
+        self._queue.add(place)
         if self._overtaking is not None:
             self._advance(self._overtaking.wait(index, arrival, request))
 
@@ -157,37 +158,29 @@ class WaitingQueue:
     def move(self, index: int, key: float) -> None:
         """Give a request another key, if it is queued and not overdue."""
         place = self._places.get(index)
-        if place is not None and place[0][1] > -inf:
-            self._put(((place[0][0], key), *place[1:]))
-            self._tidy()
+        if place is not None and place[1] > -inf:
+            self._replace(place, key)
 
     def _advance(self, overdue: Sequence[int]) -> None:
         for index in overdue:
-            place = self._places[index]
-            self._put(((place[0][0], -inf), *place[1:]))
+            self._replace(self._places[index], -inf)
 
-    def _put(self, place: _Place) -> None:
-        self._places[place[2]] = place
-        heappush(self._heap, place)
-
-    def _tidy(self) -> None:
-        if len(self._heap) > 2 * len(self._places):
-            self._heap = list(self._places.values())
-            heapify(self._heap)
+    def _replace(self, place: _Place, key: float) -> None:
+        self._queue.remove(place)
+        priority, _, arrival, index, held, num_generated = place
+        self._places[index] = place = (priority, key, arrival, index, held, num_generated)
+        self._queue.add(place)
 
     def reorder(self, key: Callable[[int], float]) -> None:
         """Give all that are queued new keys; the overdue stay first."""
         for index, place in self._places.items():
-            if place[0][1] > -inf:
-                self._places[index] = ((place[0][0], key(index)), *place[1:])
-        self._heap = list(self._places.values())
-        heapify(self._heap)
+            if place[1] > -inf:
+                self._places[index] = (place[0], key(index), *place[2:])
+        self._queue = SortedChunks(self._places.values())
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will hold for itself, and how many it generated."""
-        while len(self._heap) > len(self._places) and self._places.get(self._heap[0][2]) is not self._heap[0]:
-            heappop(self._heap)
-        index, held, num_generated = self._heap[0][2:]
+        _, _, _, index, held, num_generated = self._queue.first
         if self._shares_prefixes:
             held -= self._block_size * self.prefixes.num_common(index)
         return index, held, num_generated
@@ -198,8 +191,7 @@ class WaitingQueue:
 
     def pop(self) -> int:
         """Remove the first request from the queue and return its index."""
-        self.head()
-        index = heappop(self._heap)[2]
+        index = self._queue.take_first()[3]
         del self._places[index]
         if self._shares_prefixes:
             self.prefixes.take(index)
@@ -217,7 +209,6 @@ class WaitingQueue:
             self.prefixes.remove(index)
         del self._requests[index]
         if is_queued:
-            del self._places[index]
-            self._tidy()
+            self._queue.remove(self._places.pop(index))
         if self._overtaking is not None:
             self._advance(self._overtaking.end(index))

@@ -129,6 +129,7 @@ class AminSurvival(Policy):
             preempted = self._outranked(newcomers, running)
         for index in preempted:
             self._evict(index, running)
+        self._peak.outlive(self._due.pop(running.clock))
         renew = partial(self._renew_outlived, running.clock)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve, renew)
         for index in decision.admit:
@@ -222,17 +223,16 @@ class AminSurvival(Policy):
 
     def _renew_outlived(self, clock: int) -> None:
         """Renew the bounds that have been outlived since the last time; one follows from the other, whenever it is."""
-        entries, due, level = self._entries, self._due, self._levels.pack_level
-        next_bound, extend = self._next_bound, self._peak.extend
-        for index in due.pop(clock):  # several in an iteration: nothing here is looked up twice
+        entries, level, next_bound, ends = self._entries, self._levels.pack_level, self._next_bound, dict[int, int]()
+        for index in self._peak.outlived:
             entry = entries[index]
             start, bound = entry.start, entry.bound
             assert start is not None
             if bound <= clock - start:
                 bound = entry.bound = min(entry.limit, next_bound(entry, clock - start, level))
-            end = max(start + bound, clock + 1)
-            extend(index, clock, end)
-            due.put(index, end)
+            ends[index] = max(start + bound, clock + 1)
+        self._peak.extend(clock, ends)
+        self._due.put_all(ends)
 
     def _repack(self, index: int, entry: Entry, bound: int, running: RunningBatch) -> None:
         assert entry.start is not None

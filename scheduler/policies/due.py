@@ -1,5 +1,6 @@
 """Which running requests are due in an iteration: those whose bound is reached then."""
 
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from math import inf
 
@@ -20,13 +21,18 @@ class DueRequests:
 
     def put(self, index: int, clock: int) -> None:
         """Let a request be due at `clock`, whatever it was before."""
-        self._due[index] = clock
-        group = self._groups.get(clock)
-        if group is None:
-            self._groups[clock] = [index]
-            heappush(self._clocks, clock)
-        else:
-            group.append(index)
+        self.put_all({index: clock})
+
+    def put_all(self, clocks: Mapping[int, int]) -> None:
+        """Let requests be due at these clocks, whatever they were before."""
+        self._due.update(clocks)
+        groups = self._groups
+        for index, clock in clocks.items():
+            if clock in groups:
+                groups[clock].append(index)
+            else:
+                groups[clock] = [index]
+                heappush(self._clocks, clock)
 
     def drop(self, index: int) -> None:
         """Let a request, if it is due, be due no more."""

@@ -91,6 +91,52 @@ def test_adding_and_removing_leaves_what_a_fresh_profile_has(block_size: int, da
     assert used[0] == used[1]
 
 
+SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(-2, 50)), min_size=1, max_size=8)
+
+
+@PROPERTY
+@given(BLOCK_SIZES, st.integers(0, 2000), SPANS, st.sampled_from([1, -1]))
+def test_changes_made_together_are_those_made_one_by_one(
+    block_size: int, clock: int, pairs: list[tuple[int, int]], sign: int
+) -> None:
+    """Requests that hold so much and last so long, some of which have ended, change the profile alike both ways."""
+    spans = [(held - clock, clock + lasting) for held, lasting in pairs]
+    together, singly = (profile(KvCache(10**6, block_size), [(9, 40)], clock) for _ in range(2))
+    together._change_together(clock, spans, sign)
+    singly._change(clock, spans, sign)
+    assert together._origin == singly._origin
+    assert together._used.tolist() == singly._used.tolist()
+
+
+@PROPERTY
+@given(BLOCK_SIZES, ITEMS, ITEMS, st.tuples(st.integers(0, 40), st.integers(1, 30)), st.integers(1, 90), st.data())
+def test_new_estimates_are_asked_for_only_where_they_count(
+    slow_peak: SlowPeak,
+    block_size: int,
+    items: list,
+    outlived: list,
+    candidate: tuple,
+    num_blocks: int,
+    data: st.DataObject,
+) -> None:
+    """What is said without the new estimates holds whatever these are."""
+    clock = 7
+    peak = profile(KvCache(num_blocks, block_size), items, clock)
+    for place, (held, _) in enumerate(outlived):
+        peak.add(100 + place, clock - 1, held - 1, 1)
+    peak.outlive(range(100, 100 + len(outlived)))
+    said = peak.try_add(99, clock, *candidate)
+    lasting = [data.draw(st.integers(1, 40)) for _ in outlived]
+    others = [*items, *((held, each) for (held, _), each in zip(outlived, lasting, strict=True))]
+    if said < 0:
+        assert outlived
+        peak.extend(clock, {100 + place: clock + each for place, each in enumerate(lasting)})
+        assert not peak.outlived
+        said = peak.try_add(99, clock, *candidate)
+    meanwhile = [(held, min(left, candidate[1])) for held, left in others]
+    assert (said == 0) == (slow_peak([*meanwhile, candidate], block_size) <= num_blocks)
+
+
 @PROPERTY
 @given(BLOCK_SIZES, st.integers(1, 400), st.data())
 def test_the_batch_knows_its_blocks_and_how_long_they_fit(
