@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.files import atomic_files, write_json
+from pipelines.output.terminal import on_one_line
 from scheduler.by_class import by_class, classes_over_seeds
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
@@ -174,6 +175,14 @@ def class_table(policies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     return ["class", "policy", *(title for _, title, _ in columns)], rows
 
 
+def print_tables(policies: Mapping[str, Any]) -> None:
+    """Print the policy table, and below it the table by class, where there are classes."""
+    print_table(*table(policies))
+    if (classes := class_table(policies)) is not None:
+        print()
+        print_table(*classes)
+
+
 def _ratio(entry: Mapping[str, Any], unpaired: float) -> str:
     paired = (entry.get("versus_fcfs") or {}).get("mean_latency")
     if paired is None or paired["ratio_interval_95"] is None:
@@ -182,9 +191,10 @@ def _ratio(entry: Mapping[str, Any], unpaired: float) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print an aligned table: the first column to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    for line in [header, *rows]:
+    """Print an aligned table: the first column to the left, the others to the right; a row is a line."""
+    lines = [[on_one_line(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         cells = [
             line[0].ljust(widths[0]),
             *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),

@@ -27,10 +27,12 @@ def by_class(result: RunResult, classes: Sequence[str], targets: Targets) -> dic
         attainment: Share of requests that keep all targets.
     """
     latency, ttft = (each - result.arrival_time for each in (result.finish_time, result.first_token_time))
-    overtaken, names, in_time = num_overtaken(result), np.asarray(classes), kept_targets(result, targets)
+    overtaken, in_time = num_overtaken(result), kept_targets(result, targets)
+    numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
+    of_each = np.array([numbers[name] for name in classes])
     figures: dict[str, Figures] = {}
-    for name in sorted(set(classes)):
-        mine = names == name
+    for name, number in numbers.items():
+        mine = of_each == number
         lost, born = result.num_recomputed_tokens[mine].sum(), result.output_len[mine].sum()
         figures[name] = {
             "num_requests": int(mine.sum()),

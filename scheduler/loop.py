@@ -13,11 +13,11 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.executor import Executor
 from scheduler.kv_cache import Ints, KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.policy import Policy, Status
-from scheduler.prefix_cache import PrefixCache
+from scheduler.prefixes.cache import PrefixCache
 from scheduler.renewals import NoRenewals, RenewalSource
 from scheduler.request import Request
-from scheduler.simulation.look_ahead import LookAhead
 
 Floats = NDArray[np.float64]
 

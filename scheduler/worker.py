@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from scheduler.cost_model import CostModel
 from scheduler.errors import InputError
 from scheduler.kv_cache import KvCache
-from scheduler.simulation.cost_model import CostModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
+from scheduler.prefixes.shared import PrefixNames
 from scheduler.renewals import Renewal
 from scheduler.request import Request
-from scheduler.shared_prefixes import PrefixNames
 
 Ints = NDArray[np.int64]
 MAX_TOKENS = 1 << 53

@@ -13,6 +13,7 @@ PACKAGES = ("predictor", "scheduler", "pipelines")
 BREACHES = {
     "pipelines use predictor and scheduler": ("scheduler/batch.py", "import predictor.spec"),
     "scheduler needs the standard library and numpy": ("scheduler/loop.py", "import torch"),
+    "what runs next to an engine": ("scheduler/look_ahead.py", "import scheduler.simulation.simulate"),
     "torch and what trains": ("predictor/bounds/bins.py", "import torch"),
     "what serves imports neither": ("predictor/serving.py", "import predictor.splits.splits"),
     "the rooms of predictor": ("predictor/prompts/tokens.py", "import predictor.splits.splits"),

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cost_model import TICKS_PER_SECOND, CostModel
 from scheduler.deployments.deployment import ClockError
 from scheduler.errors import InputError
-from scheduler.simulation.cost_model import TICKS_PER_SECOND, CostModel
 
 Floats = NDArray[np.float64]
 LEAST = 8

@@ -64,7 +64,10 @@ def prepare(
     rows = [prompt_of(row) for row in given]
     prompts = encode_chats(served, [chat_of(row) for row in given], settings.prompts)
     texts = [row.prompt for row in rows]
-    facts = [Request(row.prompt_id, len(p), settings.max_new_tokens) for row, p in zip(rows, prompts, strict=True)]
+    facts = [
+        Request(row.prompt_id, len(prompt), settings.max_new_tokens, service_class=from_file.text("class"))
+        for row, prompt, from_file in zip(rows, prompts, given, strict=True)
+    ]
     requests = bounds.predicted(facts, texts)
     if settings.kv_blocks:  # before anything is generated
         for request in facts:

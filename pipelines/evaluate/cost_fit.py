@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.simulation.cost_model import TICKS_PER_SECOND, CostModel
+from scheduler.cost_model import TICKS_PER_SECOND, CostModel
 
 Floats = NDArray[np.float64]
 

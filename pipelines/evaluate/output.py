@@ -21,7 +21,7 @@ from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun, reads_predictions
 from pipelines.evaluate.sweep import sweep
 from pipelines.files import write_json
 from pipelines.probe.use import is_mixed
-from pipelines.results import policy_figures, print_table, table, write_results
+from pipelines.results import policy_figures, print_tables, write_results
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
 from pipelines.simulate.workload_file import write_workload
@@ -60,7 +60,7 @@ def write_all(
         write_results(settings.out, results, policy_runs)
         write_report(settings.out, results, policy_runs, *shown)
     print(f"{len(case.facts)} requests, {kv_cache.num_blocks} blocks of {kv_cache.block_size}; times in seconds")
-    print_table(*table(results["policies"]))
+    print_tables(results["policies"])
     for name, same in (results["identical_outputs"] or {}).items():
         print(f"{name}: tokens identical to the unconstrained run for {same} of {len(case.facts)} requests")
     if results["probe"] is not None:

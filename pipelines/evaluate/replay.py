@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.evaluate.run import ENGINE_FIFO, MeasuredRun
+from scheduler.cost_model import CostModel
 from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.loop import RunResult
 from scheduler.metrics import after_warm_up
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload

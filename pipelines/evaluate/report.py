@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipelines import plots
 from pipelines.files import atomic_file
-from pipelines.results import PolicyRun, table
+from pipelines.results import PolicyRun, class_table, table
 
 OURS = ("amin", "amin-survival")
 
@@ -45,6 +45,7 @@ def write_report(
         notes=notes(results),
         header=header,
         rows=rows,
+        classes=class_table(results["policies"]),
         shares=_shares(results["policies"]),
         images=images,
     )

@@ -6,6 +6,11 @@ import sys
 from typing import Any, TextIO
 
 
+def on_one_line(name: str) -> str:
+    """Return a name from a user's file as it can stand in a line: what breaks lines or steers terminals as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+
+
 class LastingStream(io.TextIOWrapper):
     """A text stream whose writes go nowhere from the first that fails; what is not encodable is written as escapes."""
 

@@ -66,9 +66,10 @@ class SimulateSettings:
     sibling_correlation: Annotated[float, Range(0, 0.95)] = 0.6
     """How alike the lengths of requests with the same group are, seen through their forecasts: when one ends, or
     lasts, the forecasts of the others move; 0: they do not."""
-    max_overtakes: Annotated[str | None, Metavar("K|CLASS=K,...")] = None
-    """How often a request may be overtaken while it waits, by one that arrived later and is admitted before: for all,
-    or by class (others are not bounded); 0 is first come first served; default: as each policy's order has it."""
+    max_overtakes: Annotated[str | None, Metavar("[K][,CLASS=K...]")] = None
+    """How often a request may be overtaken while it waits, by one that arrived later and is admitted before. 50: all
+    requests; apps=4,chat=9: those of two classes, others without bound; 3,apps=4: 4 in class apps, 3 elsewhere. 0 is
+    first come first served; default: as each policy's order has it."""
     ttft_target: Annotated[float, Range(0, 1e9, (True, False))] | None = None
     """Time to the first token that goodput counts, in the unit of the clock."""
     tpot_target: Annotated[float, Range(0, 1e9, (True, False))] | None = None

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pipelines.settings.option import Metavar
 from predictor.ranges import Count, Range
+from scheduler.cost_model import CostModel
 from scheduler.deployments.deployment import read_deployment
 from scheduler.errors import InputError
-from scheduler.simulation.cost_model import CostModel
 
 ITERATION, OF_DEPLOYMENT = "iteration", "deployment"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.results import PolicyRun, class_table, policy_figures, print_table, table, write_results
+from pipelines.results import PolicyRun, policy_figures, print_tables, write_results
 from pipelines.scheduling import policy_options
 from pipelines.settings.simulate import SimulateSettings
 from pipelines.simulate.workers import described, make_worker, setting, unit
@@ -63,10 +63,7 @@ def run(settings: SimulateSettings) -> None:
     print(
         f"{len(prompt_tokens)} requests, {described(settings.worker)}, {settings.seeds} seeds; {unit(settings.worker)}"
     )
-    print_table(*table(policies))
-    if (classes := class_table(policies)) is not None:
-        print()
-        print_table(*classes)
+    print_tables(policies)
     _print_notes(results, len(prompt_tokens))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from scheduler.simulation.cost_model import CostModel
 
 from pipelines.files import write_json
 from pipelines.results import print_table
@@ -26,7 +27,6 @@ from predictor.records.records import read_prompts
 from predictor.serving import LengthPredictor
 from scheduler.json_file import read_json
 from scheduler.kv_cache import KvCache
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import read_workload

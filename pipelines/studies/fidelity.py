@@ -20,10 +20,10 @@ from pipelines.deployment.measured_kernels import ask
 from pipelines.files import atomic_file, write_json
 from pipelines.simulate.resampling import arriving, volumes
 from pipelines.studies.beyond.tables import markdown
+from scheduler.cost_model import CostModel
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import summarize
 from scheduler.simulation.arrivals import poisson_arrivals
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.simulation.synthesis import lmsys_shaped
 from scheduler.worker import Worker

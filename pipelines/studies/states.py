@@ -25,12 +25,12 @@ from pipelines.train.data import load_splits
 from predictor.probe.probe import Probe, ProbeInputs
 from predictor.records.chat_turns import ChatOptions
 from predictor.training.config import TrainConfig
+from scheduler.cost_model import CostModel
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.metrics import interval_over_seeds, mean_over_seeds, summarize
 from scheduler.renewals import Renewal
 from scheduler.request import Request
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload

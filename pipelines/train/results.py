@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.output.terminal import on_one_line
 from pipelines.predict import survivals_with_progress
 from predictor.bounds.distribution import FloatArray
 from predictor.progress import tracked
@@ -102,11 +103,12 @@ def measure_all_baselines(
 
 def print_groups(groups: dict[str, dict[str, Any]]) -> None:
     """Print the measures of each group of the test split, a line each."""
-    width = max(22, *(len(name) + 2 for name in groups))
+    shown = {on_one_line(name) or "(none)": row for name, row in groups.items()}
+    width = max(22, *(len(name) + 2 for name in shown))
     print(f"\n{'test split, by group':{width}}" + "".join(f"{title:>13}" for title, _, _ in TABLE))
-    for name, row in groups.items():
+    for name, row in shown.items():
         cells = ("-" if row[key] is None else shape.format(row[key]) for _, key, shape in TABLE)
-        print(f"{name or '(none)':{width}}" + "".join(f"{cell:>13}" for cell in cells))
+        print(f"{name:{width}}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def print_table(metrics: dict[str, Any], tau: float) -> None:
@@ -120,7 +122,7 @@ def print_table(metrics: dict[str, Any], tau: float) -> None:
         parts["all together"] = {"test": metrics["test"], "baselines": metrics["baselines"]}
     for model, part in parts.items():
         if len(parts) > 1:
-            print(model)
+            print(on_one_line(model))
         for name, row in {"predictor": part["test"], **part["baselines"]}.items():
             cells = ("-" if row[key] is None else shape.format(row[key]) for _, key, shape in TABLE)
             print(f"{'  ' * (len(parts) > 1) + name:{width}}" + "".join(f"{cell:>13}" for cell in cells))

@@ -6,9 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from scheduler.cost_model import CostModel
 from scheduler.errors import InputError
 from scheduler.json_file import read_json
-from scheduler.simulation.cost_model import CostModel
 
 _BUNDLED = resources.files("scheduler.deployments") / "bundled"
 _SUFFIX = ".json"

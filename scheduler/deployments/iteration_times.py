@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.simulation.cost_model import CostModel
+from scheduler.cost_model import CostModel
 
 Floats = NDArray[np.float64]
 

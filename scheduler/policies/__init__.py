@@ -95,8 +95,8 @@ def make_policy(
         output_lens: True lengths by request index; only policies that read them get them.
         sibling_correlation: How alike lengths within a group are (`scheduler.policies.siblings`); by default groups
             mean nothing.
-        max_overtakes: How often a request may be overtaken while it waits (`scheduler.overtaking`), one number or by
-            class, "" for all others; by default as the policy's order has it.
+        max_overtakes: How often a request may be overtaken while it waits (`scheduler.waiting.overtaking`), one number
+            or by class, "" for all others; by default as the policy's order has it.
         options: Further arguments of the policy, such as the levels of `AminSurvival`.
 
     Raises:

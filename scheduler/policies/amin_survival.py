@@ -129,7 +129,6 @@ class AminSurvival(Policy):
             preempted = self._outranked(newcomers, running)
         for index in preempted:
             self._evict(index, running)
-        self._peak.outlive(self._due.pop(running.clock))
         renew = partial(self._renew_outlived, running.clock)
         decision = admit_while_peak_fits(self, running, preempted, self._peak, self._estimate, self._reserve, renew)
         for index in decision.admit:
@@ -206,7 +205,7 @@ class AminSurvival(Policy):
         return Demand(memory, tokens, prefill)
 
     def _follow(self, running: RunningBatch) -> None:
-        """Take note of stalls and of renewed forecasts."""
+        """Take note of stalls, of renewed forecasts and of bounds that are outlived."""
         self._peak.follow(running)
         entries = self._entries
         for index in running.stalled:
@@ -220,6 +219,7 @@ class AminSurvival(Policy):
                 bound = max(generated + 1, int(entry.work.quantile(self._levels.pack_level, generated)))
                 self._repack(index, entry, min(bound, entry.limit), running)
         self._renewed.clear()
+        self._peak.outlive(self._due.pop(running.clock))
 
     def _renew_outlived(self, clock: int) -> None:
         """Renew the bounds that have been outlived since the last time; one follows from the other, whenever it is."""

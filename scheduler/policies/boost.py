@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import expm1, inf, log
 from typing import NamedTuple
 
-from scheduler.simulation.cost_model import CostModel
+from scheduler.cost_model import CostModel
 from scheduler.worker import Worker
 
 MEMORY = 1000

@@ -10,11 +10,11 @@ import numpy as np
 
 from scheduler.arrival_source import ArrivalSource
 from scheduler.errors import InputError
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult, Timeline
 from scheduler.policies import make_policy
 from scheduler.renewals import PlannedRenewals
 from scheduler.request import Request
-from scheduler.simulation.look_ahead import LookAhead
 from scheduler.simulation.simulate import simulate
 from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from scheduler.arrival_source import KnownArrivals
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
 from scheduler.renewals import PlannedRenewals
-from scheduler.simulation.look_ahead import LookAhead
 from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker
 from scheduler.workload import Workload

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from scheduler.batch import RunningBatch
+from scheduler.cost_model import Clock
 from scheduler.errors import InputError
 from scheduler.executor import Executor, Progress
+from scheduler.look_ahead import LookAhead
 from scheduler.request import Request
-from scheduler.simulation.cost_model import Clock
-from scheduler.simulation.look_ahead import LookAhead
 from scheduler.worker import Worker
 
 

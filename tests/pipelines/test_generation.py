@@ -210,12 +210,19 @@ def evaluate(chat_model: Path, export: Path, prompts: Path, out: Path, *more: st
 def test_evaluate_writes_results_and_a_report(
     chat_model: Path, exports: dict[str, Path], prompts_file: Path, tmp_path: Path, decoding: str
 ) -> None:
-    """The files of the contract, one report that needs no network, and identical tokens when greedy."""
-    out = tmp_path / "evaluation"
+    """The files of the contract, one report that needs no network, identical tokens when greedy, figures by class."""
+    out, prompts = tmp_path / "evaluation", tmp_path / "classes.jsonl"
+    rows = [json.loads(line) | {"class": f"tenant {i % 2}"} for i, line in enumerate(prompts_file.open())]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2"]
     more += ["--policies", "amin,fcfs,engine-fifo,hindsight"]
-    assert evaluate(chat_model, exports["fp32"], prompts_file, out, *more) == 0
+    assert evaluate(chat_model, exports["fp32"], prompts, out, *more) == 0
     results = json.loads((out / "results.json").read_text())
+    for entry in results["policies"].values():
+        assert {name: each["num_requests"] for name, each in entry["classes"].items()} == {
+            "tenant 0": 10,
+            "tenant 1": 10,
+        }
     assert set(results["policies"]) == {"amin", "fcfs", "engine-fifo", "hindsight"}
     seed = results["policies"]["amin"]["seeds"][1]
     contract = {
@@ -231,10 +238,11 @@ def test_evaluate_writes_results_and_a_report(
     requests = pq.read_table(out / "requests.parquet")
     assert requests.num_rows == 20 * 2 * len(results["policies"])
     assert requests.column_names == [
-        "policy", "seed", "request_id", "arrival_time", "admission_time", "first_token_time", "finish_time",
+        "policy", "seed", "request_id", "class", "arrival_time", "admission_time", "first_token_time", "finish_time",
         "output_len", "num_evictions", "num_recomputed_tokens",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
+    assert "<h2>Classes</h2>" in page
     text = re.sub(r"data:image/png;base64,[^\"]*", "", page)  # a picture may spell anything
     assert "http" not in text.split("<h2>Environment")[0]
     assert page.count("data:image/png") == 6

@@ -30,6 +30,7 @@ from predictor.prompts.context import RequestContext
 from predictor.sidecar.connections import make_server
 from predictor.sidecar.heard import AnswerReader, Length
 from predictor.spec import PredictorSpec
+from scheduler.integrations.vllm_settings import group_and_class
 
 BINS = LengthBins.log_spaced(512, 16)
 SURVIVAL = np.exp(-BINS.as_array() / 100)
@@ -412,7 +413,21 @@ def test_several_answers_are_hinted_once_and_taught_each(
     with proxied(engine, length_predictor, engine="vllm") as (client, app):
         client.post("/v1/chat/completions", json={**CHAT, "n": 3, "stream": is_stream})
         assert learnt(app, 3) == [[10, False], [30, True], [20, False]]
-    assert "output_len_lower_bound" in json.loads(engine.heard[0][2])["vllm_xargs"]
+    body = json.loads(engine.heard[0][2])
+    assert body["n"] == 3
+    assert "output_len_lower_bound" in body["vllm_xargs"]
+    of_each = {group_and_class(f"{number}_chatcmpl-7", body["vllm_xargs"]) for number in range(3)}
+    assert of_each == {("chatcmpl-7", "")}, "vLLM's plug-in takes them for siblings"
+
+
+def test_a_group_and_a_class_of_the_client_reach_the_plug_in(engine: Engine, length_predictor: MadeUpPredictor) -> None:
+    """Requests sent one by one are siblings where their client says so: the hint leaves both names as they are."""
+    with proxied(engine, length_predictor, engine="vllm") as (client, _):
+        for _ in range(2):
+            client.post("/v1/chat/completions", json={**CHAT, "vllm_xargs": {"group": "job-7", "class": "batch"}})
+    said = [json.loads(heard[2])["vllm_xargs"] for heard in engine.heard]
+    assert all("output_len_lower_bound" in each for each in said)
+    assert [group_and_class(f"chatcmpl-{k}", each) for k, each in enumerate(said)] == [("job-7", "batch")] * 2
 
 
 def test_shares_of_a_count_keep_its_sum() -> None:

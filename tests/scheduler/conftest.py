@@ -11,17 +11,18 @@ import pytest
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
+from scheduler.cost_model import CostModel
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
-from scheduler.policy import Decision, Policy, Status, WaitingQueue
+from scheduler.policy import Decision, Policy, Status
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
-from scheduler.simulation.cost_model import CostModel
-from scheduler.simulation.look_ahead import LookAhead
 from scheduler.simulation.simulator import SimulatedExecutor
+from scheduler.waiting.queue import WaitingQueue
 from scheduler.worker import Worker
 
 

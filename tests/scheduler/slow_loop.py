@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from scheduler.cost_model import CostModel
 from scheduler.renewals import Renewal
-from scheduler.simulation.cost_model import CostModel
 
 Case = Any
 TAIL = 0.01

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scheduler.cost_model import CostModel
 from scheduler.deployments.deployment import Deployment, bundled_names, read_deployment
 from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.errors import InputError
-from scheduler.simulation.cost_model import CostModel
 
 CLOCK_TERMS = [field.name for field in fields(CostModel)]
 

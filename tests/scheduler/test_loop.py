@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.batch import RunningBatch
+from scheduler.cost_model import CostModel
 from scheduler.kv_cache import KvCache
 from scheduler.latency_bounds import total_latency_lower_bound
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, make_policy
 from scheduler.policy import Decision
 from scheduler.request import Request
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.simulation.simulator import SimulatedExecutor
 from scheduler.worker import Worker

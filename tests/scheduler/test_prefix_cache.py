@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.cost_model import CostModel
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
 from scheduler.policies import POLICIES
-from scheduler.prefix_cache import PrefixCache
+from scheduler.prefixes.cache import PrefixCache
+from scheduler.prefixes.shared import PrefixNames, SharedPrefixes, whole_blocks
 from scheduler.request import Request
-from scheduler.shared_prefixes import PrefixNames, SharedPrefixes, whole_blocks
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload

@@ -14,9 +14,9 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
-from scheduler.simulation.look_ahead import LookAhead
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, workload_from_rows

@@ -11,8 +11,8 @@ from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES, Reads, make_policy, policies_that_read
 from scheduler.policy import Status
+from scheduler.prefixes.shared import SharedPrefixes
 from scheduler.request import Request
-from scheduler.shared_prefixes import SharedPrefixes
 from scheduler.worker import Worker
 
 ONLINE = sorted(POLICIES.keys() - policies_that_read(Reads.OUTPUT_LEN))

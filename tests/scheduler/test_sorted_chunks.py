@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler import sorted_chunks
-from scheduler.sorted_chunks import SortedChunks
+from scheduler.waiting import sorted_chunks
+from scheduler.waiting.sorted_chunks import SortedChunks
 
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "add", "take", "remove"]), st.integers(0, 30)), max_size=80)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from pipelines.studies.ablation import PARTS
 from pipelines.studies.paper import STYLISED_KV_BUDGET
+from scheduler.cost_model import CostModel
 from scheduler.deployments.deployment import read_deployment
 from scheduler.deployments.workers import worker_of
 from scheduler.kv_cache import KvCache
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import MakePolicy
 from scheduler.worker import Worker
 

@@ -9,9 +9,9 @@ from pipelines.deployment.fit import fit_clock
 from pipelines.deployment.iteration_logs import read_iterations
 from pipelines.deployment.kernels import cells
 from pipelines.deployment.measured_kernels import SCRIPT, ask
+from scheduler.cost_model import CostModel
 from scheduler.deployments.iteration_times import iteration_seconds
 from scheduler.errors import InputError
-from scheduler.simulation.cost_model import CostModel
 
 CLOCK = CostModel(0.00617, 1.8e-5, 1.2e-5, 4e-8, 0.001)
 

@@ -13,11 +13,11 @@ from pipelines.evaluate.replay import replay
 from pipelines.evaluate.run import MeasuredRun, reads_predictions
 from pipelines.results import PolicyRun
 from pipelines.simulate.workload_file import write_workload
+from scheduler.cost_model import CostModel
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES
 from scheduler.request import Request
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
 from scheduler.workload import Workload, read_workload

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.simulate.resampling import volumes
 from pipelines.studies import deployed, fidelity
-from scheduler.simulation.cost_model import CostModel
+from scheduler.cost_model import CostModel
 
 
 def test_a_cell_is_measured_and_kept(

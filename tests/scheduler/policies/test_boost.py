@@ -5,10 +5,10 @@ from math import inf, log
 import numpy as np
 import pytest
 
+from scheduler.cost_model import CostModel
 from scheduler.kv_cache import KvCache
 from scheduler.loop import RunResult
 from scheduler.policies.boost import BindingResource, Boost, Demand
-from scheduler.simulation.cost_model import CostModel
 from scheduler.simulation.simulate import simulate
 from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.worker import Worker

@@ -4,7 +4,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable
 
 from scheduler.kv_cache import KvCache
-from scheduler.shared_prefixes import SharedPrefixes
+from scheduler.prefixes.shared import SharedPrefixes
 
 
 class PrefixCache:
