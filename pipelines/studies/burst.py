@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from scheduler.simulation.cost_model import CostModel
 
 from pipelines.files import write_json
 from pipelines.results import print_table
 from pipelines.simulate.workload_file import bins_file
 from predictor.records.records import read_prompts
 from predictor.serving import LengthPredictor
+from scheduler.cost_model import CostModel
 from scheduler.json_file import read_json
 from scheduler.kv_cache import KvCache
 from scheduler.simulation.simulate import simulate
