@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,20 +116,24 @@ class Relay:
                 self._on_added(time.perf_counter() - start)
         if isinstance(content, bytes):
             headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        asking = self._client.request(
+            request.method,
+            self._url(request),
+            headers=[(name.decode(), _text(value)) for name, value in headers],
+            data=io.BytesIO(content) if isinstance(content, bytes) and len(content) > _LARGE else content,
+            allow_redirects=False,
+        )
         try:
-            answer = await self._client.request(
-                request.method,
-                self._url(request),
-                headers=[(name.decode(), _text(value)) for name, value in headers],
-                data=io.BytesIO(content) if isinstance(content, bytes) and len(content) > _LARGE else content,
-                allow_redirects=False,
-            )
+            answer = await (_while_client_stays(asking, request) if isinstance(content, bytes) else asking)
         except (aiohttp.ClientError, OSError) as error:
             learner.end()
             return _upstream_problem(error)
         except BaseException:
             learner.end()
             raise
+        if answer is None:
+            learner.end()
+            return Response(status_code=499)
         return await _passed_on(answer, learner)
 
     def _url(self, request: Request) -> URL:
@@ -172,6 +176,25 @@ class Relay:
         upper = round(float(quantile(bins, answer.survival[None], _UPPER_LEVEL)[0]))
         upper = min(max(upper, answer.median), ask.max_new_tokens or upper)
         return Hint(answer.lower_bound, answer.median, max(upper, answer.median))
+
+
+async def _while_client_stays(
+    asking: Coroutine[Any, Any, aiohttp.ClientResponse], request: Request
+) -> aiohttp.ClientResponse | None:
+    """Return the head of the engine's answer; None, and the engine's work ended, where the client leaves before."""
+    answering, leaving = asyncio.ensure_future(asking), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return await answering if answering.done() else None
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Return when a client whose body has been read leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(request: Request) -> bytes | AsyncIterator[bytes]:

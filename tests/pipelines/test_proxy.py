@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import socket
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -67,12 +68,19 @@ class Engine:
         self.answer: Any = {"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
         self.events: list[bytes] = []
         self.status, self.is_cut, self.has_left = 200, False, Event()
+        self.is_silent, self.is_asked = False, Event()
         self.coding = ""
 
     async def answer_to(self, request: Request) -> Response:
         """Answer any request."""
         self.heard.append((str(request.url.path), dict(request.headers), await request.body()))
         coded = {"content-encoding": self.coding} if self.coding else {}
+        self.is_asked.set()
+        while self.is_silent:  # it computes, and sends nothing before the whole answer is there
+            if await request.is_disconnected():
+                self.has_left.set()
+                break
+            await asyncio.sleep(0.005)
         if not self.events:
             packed = packed_as(self.coding, json.dumps(self.answer).encode())
             return Response(packed, self.status, {"x-engine": "here", **coded}, "application/json")
@@ -299,6 +307,23 @@ def test_a_client_that_leaves_ends_the_engines_work(engine: Engine, length_predi
             next(answer.iter_raw())
         assert engine.has_left.wait(60)
         assert len(learnt(app, 0)) <= 1
+
+
+def test_a_client_that_leaves_before_the_answer_ends_the_engines_work(
+    engine: Engine, length_predictor: MadeUpPredictor
+) -> None:
+    """An answer that is not streamed has no byte before its end: the engine would compute it for nobody."""
+    engine.is_silent = True
+    with proxied(engine, length_predictor) as (client, app):
+        body = json.dumps(CHAT).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 80)) as connection:
+            connection.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+            assert engine.is_asked.wait(60)
+        assert engine.has_left.wait(60)
+        engine.is_silent = False
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        assert len(learnt(app)) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
