@@ -17,7 +17,7 @@ from scheduler.json_file import read_json
 ENCODER = ROOT / "checkpoints" / "length-predictor"
 RECORDS = ROOT / "checkpoints" / "records.parquet"
 """Lengths of the bundled model's answers to the bundled prompts, collected like those that the demo collects itself."""
-MAX_NEW_TOKENS = 256
+MAX_NEW_TOKENS = 224
 """Cap of what the demo generates; of the bundled records, the one of the evaluation."""
 SHOWN = 16
 """Prompts that the demo collects itself, to show it, where it takes the rest from the bundled records."""
