@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
+from sortedcontainers import SortedList
+
 from scheduler.prefixes.cache import PrefixCache
 from scheduler.prefixes.shared import SharedPrefixes, whole_blocks
 from scheduler.request import Request
 from scheduler.waiting.overtaking import Overtaking
-from scheduler.waiting.sorted_chunks import SortedChunks
 
 _Place = tuple[int, float, int, int, int, int]
 """Priority and key, number of the arrival, index, tokens to hold, generated tokens."""
@@ -26,7 +27,7 @@ class WaitingQueue:
         """What the engine finds again without computing it, where the caller knows."""
         self.has_priorities = False
         """Whether any request had a priority other than 0."""
-        self._queue = SortedChunks[_Place]()
+        self._queue = SortedList()
         self._places: dict[int, _Place] = {}  # the same by index
         self._overtaking: Overtaking | None = None
         self._requests: dict[int, tuple[int, float, Request]] = {}
@@ -101,11 +102,11 @@ class WaitingQueue:
         for index, place in self._places.items():
             if place[1] > -inf:
                 self._places[index] = (place[0], key(index), *place[2:])
-        self._queue = SortedChunks(self._places.values())
+        self._queue = SortedList(self._places.values())
 
     def head(self) -> tuple[int, int, int]:
         """Return the index of the first request, the tokens it will hold for itself, and how many it generated."""
-        _, _, _, index, held, num_generated = self._queue.first
+        _, _, _, index, held, num_generated = self._queue[0]
         if self._shares_prefixes:
             held -= self._block_size * self.prefixes.num_common(index)
         return index, held, num_generated
@@ -116,7 +117,7 @@ class WaitingQueue:
 
     def pop(self) -> int:
         """Remove the first request from the queue and return its index."""
-        index = self._queue.take_first()[3]
+        index: int = self._queue.pop(0)[3]
         del self._places[index]
         if self._shares_prefixes:
             self.prefixes.take(index)
