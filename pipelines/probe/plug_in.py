@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.probe.use import ProbeRenewals, RenewedBounds, is_mixed, read_probe, require_model, state_reader
 from pipelines.served_model.loading import ServedModel
+from pipelines.served_model.weights_digest import weights_digest
 from predictor.errors import InputError
 from scheduler.integrations.transformers_renewals import Renewing
 from scheduler.integrations.transformers_states import StateReader
@@ -41,7 +42,8 @@ def probe_renewing(
     probe = read_probe(folder, tau)
     name, config = probe.source.served_model, served_model.config.get_text_config()
     context = int(getattr(config, "max_position_embeddings", 1 << 30))
-    served = ServedModel(name, served_model, tokenizer, served_model.generation_config, context)
+    revision = weights_digest(served_model)
+    served = ServedModel(name, served_model, tokenizer, served_model.generation_config, context, revision)
     require_model(probe, folder, served, "probe")
     mixed = is_mixed(probe, prompt_predictor)
     if probe.mixture is not None and not mixed:

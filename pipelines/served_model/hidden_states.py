@@ -5,15 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipelines.served_model.loading import ServedModel
 from predictor.errors import InputError
 from predictor.probe.states import StateSource
-
-SAMPLED = 64
-"""Values of each weight that go into the hash of a model: enough to tell models apart, quick where they are large."""
 
 
 def state_source(served: ServedModel, layers: Sequence[int], option: str = "--states") -> StateSource:
@@ -33,7 +29,7 @@ def state_source(served: ServedModel, layers: Sequence[int], option: str = "--st
             raise InputError(f"{option}: {served.name} has layers 0 (the embedding) to {most}, not {layer}")
     template = hashlib.sha256(str(getattr(served.tokenizer, "chat_template", None) or "").encode()).hexdigest()[:16]
     size = int(served.model.config.get_text_config().hidden_size)
-    return StateSource(served.name, weights_digest(served.model), template, tuple(layers), size)
+    return StateSource(served.name, served.revision, template, tuple(layers), size)
 
 
 def decoder_layers(served: ServedModel, option: str = "--states") -> Sequence[nn.Module]:
@@ -48,19 +44,6 @@ def decoder_layers(served: ServedModel, option: str = "--states") -> Sequence[nn
         if isinstance(module, nn.ModuleList) and len(module) == wanted and hasattr(config, "hidden_size"):
             return list(module)
     raise InputError(f"served model {served.name!r} has no hidden states that can be read; leave {option} out")
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a hash of the names and shapes of all weights and of some values of each.
-
-    It is the same in every precision that a model is loaded in: the values are rounded to bfloat16.
-    """
-    hashed = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
-        hashed.update(f"{name} {tuple(weight.shape)}\n".encode() + some.view(torch.int16).numpy().tobytes())
-    return hashed.hexdigest()[:16]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from pipelines.memory import keep_freed_memory
 from pipelines.served_model.gguf import BUNDLED, bundled_file, converted
 from pipelines.served_model.packed_weights import pack_weights
+from pipelines.served_model.weights_digest import weights_digest
 from pipelines.settings.sampling import Sampling
 from predictor.errors import InputError
 from scheduler.integrations.transformers_engine import end_tokens
@@ -28,13 +29,14 @@ BUNDLED_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A causal language model with what is needed to serve it."""
+    """A causal language model with what is needed to serve it; `revision` is the hash of its weights."""
 
     name: str
     model: Any
     tokenizer: Any
     generation_config: GenerationConfig
     max_context: int
+    revision: str
 
 
 @contextmanager
@@ -93,9 +95,10 @@ def load_served_model(
     (sampling or Sampling()).apply(generation_config)
     max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
     model = model.to(device).eval()
+    revision = weights_digest(model)
     if not exact:
         pack_weights(model)
-    return ServedModel(_short_name(name), model, tokenizer, generation_config, max_context)
+    return ServedModel(_short_name(name), model, tokenizer, generation_config, max_context, revision)
 
 
 def _with_weights(name: str, place: str, options: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from predictor.bounds.online import OnlineCalibration
 from predictor.errors import InputError
 from predictor.sidecar.answers import Sidecar
 from predictor.sidecar.asks import Ask, asks_of
+from predictor.sidecar.departure import while_client_stays
 from predictor.sidecar.heard import CODINGS, AnswerReader, Length
 from predictor.sidecar.hints import HEADERS, Engine, Hint, hint_headers, with_hint
 
@@ -124,7 +125,7 @@ class Relay:
             allow_redirects=False,
         )
         try:
-            answer = await (_while_client_stays(asking, request) if isinstance(content, bytes) else asking)
+            answer = await (while_client_stays(asking, request) if isinstance(content, bytes) else asking)
         except (aiohttp.ClientError, OSError) as error:
             learner.end()
             return _upstream_problem(error)
@@ -176,25 +177,6 @@ class Relay:
         upper = round(float(quantile(bins, answer.survival[None], _UPPER_LEVEL)[0]))
         upper = min(max(upper, answer.median), ask.max_new_tokens or upper)
         return Hint(answer.lower_bound, answer.median, max(upper, answer.median))
-
-
-async def _while_client_stays(
-    asking: Coroutine[Any, Any, aiohttp.ClientResponse], request: Request
-) -> aiohttp.ClientResponse | None:
-    """Return the head of the engine's answer; None, and the engine's work ended, where the client leaves before."""
-    answering, leaving = asyncio.ensure_future(asking), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return await answering if answering.done() else None
-    finally:
-        for task in (answering, leaving):
-            task.cancel()
-
-
-async def _left(request: Request) -> None:
-    """Return when a client whose body has been read leaves."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _body(request: Request) -> bytes | AsyncIterator[bytes]:

@@ -212,7 +212,9 @@ def test_evaluate_writes_results_and_a_report(
 ) -> None:
     """The files of the contract, one report that needs no network, identical tokens when greedy, figures by class."""
     out, prompts = tmp_path / "evaluation", tmp_path / "classes.jsonl"
-    rows = [json.loads(line) | {"class": f"tenant {i % 2}"} for i, line in enumerate(prompts_file.open())]
+    rows = [
+        json.loads(line) | {"class": f"tenant {i % 2}"} for i, line in enumerate(prompts_file.read_text().splitlines())
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = ["--kv-blocks", "40", "--decoding", decoding, "--seeds", "2"]
     more += ["--policies", "amin,fcfs,engine-fifo,hindsight"]
