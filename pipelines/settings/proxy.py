@@ -26,7 +26,7 @@ class ProxySettings:
     """Port; 0 takes a free one and prints it."""
     tau: Probability = 0.1
     """Probability allowed below the bound."""
-    deadline_ms: Annotated[float, Range(1, 60_000)] = 4.0
+    deadline_ms: Annotated[float, Range(1, 60_000)] = 10.0
     """Milliseconds that a request may wait for its prediction; then it passes without a hint."""
     max_queue: Count = 256
     """Most requests that wait for a prediction; others pass without a hint."""

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("predictor", type=Path, help="folder that amin export wrote")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL or parquet with prompt or messages")
     parser.add_argument("--requests", type=int, default=1000, help="by each way")
-    parser.add_argument("--deadline-ms", type=float, default=4.0, help="of the proxy")
+    parser.add_argument("--deadline-ms", type=float, default=10.0, help="of the proxy")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     args = parser.parse_args()
     prompts = [row.prompt for row in read_prompts(args.prompts)]
