@@ -96,12 +96,16 @@ def _compared(now: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]
 
 
 def load_factor(
-    policy: str, workload: Workload, worker: Worker, skill: float, seed: int, done: Callable[[], object]
+    policy: str, workload: Workload, worker: Worker, skill: float, seed: int, done: Callable[[], object], load: float
 ) -> float:
-    """Return how many times the load a policy carries at the mean latency that fcfs has now; found by bisection."""
+    """Return how many times the load a policy carries at the mean latency that fcfs has now; found by bisection.
+
+    From a `load` below what can be served to that at most: beyond it the queue grows for as long as requests come,
+    which the mean latency of a short log hides.
+    """
     predicted = _predicted(workload, skill, seed)
     goal = _latencies(simulate(NOW, predicted, worker, seed)).mean()
-    low, high = 1.0, MOST_LOAD
+    low, high = 1.0, min(MOST_LOAD, 1 / load) if load < 1 else MOST_LOAD
     for _ in range(STEPS):
         middle = (low * high) ** 0.5
         faster = simulate(policy, denser(predicted, middle), worker, seed)

@@ -128,7 +128,7 @@ def _assess(
             compared = compare(policies, workload, worker, skill, seeds if has_queue else seeds[:1], bar.update)
             setting = Setting(name, load, compared, 1.0)
             if has_times and setting.pays(settings.policy):
-                factor = load_factor(settings.policy, workload, worker, skill, settings.seed, bar.update)
+                factor = load_factor(settings.policy, workload, worker, skill, settings.seed, bar.update, load)
                 setting = replace(setting, load_factor=factor)
             found.append(setting)
     return found

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.assess.comparison import load_factor
 from pipelines.assess.log import quick_skill, read_log
 from pipelines.cli import main
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
-from scheduler.simulation.synthesis import synthesize
+from scheduler.simulation.synthesis import lmsys_shaped, synthesize
 from scheduler.worker import Worker
+from scheduler.workload import workload_from_columns
 
 
 def _log(path: Path, count: int, rate: float | None, prompts: bool = False, scale: float = 200.0) -> Path:
@@ -60,6 +62,17 @@ def test_it_says_what_it_brings_where_it_pays(tmp_path: Path) -> None:
     assert "times the load" in found["verdicts"][1]
     assert f"{ours['gain']:.2f}" in found["verdicts"][0]
     assert re.search(r"(as long as now(; mind that before you switch)?|gain, too)\.$", found["verdicts"][0])
+
+
+def test_no_more_load_is_promised_than_can_be_served() -> None:
+    """A short log at load 0.9 has an end, so that its mean latency stays low at twice the load; the queue would not."""
+    rng = np.random.default_rng(0)
+    prompts, outputs = lmsys_shaped(400, rng)
+    worker = Worker(KvCache(500, 16))
+    plain = workload_from_columns([str(i) for i in range(400)], prompts, outputs, np.sort(rng.uniform(0, 100, 400)))
+    free, bound = (load_factor("amin-survival", plain, worker, 0.8, 0, lambda: None, load) for load in (1.5, 0.9))
+    assert free > 1 / 0.9
+    assert 1 <= bound <= 1 / 0.9
 
 
 def test_a_log_without_times_is_assessed_at_loads(tmp_path: Path) -> None:
