@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.files import atomic_file
-from scheduler.workload import Workload, workload_lines
+from scheduler.errors import InputError
+from scheduler.json_file import read_json
+from scheduler.workload import Ints, Workload, read_workload, workload_lines
 
 FINEST_STEP, MOST_STEPS = 8, 512
 """Renewed forecasts are about what is left after any number of tokens: their edges are evenly spaced, in tokens."""
@@ -17,6 +19,20 @@ FINEST_STEP, MOST_STEPS = 8, 512
 def bins_file(workload: Path) -> Path:
     """Return where the edges of the field survival are: next to the workload."""
     return workload.with_name(workload.name + ".bins.json")
+
+
+def read_bins(path: Path) -> Ints:
+    """Return the edges of length bins, shape [num_bins + 1]; InputError where the file has none."""
+    values = read_json(path)
+    whole = isinstance(values, list) and len(values) > 1 and all(type(value) is int for value in values)
+    if not whole or values[0] != 0 or sorted(set(values)) != values:
+        raise InputError(f"{path}: must be a list of ascending whole numbers of tokens from 0 on")
+    return np.asarray(values, dtype=np.int64)
+
+
+def read_with_bins(path: Path) -> Workload:
+    """Return a workload that `write_workload` wrote with forecasts."""
+    return read_workload(path, edges=read_bins(bins_file(path)))
 
 
 def write_workload(path: Path, workload: Workload) -> None:

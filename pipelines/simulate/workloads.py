@@ -11,8 +11,8 @@ from pipelines.settings.simulate import SourceSettings
 from pipelines.simulate.resampling import seconds_per_iteration, volumes
 from pipelines.simulate.sources import made_up
 from pipelines.simulate.traces import read_trace
+from pipelines.simulate.workload_file import read_bins
 from scheduler.errors import InputError
-from scheduler.json_file import read_json
 from scheduler.kv_cache import KvCache
 from scheduler.policies import POLICIES, Reads
 from scheduler.request import Request
@@ -42,16 +42,17 @@ def read_base(settings: SourceSettings, kv_cache: KvCache) -> Workload:
     if lengths is None:
         default = Path(f"{settings.workload}.bins.json")  # as amin predict and amin evaluate write it
         bins = default if settings.bins is None and default.is_file() else settings.bins
-        workload, report = read_trace(Path(settings.workload), cap, _edges(bins), settings.time_unit)
+        edges = None if bins is None else read_bins(bins)
+        workload, report = read_trace(Path(settings.workload), cap, edges, settings.time_unit)
         print(report.line())
     else:
         prompts, lens = lengths
         places = [f"r{i}" for i in range(len(lens))]
         workload = workload_from_columns(places, prompts, lens, np.zeros(len(lens)), cap)
-    return _capped(_fitting(workload, kv_cache, skip=settings.skip_too_large), kv_cache)
+    return _capped(fitting(workload, kv_cache, skip=settings.skip_too_large), kv_cache)
 
 
-def _fitting(workload: Workload, kv_cache: KvCache, *, skip: bool) -> Workload:
+def fitting(workload: Workload, kv_cache: KvCache, *, skip: bool) -> Workload:
     """Return the requests that the cache can hold; InputError that counts and names the others, unless skipped."""
     kept: list[int] = []
     too_large: list[int] = []
@@ -100,16 +101,6 @@ def lacks(policy: str, workload: Workload, *, has_caps: bool) -> str | None:
 
 def _is_bare(request: Request) -> bool:
     return request.forecast is None and request.output_len_prediction is None and request.output_len_upper_bound is None
-
-
-def _edges(path: Path | None) -> Ints | None:
-    if path is None:
-        return None
-    values = read_json(path)
-    whole = isinstance(values, list) and len(values) > 1 and all(type(value) is int for value in values)
-    if not whole or values[0] != 0 or sorted(set(values)) != values:
-        raise InputError(f"{path}: must be a list of ascending whole numbers of tokens from 0 on")
-    return np.asarray(values, dtype=np.int64)
 
 
 def served_tokens(workload: Workload, worker: Worker, replicas: int = 1) -> int:

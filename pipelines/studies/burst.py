@@ -21,15 +21,13 @@ import numpy as np
 
 from pipelines.files import write_json
 from pipelines.results import print_table
-from pipelines.simulate.workload_file import bins_file
+from pipelines.simulate.workload_file import read_with_bins
 from predictor.records.records import read_prompts
 from predictor.serving import LengthPredictor
 from scheduler.cost_model import CostModel
-from scheduler.json_file import read_json
 from scheduler.kv_cache import KvCache
 from scheduler.simulation.simulate import simulate
 from scheduler.worker import Worker
-from scheduler.workload import read_workload
 
 GOAL = 400.0
 """Prompts a second on two cores."""
@@ -77,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {"export": str(args.export), "prompts": str(args.prompts), "size": len(prompts), "rounds": args.rounds}
     gains = gains_by_rate(args.workload, args.kv_blocks, args.iteration) if args.workload else {}
-    cases_and_gains = {"cases": [asdict(speed) for speed in speeds], "gains": gains}
-    write_json(args.out / "burst.json", {**facts, **cases_and_gains})
+    measured = {"cases": [asdict(speed) for speed in speeds], "gains": gains}
+    write_json(args.out / "burst.json", facts | measured)
     show(speeds)
     if gains:
         print_table(["prompts/s", "amin-survival over fcfs"], [[rate, f"{gain:.2f}x"] for rate, gain in gains.items()])
@@ -115,7 +113,7 @@ def gains_by_rate(path: Path, num_blocks: int, seconds: float) -> dict[str, floa
     Like lengths share a batch of 16. The policy learns of a request when its batch is done; latency counts from the
     start.
     """
-    workload = read_workload(path, edges=np.array(read_json(bins_file(path))))
+    workload = read_with_bins(path)
     worker = Worker(KvCache(num_blocks, 16), resume=True, max_batch_tokens=512, cost_model=CostModel(seconds, 1e-5))
     count = len(workload.requests)
     latencies: dict[str, list[float]] = {}

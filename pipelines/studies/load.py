@@ -27,6 +27,7 @@ import numpy as np
 from pipelines.files import write_json
 from pipelines.results import print_table
 from pipelines.studies.load_client import Client
+from pipelines.studies.processor_time import processor_seconds
 from predictor.errors import InputError
 from predictor.records.records import read_prompts
 
@@ -104,12 +105,9 @@ async def open_load(
 
 def processor_clock(pid: int) -> Clock:
     """Return a clock of the processor seconds that a process has used; InputError where there is no such process."""
-    clock = (~pid << 3) | 2  # clock_getcpuclockid(3) of Linux
-    try:
-        time.clock_gettime(clock)
-    except OSError as error:
-        raise InputError(f"--server-pid {pid}: {error.strerror}") from None
-    return lambda: time.clock_gettime(clock)
+    if not processor_seconds([pid]):
+        raise InputError(f"--server-pid {pid}: no such process")
+    return lambda: processor_seconds([pid])
 
 
 def summarize(outcome: Outcome, num_requests: int, concurrency: int, seconds: float) -> dict[str, Any]:

@@ -9,17 +9,16 @@ groups); its interval is that of 200 draws of groups with replacement.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.simulate.workload_file import bins_file
+from pipelines.simulate.workload_file import read_with_bins
 from scheduler.errors import InputError
 from scheduler.forecast import Floats
 from scheduler.policies.siblings.shared_factor import score, survival_at
-from scheduler.workload import Workload, read_workload
+from scheduler.workload import Workload
 
 RESAMPLES = 200
 
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="correlation of siblings' lengths, seen through their forecasts")
     parser.add_argument("workload", type=Path, help="of amin predict --workload")
     path = parser.parse_args(argv).workload
-    groups = scores_by_group(read_workload(path, edges=np.asarray(json.loads(bins_file(path).read_text()))))
+    groups = scores_by_group(read_with_bins(path))
     rng = np.random.default_rng(0)
     drawn = [correlation([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])

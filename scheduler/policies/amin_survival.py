@@ -142,6 +142,8 @@ class AminSurvival(Policy):
             del recent[next(iter(recent))]
         young = [index for index in reversed(recent) if not entries[index].known]
         early = [i for i in newcomers if young and self._arrived(i) <= self._arrived(young[0])]
+        if not early:  # nearly always: nothing is renewed for it
+            return []
         work = {index: self._work(index) for index in (*young, *early)}
         young.sort(key=work.__getitem__, reverse=True)
         refused = self._without_room(sorted(early, key=work.__getitem__), running.clock)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from pipelines.simulate.resampling import arriving, poisson, resample, volumes
 from pipelines.simulate.traces import read_requests
-from pipelines.simulate.workloads import DEFAULT_EDGES
+from pipelines.simulate.workloads import DEFAULT_EDGES, fitting
 from pipelines.studies.beyond.cells import Variant
 from pipelines.studies.paper import FAMILIES, LOW
 from scheduler.forecast import Forecast
+from scheduler.kv_cache import KvCache
 from scheduler.request import Request
 from scheduler.simulation.arrivals import scale_to_load
 from scheduler.simulation.synthesis import UPPER_LEVEL, lmsys_shaped, synthesize
@@ -32,7 +33,9 @@ NOISE = "noise:0.4"
 def source(name: str, workloads: Mapping[str, Workload], shared: Path) -> Draw:
     """Return what draws the requests of a source: a served model, "lmsys", a trace, or "FAMILY:INVERSE:VALUE"."""
     if name in workloads:
-        return lambda count, load, kv, rng: resample(_fitting(workloads[name], kv), count, load, kv, rng)
+        return lambda count, load, kv, rng: resample(
+            fitting(workloads[name], KvCache(kv, 1), skip=True), count, load, kv, rng
+        )
     if name == "lmsys":
         path = shared / "lmsys_vicuna13b_lengths.parquet"
         lens = np.array(read_requests(path, CAPS[name]).output_lens, dtype=np.int64)
@@ -42,12 +45,6 @@ def source(name: str, workloads: Mapping[str, Workload], shared: Path) -> Draw:
         return lambda count, load, kv, rng: _stylised(family, int(inverse), float(value), count, rng)
     base = read_requests(shared / f"{name}.parquet", CAPS[name])
     return lambda count, load, kv, rng: _window(base, count, load or 1.0, kv, rng)
-
-
-def _fitting(workload: Workload, kv_budget: int) -> Workload:
-    """Return the requests that the cache has room for when they run alone."""
-    sizes = zip(workload.requests, workload.output_lens, strict=True)
-    return workload.select([i for i, (r, length) in enumerate(sizes) if r.num_prompt_tokens + length <= kv_budget])
 
 
 def _lmsys(lens: Ints, count: int, load: float | None, kv_budget: int, rng: np.random.Generator) -> Workload:

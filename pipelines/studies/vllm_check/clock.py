@@ -1,10 +1,9 @@
 """A clock that other work on the machine does not move: the processor time of a server."""
 
 import asyncio
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,32 +11,27 @@ from types import TracebackType
 import numpy as np
 
 from pipelines.evaluate.endpoint.measure import ServerRun
+from pipelines.studies.processor_time import processor_seconds
 
 INTERVAL = 0.1
 """Seconds between two readings."""
 
 
-def processor_seconds(pids: Sequence[int]) -> float:
-    """Return the processor time of processes since they started (Linux)."""
-    return sum(_fields(pid)[11] + _fields(pid)[12] for pid in pids) / os.sysconf("SC_CLK_TCK")
-
-
 def family(pid: int) -> list[int]:
     """Return a process and all its descendants (Linux)."""
-    parents = {int(path.name): _fields(int(path.name))[1] for path in Path("/proc").iterdir() if path.name.isdigit()}
+    parents = {int(path.name): _parent(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
     found = [pid]
     for member in found:
         found += [child for child, parent in parents.items() if parent == member]
     return found
 
 
-def _fields(pid: int) -> list[int]:
-    """Return the fields of /proc/PID/stat after the name, the state left as 0; zeros where the process has ended."""
+def _parent(process: Path) -> int:
+    """Return the parent of a process, by its folder in /proc; 0 where it has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        return int((process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
-        return [0] * 20
-    return [int(field) if field.lstrip("-").isdigit() else 0 for field in text.rpartition(")")[2].split()]
+        return 0
 
 
 class ServerClock:

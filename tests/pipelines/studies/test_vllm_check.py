@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluate.endpoint.measure import Sent, ServerRun
+from pipelines.studies.processor_time import processor_seconds
 from pipelines.studies.vllm_check import cells
 from pipelines.studies.vllm_check.__main__ import parse, requests_per_second
 from pipelines.studies.vllm_check.cells import ALL, MIXED_CAPS, SYSTEM_PROMPT, Measured
-from pipelines.studies.vllm_check.clock import ServerClock, family, processor_seconds
+from pipelines.studies.vllm_check.clock import ServerClock, family
 from pipelines.studies.vllm_check.servers import OWN
 from pipelines.studies.vllm_check.table import report
 
