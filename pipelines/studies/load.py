@@ -151,10 +151,9 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def overload(
-    server: Address, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace
+    server: Address, bodies: Sequence[bytes], multiples: Sequence[float], args: argparse.Namespace, clock: Clock
 ) -> dict[str, Any]:
     """Return goodput, answers predicted and in time a second, at multiples of the capacity, and show it as a table."""
-    clock = time.perf_counter if args.server_pid is None else processor_clock(args.server_pid)
     # Without hurry: what is refused would be no part of the capacity, and still take time from it.
     patient = [json.dumps({**json.loads(body), "deadline_ms": 60_000}).encode() for body in bodies[: args.requests]]
     start = clock()
@@ -211,6 +210,7 @@ def main() -> None:
     try:
         multiples = [float(value) for value in args.overload.split(",")] if args.overload else []
         prompts = [row.prompt for row in read_prompts(args.prompts, split=args.split)]
+        clock = time.perf_counter if args.server_pid is None else processor_clock(args.server_pid)
     except (InputError, ValueError) as error:
         parser.error(str(error))
     bodies = [json.dumps({"prompt": prompt, **options}).encode() for prompt in prompts]
@@ -218,7 +218,7 @@ def main() -> None:
     server = (args.host, args.port)
     asyncio.run(load(server, bodies[:NUM_WARM_UP], args.concurrency))
     if multiples:
-        figures = overload(server, bodies, multiples, args)
+        figures = overload(server, bodies, multiples, args, clock)
         has_errors = any(each["errors"] for each in figures["loads"])
     else:
         start = time.perf_counter()
