@@ -1,5 +1,6 @@
 """Runs `amin` in processes forked from one that has imported everything, so that a trial costs its work alone."""
 
+import contextlib
 import json
 import os
 import select
@@ -67,7 +68,8 @@ class Warm:
         """Run a command, kill it after so many seconds; return whether it still ran."""
         child = self._start(argv)
         if not self._has_ended(seconds):
-            os.kill(child, signal.SIGKILL)  # it stays a child to wait for until it is said to have ended
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(child, signal.SIGKILL)
         return int(self._line()) == -signal.SIGKILL
 
     def seconds(self, argv: Sequence[object]) -> float:
