@@ -45,12 +45,12 @@ class SurvivalTable:
 
     def quantile(self, share: float) -> float:
         """Return the least value up to which there is more than `share` of the mass, the last one at most."""
-        first = int(np.searchsorted(self.cumulated, share + 1e-9, side="right"))
+        first = int(self.cumulated.searchsorted(share + 1e-9, side="right"))
         return float(self.values[min(first, len(self.values) - 1)]) if len(self.values) else 0.0
 
     def mass_up_to(self, value: float) -> float:
         """Return the mass of the values up to `value`."""
-        count = int(np.searchsorted(self.values, value, side="right"))
+        count = int(self.values.searchsorted(value, side="right"))
         return float(self.cumulated[count - 1]) if count else 0.0
 
 

@@ -123,6 +123,7 @@ def make_server(app: ASGIApp, *, max_connections: int, patience: float) -> uvico
         backlog=_ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=10,
         server_header=False,
+        proxy_headers=False,  # a client is who connects: on loopback anyone could name another one in a header
     )
     return ListeningServer(config)
 

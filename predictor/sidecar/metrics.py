@@ -3,6 +3,7 @@
 from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -46,6 +47,9 @@ class ServerMetrics:
             registry=self.registry,
         )
         self._verdicts = Counter("amin_feedback", "Reports received, by verdict", ["verdict"], registry=self.registry)
+        # Finding a labelled metric takes longer than counting. Paths, statuses, sources and reasons are few.
+        self._latency_of = cache(self._latency.labels)
+        self._predictions_of, self._fallbacks_of = cache(self._predictions.labels), cache(self._fallbacks.labels)
 
     @contextmanager
     def watching(self, sidecar: Sidecar) -> Iterator[None]:
@@ -59,7 +63,7 @@ class ServerMetrics:
 
     def add_request(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
-        self._latency.labels(path, str(status)).observe(seconds)
+        self._latency_of(path, str(status)).observe(seconds)
 
     def add_wait(self, seconds: float) -> None:
         """Count a request that passes."""
@@ -73,9 +77,9 @@ class ServerMetrics:
     def add_answers(self, answers: Iterable[Answer]) -> None:
         """Count answered prompts."""
         for answer in answers:
-            self._predictions.labels(answer.source).inc()
+            self._predictions_of(answer.source).inc()
             if answer.reason is not None:
-                self._fallbacks.labels(answer.reason).inc()
+                self._fallbacks_of(answer.reason).inc()
 
     def add_verdicts(self, verdicts: Iterable[str]) -> None:
         """Count feedback."""

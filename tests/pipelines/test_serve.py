@@ -225,6 +225,21 @@ async def post_to(port: int, path: str, body: bytes) -> tuple[int, bytes]:
         return await client.post(path, body)
 
 
+def test_a_client_is_who_connects_whatever_its_headers_say(exports: dict[str, Path]) -> None:
+    """`--max-client-share` counts addresses; a header with another one in each report does not get around it."""
+    with serving(exports["fp32"], "--max-client-share", "0.05") as (_, port):
+        for number in range(8):
+            report = {"output_len_lower_bound": 50, "num_tokens": 1}
+            headers = {"Content-Type": "application/json", "X-Forwarded-For": f"10.0.0.{number}"}
+            body = json.dumps({"reports": [report]}).encode()
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{port}/v1/feedback", body, headers), timeout=60
+            ).close()
+        counted = re.search(r"^amin_answers\{.*\} (\d+)", get(port, "/metrics"), re.MULTILINE)
+    assert counted is not None
+    assert int(counted[1]) == 5
+
+
 def test_what_was_learnt_survives_a_restart(exports: dict[str, Path], tmp_path: Path) -> None:
     """Answers of one token lower the bound; the next process begins with it. A spoilt file is one line, before."""
     state = tmp_path / "state.json"
