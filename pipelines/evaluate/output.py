@@ -134,9 +134,14 @@ def evaluation_results(
         "bounds": bound_figures(settings, case, runs),
         "probe": _probe_figures(settings, runs),
         "identical_outputs": _identical(runs) if settings.decoding == "greedy" else None,
-        "environment": environment(served),
+        "environment": {**environment(served), "attention": _attention(runs)},
         "policies": policies,
     }
+
+
+def _attention(runs: Sequence[MeasuredRun]) -> str:
+    """Return which attention the newest run had; one of an earlier version does not say."""
+    return next((measured.attention for measured in reversed(runs) if measured.attention), "")
 
 
 def bound_figures(settings: EvaluateSettings, case: Case, runs: Sequence[MeasuredRun]) -> dict[str, Any]:

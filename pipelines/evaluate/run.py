@@ -48,6 +48,8 @@ class MeasuredRun:
     """Answers equal to the unconstrained ones; 0 if not compared."""
     renewals: Mapping[int, Sequence[Renewal]] = field(default_factory=dict)
     """Renewed forecasts as the policy got them, by request."""
+    attention: str = ""
+    """Which attention the engine ran, and on a GPU in how many CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,13 @@ def _by_engine(
     try:
         with tqdm(total=len(trial.order), desc=trial.title, unit="request") as bar:
             result = engine.run(lambda finished: bar.update(len(finished)) and None)
+        attention = engine.attention
     finally:
         engine.close()
     run = _policy_run(trial, settings, trial.requests, result, _figures(result, 0.0, None))
     num_identical = _identical(case, trial.order, engine.outputs)
-    return MeasuredRun(run, trial.order, result.arrival_time, np.empty((0, 4)), num_identical)
+    no_iterations = np.empty((0, 4))
+    return MeasuredRun(run, trial.order, result.arrival_time, no_iterations, num_identical, attention=attention)
 
 
 def _by_loop(
@@ -158,6 +162,7 @@ def _by_loop(
                 open_things.callback(arrivals.close)
                 arrivals.start()
             result = loop.run(lambda finished: bar.update(len(finished)) and None)
+        attention = executor.attention
     entry_times = result.arrival_time
     if arrivals:
         requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
@@ -165,7 +170,8 @@ def _by_loop(
     run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals, renewals))
     iterations = np.array(executor.iterations).reshape(-1, 4)
     given = renewals.in_order() if renewals else {}
-    return MeasuredRun(run, order, entry_times, iterations, _identical(case, order, executor.outputs), given)
+    num_identical = _identical(case, order, executor.outputs)
+    return MeasuredRun(run, order, entry_times, iterations, num_identical, given, attention)
 
 
 def _renewals(

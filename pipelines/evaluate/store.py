@@ -121,6 +121,7 @@ def _columns(measured: MeasuredRun) -> dict[str, Any]:
         "entry_times": measured.entry_times,
         "iterations": measured.iterations,
         "num_identical": np.array(measured.num_identical),
+        "attention": np.array(measured.attention),
         "num_warm_up": np.array(run.num_warm_up),
         "extra": np.array(json.dumps(dict(run.extra))),
         "lower": np.array([request.output_len_lower_bound for request in requests]),
@@ -187,5 +188,6 @@ def _measured(policy: str, seed: int, facts: Sequence[Request], columns: dict[st
             )
         )
     run = PolicyRun(policy, seed, requests, result, json.loads(str(columns["extra"])), int(columns["num_warm_up"]))
-    num_identical = int(columns["num_identical"])
-    return MeasuredRun(run, order, columns["entry_times"], columns["iterations"], num_identical, _renewals(columns))
+    num_identical, attention = int(columns["num_identical"]), str(columns.get("attention", ""))
+    renewals, iterations = _renewals(columns), columns["iterations"]
+    return MeasuredRun(run, order, columns["entry_times"], iterations, num_identical, renewals, attention)

@@ -49,8 +49,8 @@ SETTINGS = (
 )
 
 
-def decoding_engine(served: ServedModel, setting: Setting) -> Engine:
-    """Return an engine whose requests have all been prefilled."""
+def decoding_engine(served: ServedModel, setting: Setting, *, use_graphs: bool = True) -> Engine:
+    """Return an engine whose requests have all been prefilled; on a GPU with or without CUDA graphs."""
     rng = np.random.default_rng(0)
     generation_config = served.generation_config
     generation_config.do_sample = setting.top_p is not None
@@ -65,6 +65,7 @@ def decoding_engine(served: ServedModel, setting: Setting) -> Engine:
         is_forced=False,
         seed=0,
         safety_margin=0.0,
+        use_graphs=use_graphs,
     )
     sizes = rng.integers(setting.num_tokens[0], setting.num_tokens[1] + 1, setting.num_running)
     for index, size in enumerate(sizes.tolist()):

@@ -92,6 +92,11 @@ class TransformersExecutor(Executor):
         """Seconds since the engine was ready."""
         return time.perf_counter() - self._started
 
+    @property
+    def attention(self) -> str:
+        """Which attention the engine runs, in words."""
+        return self._engine.attention
+
     def check(self, index: int, request: Request) -> None:
         """Raise InputError for a prompt that leaves no room for `max_new_tokens` in the cache."""
         check_room(request, self._limits[index], self.worker.kv_cache)

@@ -55,6 +55,11 @@ class EngineFifo:
         self._outcomes = Outcomes(requests)
         self.outputs: dict[int, Output] = {}
 
+    @property
+    def attention(self) -> str:
+        """Which attention the engine runs, in words."""
+        return self._engine.attention
+
     def run(self, on_finish: Callable[[Sequence[int]], None] | None = None) -> RunResult:
         """Return the outcome of all requests; `on_finish` is told the indices that end, as they do."""
         requests, queues = self._requests, self._engine.queues
