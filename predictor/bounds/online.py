@@ -1,16 +1,25 @@
 """The calibration of one served model, refitted on the answers of live traffic; numpy alone, for any kind of server."""
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from predictor.bounds.answers_seen import Entry, entry_of, length_table, place_of_change, score_table
-from predictor.bounds.bins import LengthBins
-from predictor.bounds.calibration import LEVEL_MARGIN, ConformalTable, PitCalibration
-from predictor.bounds.distribution import FloatArray, quantile
+from predictor.bounds.answers_seen import (
+    MOST_TOKENS,
+    AnswersSeen,
+    Rows,
+    length_table,
+    place_of_change,
+    row_of,
+    score_table,
+    stored_rows,
+)
+from predictor.bounds.bins import IntArray, LengthBins
+from predictor.bounds.calibration import LEVEL_MARGIN, PitCalibration
+from predictor.bounds.distribution import FloatArray, cdf, quantile
 from predictor.bounds.survival_table import SurvivalTable
 
 Adaptation = Literal["off", "lower", "both"]
@@ -28,7 +37,7 @@ _NUM_NEWEST, _TOO_MANY_SDS, _TOO_FEW_SDS = 300, 5.0, 3.7
 # Tokens per second of an unreported answer: so slow are only a tenth of the finished ones, which errs to the safe side.
 _SLOW_SHARE = 0.1
 _NUM_RATES = 200
-_MAX_ENTRIES = 65_536
+_MAX_ANSWERS = 65_536
 # Beyond this level a bound says nothing of the prompt any more: the predicted curve has ended.
 _LARGEST_LEVEL = 1.0 - 1e-7
 
@@ -69,37 +78,36 @@ class OnlineCalibration:
             raise ValueError(f"window: must be at least 1, not {window}")
         self.shipped, self._bins, self._adapt, self._window, self._clock = calibration, bins, adapt, window, clock
         self._edges = bins.as_array().astype(np.float64)
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
-        self._num_issued = self._num_ended = self._num_new = self._num_learnt = 0
+        self._answers = AnswersSeen(len(self._edges))
+        self._num_new = self._num_learnt = 0
         self._rates: deque[tuple[float, float]] = deque(maxlen=_NUM_RATES)  # tokens per second, seconds
-        self._scores = SurvivalTable.of(calibration.pit)
-        self._lengths = SurvivalTable.of(calibration.lengths)
+        self._shipped_scores = self._scores = SurvivalTable.of(calibration.pit)
+        self._shipped_lengths = self._lengths = SurvivalTable.of(calibration.lengths)
 
     @property
     def num_answers(self) -> int:
         """Answers in the window that have ended."""
-        return self._num_ended
+        return self._answers.num_ended
 
     @property
     def num_running(self) -> int:
         """Requests in the window that have not ended."""
-        return len(self._entries) - self._num_ended
+        return self._answers.num_there - self._answers.num_ended
 
     def issue(self, survival: FloatArray | None) -> int:
         """Return a ticket for a request that begins now, with its predicted survival [K+1] where there is one."""
-        ticket = self._num_issued
-        self._num_issued += 1
-        self._entries[ticket] = Entry(self._clock(), survival, has_score=survival is not None)
-        while len(self._entries) > _MAX_ENTRIES:
-            self._pop_oldest()
+        answers, has_score = self._answers, survival is not None
+        ticket = answers.add((self._clock(), 0, 0.0, True, False, False, False, has_score, -1), survival)
+        if len(answers.rows) > _MAX_ANSWERS:
+            answers.drop_before(len(answers.rows) - _MAX_ANSWERS)
         return ticket
 
     def progress(self, ticket: int, num_tokens: int) -> None:
         """State that a running request has generated so many tokens; of a ticket that has left, nothing happens."""
-        entry = self._entries.get(ticket)
-        if entry is not None and not entry.has_ended and num_tokens > entry.tokens:
-            entry.tokens, entry.is_heard = num_tokens, True
-            entry.score = self._score(entry, num_tokens)
+        place, num_tokens = self._answers.running(ticket), min(num_tokens, MOST_TOKENS)
+        if place is not None and num_tokens > self._answers.rows["tokens"][place]:
+            row = self._answers.rows[place]
+            row["tokens"], row["score"], row["is_heard"] = num_tokens, self._score(place, num_tokens), True
             self._num_new += 1
 
     def end(self, ticket: int, num_tokens: int, *, is_cut: bool = False) -> None:
@@ -107,18 +115,19 @@ class OnlineCalibration:
 
         A cut answer of no tokens says nothing and leaves.
         """
-        entry = self._entries.get(ticket)
-        if entry is None or entry.has_ended:
+        place, num_tokens = self._answers.running(ticket), min(num_tokens, MOST_TOKENS)
+        if place is None:
             return
         if is_cut and num_tokens < 1:
-            self.drop(ticket)
+            self._answers.drop(place)
             return
-        age = self._clock() - entry.issued
+        row = self._answers.rows[place]
+        age = self._clock() - float(row["issued"])
         if age > 0 and not is_cut:
             self._rates.append((num_tokens / age, age))
-        entry.tokens, entry.is_heard, entry.has_ended, entry.is_cut = num_tokens, True, True, is_cut
-        entry.score = self._score(entry, num_tokens)
-        entry.survival = None
+        row["tokens"], row["score"], row["is_heard"] = num_tokens, self._score(place, num_tokens), True
+        row["has_ended"], row["is_cut"] = True, is_cut
+        self._answers.num_ended += 1
         self._count_end()
 
     def add_by_bound(self, bound: int, num_tokens: int, tau: float) -> None:
@@ -127,28 +136,26 @@ class OnlineCalibration:
         One that reached its bound has a score beyond the level, one that missed it a score below, taken to be in
         proportion to its length.
         """
+        bound, num_tokens = min(bound, MOST_TOKENS), min(num_tokens, MOST_TOKENS)
         level, has_missed = self.level(tau), num_tokens < bound
         score = level * (num_tokens + 1) / (bound + 1) if has_missed else level
-        entry = Entry(self._clock(), None, num_tokens, score, True, True, has_score=True, has_missed=has_missed)
-        self._entries[self._num_issued] = entry
-        self._num_issued += 1
+        self._answers.add((self._clock(), num_tokens, score, True, True, True, False, True, int(has_missed)))
         self._count_end()
 
     def drop(self, ticket: int) -> None:
         """Forget a request of which nothing more will be heard."""
-        entry = self._entries.get(ticket)
-        if entry is not None and not entry.has_ended:
-            del self._entries[ticket]
+        if (place := self._answers.running(ticket)) is not None:
+            self._answers.drop(place)
 
     def level(self, tau: float) -> float:
         """Return the CDF level at which to read a prediction now; 0, where every bound is 1, where answers are few."""
-        self._refit_if_stale(tau)
+        self.refit_if_stale(tau)
         level = max(self._scores.threshold(tau) - LEVEL_MARGIN, 0.0)
         return min(level, self._shipped_level(tau)) if self._adapt == "lower" else level
 
     def marginal_bound(self, tau: float) -> int:
         """Return the bound in tokens that ignores the prompt."""
-        self._refit_if_stale(tau)
+        self.refit_if_stale(tau)
         bound = max(1, int(self._lengths.threshold(tau)))
         return min(bound, self.shipped.marginal_bound(tau)) if self._adapt == "lower" else bound
 
@@ -165,8 +172,7 @@ class OnlineCalibration:
 
     def state(self) -> dict[str, Any]:
         """Return what has been learnt, for JSON: the answers that have ended, in the order of issue."""
-        ended = [entry for entry in self._entries.values() if entry.has_ended]
-        return {"answers": [[e.tokens, e.score if e.has_score else None, e.is_cut, e.has_missed] for e in ended]}
+        return {"answers": stored_rows(self._answers.rows)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned, before anything was issued.
@@ -174,71 +180,68 @@ class OnlineCalibration:
         Raises:
             ValueError: it is not what `state` returns.
         """
-        if self._num_issued:
+        if self._answers.num_issued:
             raise ValueError("restore: requests have been issued already")
         answers = state.get("answers") if isinstance(state, Mapping) else None
         if not isinstance(answers, list):
             raise ValueError("answers: must be a list")
         for row in answers[-self._window :]:
-            self._entries[self._num_issued] = entry_of(row)
-            self._num_issued += 1
-            self._num_ended += 1
+            self._answers.add(row_of(row))
         self._num_new = _STALE_AFTER
 
-    def _score(self, entry: Entry, num_tokens: int) -> float:
+    def _score(self, place: int, num_tokens: int) -> float:
         """Return P(length <= num_tokens + 1) as predicted: the bound at a level covers the answer if it is below."""
-        if entry.survival is None:
+        if not self._answers.rows["has_score"][place]:
             return 0.0
         if num_tokens + 1 > self._edges[-1]:
             return 1.0
-        return float(1.0 - np.interp(num_tokens + 1, self._edges, entry.survival))
+        return float(1.0 - np.interp(num_tokens + 1, self._edges, self._answers.survivals[place]))
 
     def _count_end(self) -> None:
-        self._num_ended += 1
         self._num_new += 1
-        while self._num_ended > self._window:
-            self._pop_oldest()
+        if (num_beyond := self._answers.num_ended - self._window) > 0:
+            rows = self._answers.rows
+            ended = np.flatnonzero(rows["is_there"] & rows["has_ended"])
+            self._answers.drop_before(int(ended[num_beyond - 1]) + 1)
 
     def _shipped_level(self, tau: float) -> float:
         return self.shipped.level(tau) if tau * (self.shipped.pit.num_prompts + 1) >= 1.0 else 0.0
 
-    def _pop_oldest(self) -> None:
-        _, entry = self._entries.popitem(last=False)
-        self._num_ended -= entry.has_ended
-
-    def _refit_if_stale(self, tau: float) -> None:
-        if self._adapt == "off" or self._num_new < min(_STALE_AFTER, 1 + self._num_ended):
+    def refit_if_stale(self, tau: float) -> None:
+        """Take in what was stated lately, where it is enough; else the next one who asks for a bound waits for that."""
+        if self._adapt == "off" or self._num_new < min(_STALE_AFTER, 1 + self._answers.num_ended):
             return
         self._num_new = 0
-        known, level = self._known(), self._scores.threshold(tau)
-        self._num_learnt = max(self._num_learnt, sum(e.has_ended or e.score > level for e in known))
+        places, level = self._known(), self._scores.threshold(tau)
+        known = self._answers.rows[places]
+        self._num_learnt = max(self._num_learnt, int(np.count_nonzero(known["has_ended"] | (known["score"] > level))))
         if num_old := self._num_before_change(known, tau):
             known = known[num_old:]
-            while next(iter(self._entries.values())) is not known[0]:
-                self._pop_oldest()
+            self._answers.drop_before(int(places[num_old]))
         weight = min(1.0, self._num_learnt / _NUM_TRUSTED) ** 2
-        scores = score_table([entry for entry in known if entry.has_score])
-        self._scores = _blend(self.shipped.pit, scores, weight)
-        self._lengths = _blend(self.shipped.lengths, length_table(known), weight)
+        self._scores = _blend(self._shipped_scores, score_table(known[known["has_score"]]), weight)
+        self._lengths = _blend(self._shipped_lengths, length_table(known), weight)
 
-    def _known(self) -> list[Entry]:
-        """Return the entries that say something now; those not heard of count as running at a slow pace."""
-        if not self._rates:
-            return [entry for entry in self._entries.values() if entry.is_heard]
-        rates, ages = np.asarray(self._rates).T
-        rate, oldest, now = float(np.quantile(rates, _SLOW_SHARE)), float(ages.max()), self._clock()
-        silent = [entry for entry in self._entries.values() if not entry.is_heard and now - entry.issued <= oldest]
-        for entry in silent:
-            entry.tokens = int(rate * (now - entry.issued))
-            entry.score = self._score(entry, entry.tokens)
-        left = {id(entry) for entry in silent}
-        return [entry for entry in self._entries.values() if entry.is_heard or id(entry) in left]
+    def _known(self) -> IntArray:
+        """Return the places of answers that say something now; those not heard of count as running at a slow pace."""
+        rows = self._answers.rows
+        is_known = rows["is_there"] & rows["is_heard"]
+        if self._rates:
+            rates, ages = np.asarray(self._rates).T
+            rate, oldest, now = float(np.quantile(rates, _SLOW_SHARE)), float(ages.max()), self._clock()
+            silent = np.flatnonzero(rows["is_there"] & ~rows["is_heard"] & (now - rows["issued"] <= oldest))
+            tokens = (rate * (now - rows["issued"][silent])).astype(np.int64)
+            scores = cdf(self._bins, self._answers.survivals[silent], tokens + 1)
+            rows["tokens"][silent], rows["score"][silent] = tokens, np.where(rows["has_score"][silent], scores, 0.0)
+            is_known[silent] = True
+        return np.flatnonzero(is_known)
 
-    def _num_before_change(self, known: Sequence[Entry], tau: float) -> int:
+    def _num_before_change(self, known: Rows, tau: float) -> int:
         """Return how many of the first answers to leave out, the newest missing the level too often or too seldom."""
         level = max(self._scores.threshold(tau) - LEVEL_MARGIN, 0.0)
-        newest_first = [entry for entry in reversed(known) if entry.has_score]
-        is_beyond = np.asarray([entry.score > level for entry in newest_first], dtype=np.bool_)
+        places = np.flatnonzero(known["has_score"])[::-1]
+        newest_first = known[places]
+        is_beyond = newest_first["score"] > level
         num_newest = int(np.searchsorted(np.cumsum(is_beyond), _NUM_NEWEST)) + 1
         if self._num_learnt < _NUM_TRUSTED or num_newest >= len(newest_first):
             return 0
@@ -247,10 +250,10 @@ class OnlineCalibration:
         distance = (missed - tau) * np.sqrt(num_told / (tau * (1.0 - tau)))
         if -_TOO_FEW_SDS <= distance <= _TOO_MANY_SDS:
             return 0
-        return known.index(newest_first[place_of_change(newest_first, is_beyond, tau, _NUM_NEWEST // 3)])
+        return int(places[place_of_change(newest_first, is_beyond, tau, _NUM_NEWEST // 3)])
 
 
-def _blend(shipped: ConformalTable, refitted: SurvivalTable, weight: float) -> SurvivalTable:
+def _blend(shipped: SurvivalTable, refitted: SurvivalTable, weight: float) -> SurvivalTable:
     """Return the shipped table and, with `weight`, the refitted one as one."""
     has_none = weight == 0.0 or not len(refitted.values)
-    return SurvivalTable.of(shipped) if has_none else SurvivalTable.of(shipped).blend(refitted, weight)
+    return shipped if has_none else shipped.blend(refitted, weight)

@@ -56,6 +56,7 @@ _OURS = frozenset(name.encode() for name in HEADERS)
 class _Learner:
     """What is told of one request to the correction, a ticket for each of its answers."""
 
+    tau: float
     calibration: OnlineCalibration | None = None
     tickets: Sequence[int] = ()
     num_told: int = 0
@@ -76,6 +77,8 @@ class _Learner:
                 self.calibration.drop(ticket)
             else:
                 self.calibration.end(ticket, length.num_tokens, is_cut=length.is_cut)
+        # Once the answer has gone out: the next request would wait for it.
+        asyncio.get_running_loop().call_soon(self.calibration.refit_if_stale, self.tau)
         self.calibration = None
 
 
@@ -103,7 +106,7 @@ class Relay:
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
-        learner, headers = _Learner(), _passed(request.headers.raw)
+        learner, headers = _Learner(self._sidecar.settings.tau), _passed(request.headers.raw)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         content: bytes | AsyncIterator[bytes] | None = request.stream() if has_body else None
         if request.method == "POST" and request.url.path.endswith(PREDICTED):

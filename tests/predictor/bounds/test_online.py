@@ -172,6 +172,61 @@ def test_memory_is_bounded_and_the_window_is_of_the_last_answers() -> None:
     assert [row[0] for row in online.state()["answers"]] == [n for n in range(500) if n % 5][-50:]
 
 
+def test_answers_are_found_by_ticket_whatever_has_left() -> None:
+    """Issued, dropped and ended at random, beyond the room at first: as many of each as in plain lists."""
+    rng = np.random.default_rng(4)
+    online, running, ended = OnlineCalibration(BINS, SHIPPED, window=10_000), dict[int, int](), list[int]()
+    for number in range(6000):
+        ticket = online.issue(SURVIVALS[LOCATIONS[number % 7]])
+        running[ticket] = number
+        assert ticket == number
+        while len(running) > 40:
+            ticket = int(rng.choice(list(running)))
+            length = running.pop(ticket) + 1
+            if rng.random() < 0.3:
+                online.drop(ticket)
+                online.end(ticket, length)  # it has left
+            else:
+                online.end(ticket, length)
+                online.end(ticket, length + 1)  # once is enough
+                ended.append(length)
+    assert (online.num_running, online.num_answers) == (40, len(ended))
+    assert sorted(row[0] for row in online.state()["answers"]) == sorted(ended)
+
+
+def test_requests_of_which_nothing_is_heard_count_until_they_are_older_than_any_that_ended() -> None:
+    """400 at 5 of 10 tokens a second's work: of 200 answers of 4 tokens and 200 of 10 the short ones are a quarter."""
+    now = [0.0]
+    online = OnlineCalibration(BINS, SHIPPED, clock=lambda: now[0])
+    tickets = [online.issue(None) for _ in range(400)]
+    for age, length, half in ((0.4, 4, tickets[::2]), (1.0, 10, tickets[1::2])):
+        now[0] = age
+        for ticket in half:
+            online.end(ticket, length)
+    for _ in range(400):
+        online.issue(None)
+    now[0] += 0.5
+    assert online.marginal_bound(0.4) == 10
+    now[0] += 0.6
+    for _ in range(16):
+        online.end(online.issue(None), 4)
+    assert online.marginal_bound(0.4) == 4
+
+
+def test_a_length_that_no_number_holds_is_only_long() -> None:
+    """What a server states is anyone's."""
+    online = OnlineCalibration(BINS, SHIPPED)
+    for _ in range(400):
+        ticket = online.issue(SURVIVALS[LOCATIONS[0]])
+        online.progress(ticket, 10**25)
+        online.end(ticket, 10**30)
+        online.add_by_bound(10**30, 10**25, TAU)
+    assert online.marginal_bound(TAU) == 1 << 53
+    again = OnlineCalibration(BINS, SHIPPED)
+    again.restore(online.state())
+    assert again.num_answers == online.num_answers >= 700
+
+
 def test_product_limit_of_complete_values_is_their_distribution() -> None:
     """Without censoring each value has the mass 1 / N; a censored one hands its mass to those beyond it."""
     values = np.array([3.0, 1.0, 2.0, 4.0])
