@@ -50,7 +50,7 @@ def write_all(
         worker = Worker(
             kv_cache, resume=resume, cost_model=fitted.cost_model, max_batch_tokens=settings.max_batch_tokens
         )
-        replayed = replay(runs, worker, case.policy_options)
+        replayed = replay(runs, worker, case.policy_options, settings.look_ahead)
         results |= {"cost_fit": _write_inputs(settings, worker, fitted, runs), "replay": replayed}
     policy_runs = [measured.run for measured in runs]
     write_results(settings.out, results, policy_runs)
@@ -86,6 +86,7 @@ def _write_inputs(
         "amin", "simulate", str(workload), *bins, "--kv-budget", str(worker.kv_cache.kv_budget), "--block-size",
         str(worker.kv_cache.block_size), "--cost-model", str(settings.out / "cost_model.json"),
         "--eviction", settings.eviction, "--max-batch-tokens", str(settings.max_batch_tokens),
+        *_look_ahead(settings, shown),
         "--out", str(settings.out / "simulation"),
     ]  # fmt: skip
     return {
@@ -94,6 +95,12 @@ def _write_inputs(
         "r_squared": fitted.r_squared,
         "simulate_command": shlex.join(command),
     }
+
+
+def _look_ahead(settings: EvaluateSettings, shown: MeasuredRun) -> list[str]:
+    """Return the option of `amin simulate`, which refuses it where no prompt was read ahead."""
+    is_told = any(each[0].num_generated == 0 for each in shown.renewals.values())
+    return ["--look-ahead", str(settings.look_ahead)] if is_told else []
 
 
 def _with_predictions(runs: Sequence[MeasuredRun]) -> MeasuredRun:
@@ -185,6 +192,9 @@ def _probe_figures(settings: EvaluateSettings, runs: Sequence[MeasuredRun]) -> d
     return {
         "folder": str(settings.probe),
         "renew_every": settings.renew_every,
+        "look_ahead": settings.look_ahead,
+        "num_read_ahead": sum(int(measured.run.extra.get("num_read_ahead", 0)) for measured in used),
+        "look_ahead_share": _mean(used, "look_ahead_share") if settings.look_ahead else None,
         "with_predictor": is_mixed(Probe.load(Path(str(settings.probe))), settings.predictor),
         "num_renewals": sum(int(measured.run.extra["num_renewals"]) for measured in used),
         "num_failed_states": sum(int(measured.run.extra["num_failed_states"]) for measured in used),
@@ -199,6 +209,8 @@ def _in_words(probe: Mapping[str, Any]) -> str:
     text = f"probe{both}: {probe['num_renewals']} renewals in {probe['share_of_time']:.2%} of the time"
     if probe["coverage"] is not None:
         text += f", renewed bounds reached by {probe['coverage']:.1%}"
+    if probe["look_ahead"] is not None:
+        text += f"; {probe['num_read_ahead']} prompts read ahead in {probe['look_ahead_share']:.2%}"
     failed = probe["num_failed_states"]
     return text + (f"; {failed} states were not numbers: those requests kept their forecasts" if failed else "")
 

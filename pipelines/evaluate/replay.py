@@ -18,7 +18,10 @@ from scheduler.workload import Workload
 
 
 def replay(
-    runs: Sequence[MeasuredRun], worker: Worker, policy_options: Mapping[str, dict[str, Any]] | None = None
+    runs: Sequence[MeasuredRun],
+    worker: Worker,
+    policy_options: Mapping[str, dict[str, Any]] | None = None,
+    look_ahead: int | None = None,
 ) -> dict[str, Any]:
     """Return by policy the simulated and the measured mean latency, in seconds, and their ratio; means over seeds.
 
@@ -27,7 +30,8 @@ def replay(
     the runs), and the simulator's schedule is right.
 
     The simulator gets the arrivals, output lengths and bounds of each run, and a request when the policy got it; of
-    `policy_options`, what the run's policy is built with. The engine's own scheduler is none of its policies and left
+    `policy_options`, what the run's policy is built with; with `look_ahead` it reads so many tokens an iteration ahead,
+    of the prompts that the run had read. The engine's own scheduler is none of its policies and left
     out.
     """
     options = policy_options or {}
@@ -36,7 +40,7 @@ def replay(
         if measured.run.policy != ENGINE_FIFO:
             pairs.setdefault(measured.run.policy, []).append(
                 (
-                    *_mean_latencies(measured, worker, options.get(measured.run.policy, {})),
+                    *_mean_latencies(measured, worker, look_ahead, options.get(measured.run.policy, {})),
                     *_iteration_seconds(measured.iterations, worker.cost_model),
                 )
             )
@@ -52,11 +56,13 @@ def replay(
     return report
 
 
-def _mean_latencies(measured: MeasuredRun, worker: Worker, options: Mapping[str, Any]) -> tuple[float, float]:
+def _mean_latencies(
+    measured: MeasuredRun, worker: Worker, look_ahead: int | None, options: Mapping[str, Any]
+) -> tuple[float, float]:
     run = measured.run
     workload = Workload(list(run.requests), run.result.output_len.tolist(), measured.renewals)
     times = measured.entry_times.tolist()
-    simulated = simulate(run.policy, workload, worker, run.seed, handed_over=times, **options)
+    simulated = simulate(run.policy, workload, worker, run.seed, look_ahead=look_ahead, handed_over=times, **options)
     return mean_latency(simulated, run.num_warm_up), mean_latency(run.result, run.num_warm_up)
 
 

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.evaluate.arrival_predictions import PredictedArrivals
-from pipelines.evaluate.case import DEFAULT_TAU, Case
+from pipelines.evaluate.case import Case
+from pipelines.evaluate.state_use import StateUse
 from pipelines.evaluate.timed_policy import TimedPolicy
-from pipelines.probe.use import ProbeRenewals, RenewedBounds, is_mixed, state_reader
 from pipelines.results import PolicyRun
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
 from predictor.probe.probe import Probe
 from scheduler.integrations.transformers_cb import TransformersExecutor
 from scheduler.integrations.transformers_fifo import EngineFifo
-from scheduler.integrations.transformers_states import StateReader
 from scheduler.kv_cache import KvCache
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import POLICIES, Reads, make_policy
@@ -140,9 +139,10 @@ def _by_loop(
     worker = Worker(kv_cache, resume=settings.eviction == "resume", max_batch_tokens=settings.max_batch_tokens)
     policy = TimedPolicy(make_policy(name, worker, rng, output_lens=trial.lens, **case.policy_options[name]))
     with ExitStack() as open_things:
-        states = None if probe is None else state_reader(probe, served, settings.max_batch_tokens)
-        if states is not None:
-            open_things.callback(states.close)
+        use = None if probe is None else StateUse(probe, settings, served, trial.prompts)
+        if use is not None:
+            open_things.callback(use.close)
+        look_ahead = use.look_ahead if use else None
         executor = TransformersExecutor(
             served.model,
             trial.prompts,
@@ -150,14 +150,17 @@ def _by_loop(
             served.generation_config,
             forced_lens=trial.forced_lens,
             forced_tokens=trial.forced_tokens,
-            states=states,
+            states=use.states if use else None,
+            look_ahead=look_ahead,
             seed=trial.seed,
         )
         open_things.callback(executor.close)
         arrivals = _predicted(settings, case, order, requests, executor) if reads_predictions(name) else None
-        renewals = None if probe is None else _renewals(probe, states, settings, served, arrivals)
+        if use is not None and arrivals is not None:
+            use.handed_over = arrivals.handed_over
+        renewals = use.renewals if use else None
         with tqdm(total=len(order), desc=trial.title, unit="request") as bar:
-            loop = Loop(policy, executor, requests, arrivals=arrivals, renewals=renewals)
+            loop = Loop(policy, executor, requests, arrivals=arrivals, renewals=renewals, look_ahead=look_ahead)
             if arrivals:
                 open_things.callback(arrivals.close)
                 arrivals.start()
@@ -167,25 +170,11 @@ def _by_loop(
     if arrivals:
         requests = [within_cache(kv_cache, arrivals.handed_over[index]) for index in range(len(requests))]
         entry_times = np.array([arrivals.times[index] for index in range(len(requests))])
-    run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals, renewals))
+    run = _policy_run(trial, settings, requests, result, _figures(result, policy.seconds, arrivals, use))
     iterations = np.array(executor.iterations).reshape(-1, 4)
-    given = renewals.in_order() if renewals else {}
+    given = use.given() if use else {}
     num_identical = _identical(case, order, executor.outputs)
     return MeasuredRun(run, order, entry_times, iterations, num_identical, given, attention)
-
-
-def _renewals(
-    probe: Probe,
-    states: StateReader | None,
-    settings: EvaluateSettings,
-    served: ServedModel,
-    arrivals: PredictedArrivals | None,
-) -> ProbeRenewals:
-    assert states is not None, "a probe without states"
-    assert arrivals is not None, "a probe without first predictions"
-    mixed = is_mixed(probe, settings.predictor)
-    bounds = RenewedBounds(probe, settings.tau or DEFAULT_TAU, served.model.device, is_mixed=mixed)
-    return ProbeRenewals(bounds, states, arrivals.handed_over.__getitem__, settings.renew_every, keeps=True)
 
 
 def _policy_run(
@@ -235,7 +224,7 @@ def _figures(
     result: RunResult,
     scheduling_seconds: float,
     arrivals: PredictedArrivals | None,
-    renewals: ProbeRenewals | None = None,
+    use: StateUse | None = None,
 ) -> dict[str, float]:
     """Return what `scheduler.metrics.summarize` does not know: the shares of wall time, and how predictions came."""
     wall = float(result.finish_time.max() - result.arrival_time.min())
@@ -246,12 +235,8 @@ def _figures(
         "fallback_share": 0.0,
         "mean_prediction_delay": 0.0,
     }
-    if renewals is not None:
-        figures |= {
-            "renewal_share": renewals.all_seconds / wall,
-            "num_renewals": renewals.bounds.num_renewed,
-            "num_failed_states": renewals.bounds.num_failed,
-        }
+    if use is not None:
+        figures |= use.figures(wall)
     if arrivals is not None:
         count = len(result.arrival_time)
         delays = [arrivals.times[index] - result.arrival_time[index] for index in range(count)]

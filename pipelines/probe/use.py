@@ -106,6 +106,21 @@ class RenewedBounds:
         self._count(len(found), int(renewed.failed.sum()))
         return found
 
+    def of_prompts(
+        self, states: Any, num_prompt_tokens: Sequence[int], forecasts: Sequence[Forecast | None]
+    ) -> list[Renewal | None]:
+        """Return for each request that waits what the state at its prompt's last token tells; arguments as `renew`."""
+        inputs = ProbeInputs(states, np.zeros(len(num_prompt_tokens), np.int64), np.asarray(num_prompt_tokens))
+        prompt = self._prompt_survival(inputs, forecasts) if self._is_mixed else None
+        told = self._probe.renew(inputs, self._tau, over_answer=True, prompt_survival=prompt)
+        num_failed = int(told.failed.sum())
+        self._count(num_failed, num_failed)  # nothing was renewed
+        rows = zip(told.survival, told.lower_bounds, told.failed, strict=True)
+        return [
+            None if failed else Renewal(0, at_arrival(self._probe.bins, survival), max(1, int(bound)))
+            for survival, bound, failed in rows
+        ]
+
     def _count(self, num_asked: int, num_failed: int) -> None:
         """Count, and say when failures have doubled: a broken model would fill the log."""
         self.num_renewed += num_asked - num_failed
@@ -136,6 +151,15 @@ def whole_length(bins: LengthBins, survival: FloatArray, generated: int) -> Fore
     left: Floats = survival[later] / alive if alive > LEAST_ALIVE else np.zeros(int(later.sum()))
     at = np.concatenate([[0, generated + 1], generated + edges[later]])
     return Forecast(at, np.concatenate([[1.0, 1.0], np.minimum(left, 1.0)]))
+
+
+def at_arrival(bins: LengthBins, survival: FloatArray) -> Forecast:
+    """Return the forecast of the whole length with nothing out, on as many edges as `whole_length` has."""
+    edges = bins.as_array()
+    later = edges > 1
+    at = np.concatenate([[0, 1], edges[later]])
+    first = [1.0, float(np.interp(1, edges, survival))]
+    return Forecast(at, np.concatenate([first, survival[later]]))
 
 
 class ProbeRenewals(RenewalSource):

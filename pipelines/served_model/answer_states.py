@@ -52,12 +52,12 @@ def answer_states(served: ServedModel, source: StateSource, answers: Sequence[An
     before. Only one forward pass is held in memory.
     """
     parts: dict[int, States] = {}
-    with captured(served, source.layers) as found, _up_to(served, max(source.layers)), torch.inference_mode():
-        for batch in _passes(answers):
+    with captured(served, source.layers) as found, up_to(served, max(source.layers)), torch.inference_mode():
+        for batch in passes([len(answer.read) for answer in answers]):
             longest = max(len(answers[k].read) for k in batch)
             rows = [answers[k].read + [0] * (longest - len(answers[k].read)) for k in batch]
             # Padding follows what counts, where a causal model does not look: no mask is needed.
-            with suppress(_Enough):
+            with suppress(Enough):
                 served.model.get_decoder()(input_ids=torch.tensor(rows, device=served.model.device), use_cache=False)
             for row, k in enumerate(batch):
                 states = torch.stack([found[layer][row] for layer in source.layers]).float()
@@ -65,16 +65,16 @@ def answer_states(served: ServedModel, source: StateSource, answers: Sequence[An
     return States.concatenate([parts[k] for k in range(len(answers))])
 
 
-class _Enough(Exception):  # noqa: N818 - no error
+class Enough(Exception):  # noqa: N818 - no error
     """Ends a forward pass where the highest layer that is wanted has given out its states."""
 
 
 @contextmanager
-def _up_to(served: ServedModel, layer: int) -> Iterator[None]:
+def up_to(served: ServedModel, layer: int) -> Iterator[None]:
     """Leave out the layers after `layer`."""
 
     def stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        raise _Enough
+        raise Enough
 
     after = decoder_layers(served)[layer:]
     hook = after[0].register_forward_pre_hook(stop) if after else None
@@ -85,12 +85,11 @@ def _up_to(served: ServedModel, layer: int) -> Iterator[None]:
             hook.remove()
 
 
-def _passes(answers: Sequence[Answer]) -> Iterator[list[int]]:
-    """Yield the answers of each forward pass: of like length, so that little is padding."""
-    order = sorted(range(len(answers)), key=lambda k: len(answers[k].read))
+def passes(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield which of these numbers of tokens go into each forward pass: like ones, so that little is padding."""
     batch: list[int] = []
-    for k in order:
-        if batch and (len(batch) + 1) * len(answers[k].read) > TOKENS_IN_PASS:
+    for k in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if batch and (len(batch) + 1) * sizes[k] > TOKENS_IN_PASS:
             yield batch
             batch = []
         batch.append(k)

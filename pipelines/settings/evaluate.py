@@ -14,7 +14,7 @@ from predictor.ranges import LARGEST, Count, Probability, Range, Seed, check_ran
 SERVED_MODEL = "smollm2"
 OF_OUR_ENGINE = (
     "predictor", "predictor_model", "policies", "predict_timeout", "kv_blocks", "block_size", "max_batch_tokens", "tau",
-    "probe", "renew_every",
+    "probe", "renew_every", "look_ahead",
     "scheduling", "eviction", "decoding", "sweep", "device", "trust_remote_code",
 )  # fmt: skip
 """Settings that mean nothing to a server that runs elsewhere."""
@@ -76,6 +76,9 @@ class EvaluateSettings:
     """Folder of a probe of this served model: forecasts of running requests are renewed from the model's own states."""
     renew_every: Count = 16
     """With --probe: tokens from one renewal of all running requests to the next."""
+    look_ahead: Count | None = None
+    """With --probe: prompt tokens of waiting requests that an iteration reads for their states, within
+    --max-batch-tokens; by default none."""
     tau: Probability | None = None
     """Probability that an answer is shorter than its bound; default: what --scheduling says, otherwise 0.1."""
     scheduling: Path | None = None
@@ -111,7 +114,7 @@ class EvaluateSettings:
             if self.predictor is None:
                 raise InputError("--predictor is missing")
             if self.probe is None:
-                _refuse_given(self, ["renew_every"], "is for a probe")
+                _refuse_given(self, ["renew_every", "look_ahead"], "is for a probe")
             else:
                 _refuse_given(self, ["sweep"], "not with --probe, whose forecasts its map does not have")
         else:

@@ -19,6 +19,7 @@ from scheduler.executor import Executor, Progress
 from scheduler.integrations.transformers_engine import Engine, Output
 from scheduler.integrations.transformers_states import Chunk, StateReader
 from scheduler.kv_cache import KvCache
+from scheduler.look_ahead import LookAhead
 from scheduler.request import Request
 from scheduler.worker import Worker
 
@@ -41,6 +42,7 @@ class TransformersExecutor(Executor):
         forced_tokens: Sequence[Sequence[int]] | None = None,
         max_new_tokens: Sequence[int] | None = None,
         states: StateReader | None = None,
+        look_ahead: LookAhead | None = None,
         seed: int = 0,
     ) -> None:
         """Set the engine up with the worker's cache.
@@ -56,6 +58,7 @@ class TransformersExecutor(Executor):
                 length, as its states must be.
             max_new_tokens: Cap of each request's answer, in tokens; by default that of `generation_config` for all.
             states: Is told what each iteration read; closed by the caller.
+            look_ahead: Reads prompts of waiting requests in each iteration, after all that runs; the loop has it too.
             seed: Of the engine's sampling.
 
         Raises:
@@ -76,14 +79,15 @@ class TransformersExecutor(Executor):
             safety_margin=0.0,  # memory is the policy's business
             forced_token=None if forced_tokens is None else self._next_token,
         )
-        self.worker, self._prompts, self._reader = worker, prompts, states
+        self.worker, self._prompts, self._reader, self._look_ahead = worker, prompts, states, look_ahead
+        self._max_batch_tokens = worker.max_batch_tokens
         self._limits = forced_lens or max_new_tokens or [int(generation_config.max_new_tokens)] * len(prompts)
         self._states: dict[int, RequestState] = {}
         self._evicted: dict[int, RequestState] = {}
         self.outputs: dict[int, Output] = {}
         self.iterations = array("d")
-        """Of each iteration: seconds since the end of the one before, the policy's time in it; prefill tokens;
-        requests that decode; tokens in the KV cache at its end."""
+        """Of each iteration: seconds since the end of the one before, the policy's time in it; prefill tokens, those
+        read ahead included; requests that decode; tokens in the KV cache at its end."""
         self._started = time.perf_counter()
         self._last_end = 0.0
 
@@ -153,9 +157,12 @@ class TransformersExecutor(Executor):
         if self._engine.queues.starved_requests:
             raise RuntimeError("the engine ran out of blocks that the policy had counted as free")
         read = () if self._reader is None else self._engine.read_in_batch()
+        spare = self._max_batch_tokens - self._engine.num_batch_tokens
         self._engine.forward()
         if self._reader is not None:
             self._reader.note([Chunk(s.request_id, at, size, self._prompt_len(s)) for s, at, size in read])
+        if self._look_ahead is not None:
+            prefill_tokens += self._look_ahead.read(spare)
         stalled, finished = [], []
         for index in running:
             state = self._states[index]

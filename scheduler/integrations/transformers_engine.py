@@ -160,6 +160,11 @@ class Engine:
         batch = self._processor.inputs_and_outputs.requests_in_batch
         return sum(future.query_length for future in batch if not future.state.generated_tokens)
 
+    @property
+    def num_batch_tokens(self) -> int:
+        """Tokens that the batch reads, padding left out."""
+        return sum(future.query_length for future in self._processor.inputs_and_outputs.requests_in_batch)
+
     def read_in_batch(self) -> list[tuple[RequestState, int, int]]:
         """Return, in order of the batch, each request with the position and the number of the tokens that it reads."""
         batch = self._processor.inputs_and_outputs.requests_in_batch

@@ -10,7 +10,7 @@ import numpy as np
 
 from scheduler.arrival_source import ArrivalSource
 from scheduler.errors import InputError
-from scheduler.look_ahead import LookAhead
+from scheduler.look_ahead import KnownStates, LookAhead
 from scheduler.loop import Loop, RunResult, Timeline
 from scheduler.policies import make_policy
 from scheduler.renewals import PlannedRenewals
@@ -170,7 +170,7 @@ def _loop(
     lens = workload.output_lens
     made = make_policy(policy, worker, np.random.default_rng(seed), output_lens=lens, **options)
     renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
-    ahead = None if look_ahead is None else LookAhead(look_ahead, workload.renewals)
+    ahead = None if look_ahead is None else LookAhead(look_ahead, KnownStates(workload.renewals))
     executor = SimulatedExecutor(worker, lens, ahead)
     return Loop(made, executor, workload.requests, arrivals=source, renewals=renewals, look_ahead=ahead)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.arrival_source import KnownArrivals
-from scheduler.look_ahead import LookAhead
+from scheduler.look_ahead import KnownStates, LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Policy
@@ -46,7 +46,7 @@ def simulate(
         made = make_policy(policy, worker, rng, output_lens=workload.output_lens, **options)
     else:
         made = policy(worker, rng)
-    ahead = None if look_ahead is None else LookAhead(look_ahead, workload.renewals)
+    ahead = None if look_ahead is None else LookAhead(look_ahead, KnownStates(workload.renewals))
     executor = SimulatedExecutor(worker, workload.output_lens, ahead)
     renewals = PlannedRenewals(workload.renewals) if workload.renewals else None
     arrivals = KnownArrivals(workload.requests, handed_over)

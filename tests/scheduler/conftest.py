@@ -15,7 +15,7 @@ from scheduler.cost_model import CostModel
 from scheduler.executor import Progress
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
-from scheduler.look_ahead import LookAhead
+from scheduler.look_ahead import KnownStates, LookAhead
 from scheduler.loop import Loop, RunResult
 from scheduler.policies import make_policy
 from scheduler.policy import Decision, Policy, Status
@@ -130,7 +130,7 @@ def run_policy() -> Callable[..., RunResult]:
             rng = np.random.default_rng(seed)
             policy = make_policy(policy, case.worker, rng, output_lens=case.output_lens, **options)
         source = PlannedRenewals(renewals) if renewals else None
-        ahead = None if look_ahead is None else LookAhead(look_ahead, renewals or {})
+        ahead = None if look_ahead is None else LookAhead(look_ahead, KnownStates(renewals or {}))
         executor = GuardedExecutor(case, ahead)
         return Loop(policy, executor, case.requests, renewals=source, look_ahead=ahead).run()
 

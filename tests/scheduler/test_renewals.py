@@ -14,7 +14,7 @@ from scheduler.batch import RunningBatch
 from scheduler.errors import InputError
 from scheduler.forecast import Forecast
 from scheduler.kv_cache import KvCache
-from scheduler.look_ahead import LookAhead
+from scheduler.look_ahead import KnownStates, LookAhead
 from scheduler.renewals import PlannedRenewals, Renewal
 from scheduler.request import Request
 from scheduler.simulation.simulate import simulate
@@ -95,7 +95,8 @@ def test_prompts_read_ahead_agree_with_the_slow_loop(
 def test_prompts_are_read_in_order_and_no_further_than_needed() -> None:
     """Within the tokens of an iteration; one that is admitted is let go of, an empty prompt takes no room."""
     forecast = Forecast(np.array([0, 9]), np.array([1.0, 0.0]))
-    ahead = LookAhead(10, {i: [Renewal(0, forecast, 1)] for i in (0, 1, 2, 3)} | {4: [Renewal(2, forecast, 3)]})
+    told = {i: [Renewal(0, forecast, 1)] for i in (0, 1, 2, 3)} | {4: [Renewal(2, forecast, 3)]}
+    ahead = LookAhead(10, KnownStates(told))
     for index, tokens in enumerate([6, 9, 0, 30, 5]):
         ahead.add(index, tokens)
     assert (ahead.read(100), [index for index, _ in ahead.take()]) == (10, [0])

@@ -65,14 +65,40 @@ def test_renewals_reach_policies_and_the_workload_file(
     assert again["replay"] == results["replay"]
 
 
+def test_prompts_that_wait_are_read_ahead(
+    evaluate: Callable[..., int], make_probe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they tell is in the workload file after 0 tokens, counted, kept for --resume, replayed and simulated."""
+    more = ("--policies", "fcfs,amin-survival", "--probe", str(make_probe()), "--kv-blocks", "16")
+    ahead = (*more, "--look-ahead", "24")
+    assert evaluate(*ahead) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    probe = results["probe"]
+    assert 0 < probe["num_read_ahead"] <= 12
+    assert 0 < probe["look_ahead_share"] < 1
+    assert f"; {probe['num_read_ahead']} prompts read ahead in " in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out/workload.jsonl").read_text().splitlines()]
+    at_first = [line for line in lines if line.get("renewals", [[1]])[0][0] == 0]
+    assert len(at_first) == probe["num_read_ahead"]
+    command = results["cost_fit"]["simulate_command"].split()
+    assert command[command.index("--look-ahead") + 1] == "24"
+    assert main([*command[1:], "--policies", "amin-survival", "--seeds", "1", "--no-progress"]) == 0
+    assert evaluate(*ahead, "--resume") == 0
+    again = json.loads((tmp_path / "out/results.json").read_text())
+    assert again["probe"] == probe
+    assert again["replay"] == results["replay"]
+    assert evaluate(*more, "--resume") == 2
+    assert "look_ahead" in capsys.readouterr().err
+
+
 def test_a_state_that_is_no_number_leaves_the_forecast(
     evaluate: Callable[..., int], make_probe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is counted and said; the run goes on with the predictor's curve."""
     more = ("--policies", "amin-survival", "--probe", str(make_probe(bias=float("nan"))), "--limit", "4")
-    assert evaluate(*more) == 0
+    assert evaluate(*more, "--kv-blocks", "16", "--look-ahead", "64") == 0
     probe = json.loads((tmp_path / "out/results.json").read_text())["probe"]
-    assert probe["num_renewals"] == 0
+    assert probe["num_renewals"] == probe["num_read_ahead"] == 0
     assert probe["num_failed_states"] >= 4
     assert "states were not numbers" in capsys.readouterr().out
     assert "renewals" not in (tmp_path / "out/workload.jsonl").read_text()
@@ -106,6 +132,10 @@ def test_a_missing_probe_or_too_fine_a_tau_is_refused(
     assert "--probe: none of --policies reads forecasts" in capsys.readouterr().err
     assert evaluate("--renew-every", "8") == 2
     assert "--renew-every: is for a probe; leave it out" in capsys.readouterr().err
+    assert evaluate("--look-ahead", "8") == 2
+    assert "--look-ahead: is for a probe; leave it out" in capsys.readouterr().err
+    assert evaluate("--probe", str(make_probe()), "--look-ahead", "0") == 2
+    assert "--look-ahead" in capsys.readouterr().err
     assert evaluate("--probe", str(make_probe()), "--sweep") == 2
     assert "--sweep: not with --probe" in capsys.readouterr().err
 
