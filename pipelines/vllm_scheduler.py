@@ -5,8 +5,9 @@
 
 Further keys next to `predictor` (a folder that `amin export` wrote): `model` (the served model it predicts for), `tau`,
 `timeout` (seconds), `tokenizer` (folder or hub name; by default the one vLLM uses), `state` (a file that keeps what is
-learnt from the answers over a restart). A request that brings a bound of its own keeps it. Another export that takes
-the folder's place is taken up within seconds.
+learnt from the answers over a restart), `probe` (a folder of `amin train --states`; `pipelines.probe.vllm_worker`) and
+`renew_every`. A request that brings a bound of its own keeps it. Another export that takes the folder's place is taken
+up within seconds, but not with a probe.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from pipelines.served_model.prompt_text import prompt_reader
 from pipelines.vllm_learning import LearningPredictions
 from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
+from scheduler.integrations.vllm_renewals import ReportedRenewals
+from scheduler.integrations.vllm_settings import Settings
 
 
 class PredictingScheduler(AminScheduler):
@@ -38,10 +41,29 @@ class PredictingScheduler(AminScheduler):
         tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
         folder, state = Path(settings["predictor"]), Path(settings["state"]) if "state" in settings else None
         bounds, renewed = watched_bounds(folder, settings.get("model"), settings.get("tau", 0.1))
+        if "probe" in settings:
+            renewed.close()  # a probe is weighed against the forecasts of this predictor
         self.predictions = LearningPredictions(
             bounds, prompt_reader(tokenizer), settings.get("timeout", 0.05), state, renewed
         )
         return self.predictions
+
+    def make_renewals(self, settings: Settings) -> ReportedRenewals | None:
+        """Return what renews forecasts by the probe that `settings` name; None without one.
+
+        Raises:
+            InputError: There is no such probe, the policy reads no predictions, or the worker does not read probes.
+        """
+        given = settings.prediction
+        if "probe" not in given:
+            if "renew_every" in given:
+                raise InputError(
+                    "additional_config: amin: renew_every: without a probe nothing is renewed; leave it out"
+                )
+            return None
+        from pipelines.probe.vllm_probe import probe_renewals  # needs torch, which only a probe does
+
+        return probe_renewals(settings, self.vllm_config.parallel_config.worker_cls, self.metrics)
 
     def shutdown(self) -> None:
         """Stop vLLM's scheduler, and keep what was learnt."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from pipelines.evaluate.case import DEFAULT_TAU
 from pipelines.probe.read_ahead import ModelReader
-from pipelines.probe.use import ProbeRenewals, RenewedBounds, is_mixed, state_reader
+from pipelines.probe.renewed_bounds import RenewedBounds
+from pipelines.probe.use import ProbeRenewals, is_mixed, state_reader
 from pipelines.served_model.loading import ServedModel
 from pipelines.settings.evaluate import EvaluateSettings
 from predictor.probe.probe import Probe

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.probe.use import ProbeRenewals, RenewedBounds, is_mixed, read_probe, require_model, state_reader
+from pipelines.probe.renewed_bounds import RenewedBounds
+from pipelines.probe.use import ProbeRenewals, is_mixed, read_probe, require_model, state_reader
 from pipelines.served_model.loading import ServedModel
 from pipelines.served_model.weights_digest import weights_digest
 from predictor.errors import InputError

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from pipelines.probe.use import RenewedBounds
+from pipelines.probe.renewed_bounds import RenewedBounds
 from pipelines.served_model.loading import ServedModel
 from pipelines.served_model.prompt_states import prompt_states
 from scheduler.look_ahead import PromptReader

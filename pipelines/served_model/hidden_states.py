@@ -27,9 +27,13 @@ def state_source(served: ServedModel, layers: Sequence[int], option: str = "--st
     for layer in layers:
         if not 0 <= layer <= most:
             raise InputError(f"{option}: {served.name} has layers 0 (the embedding) to {most}, not {layer}")
-    template = hashlib.sha256(str(getattr(served.tokenizer, "chat_template", None) or "").encode()).hexdigest()[:16]
     size = int(served.model.config.get_text_config().hidden_size)
-    return StateSource(served.name, served.revision, template, tuple(layers), size)
+    return StateSource(served.name, served.revision, template_digest(served.tokenizer), tuple(layers), size)
+
+
+def template_digest(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer's chat template."""
+    return hashlib.sha256(str(getattr(tokenizer, "chat_template", None) or "").encode()).hexdigest()[:16]
 
 
 def decoder_layers(served: ServedModel, option: str = "--states") -> Sequence[nn.Module]:

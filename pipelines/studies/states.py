@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from pipelines.files import write_json
 from pipelines.probe.data import SplitStates, load_states, read_matching_source
-from pipelines.probe.use import RenewedBounds, is_mixed, read_probe
+from pipelines.probe.renewed_bounds import RenewedBounds
+from pipelines.probe.use import is_mixed, read_probe
 from pipelines.request_bounds import UPPER_LEVEL, RequestBounds, with_bounds
 from pipelines.simulate.resampling import resample
 from pipelines.train.data import load_splits

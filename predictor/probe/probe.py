@@ -96,6 +96,18 @@ class Probe:
             InputError: `tau` is finer than the calibration supports, or the probe knows no mixture.
         """
         survival = remaining_survival(self.network, inputs)
+        return self.renewal(survival, inputs.generated, tau, over_answer=over_answer, prompt_survival=prompt_survival)
+
+    def renewal(
+        self,
+        survival: FloatArray,
+        generated: IntArray,
+        tau: float,
+        *,
+        over_answer: bool = False,
+        prompt_survival: FloatArray | None = None,
+    ) -> Renewal:
+        """Return what `renew` does, from what the network gave: P(remaining > edge) [N, K+1], NaN without a state."""
         failed = np.isnan(survival[:, 0])
         calibration = self.calibration
         if prompt_survival is not None:
@@ -103,10 +115,10 @@ class Probe:
                 raise InputError("the probe was trained without a prompt-only predictor; give --prompt-predictor")
             calibration = self.mixture.calibration
             survival = self.mixture.survival(survival, prompt_survival)
-        bounds = inputs.generated + 1
+        bounds = generated + 1
         known = ~np.isnan(survival[:, 0])
-        levels = calibration.levels(tau, inputs.generated, over_answer=over_answer)[known]
-        bounds[known] = inputs.generated[known] + lower_bound(self.bins, survival[known], levels)
+        levels = calibration.levels(tau, generated, over_answer=over_answer)[known]
+        bounds[known] = generated[known] + lower_bound(self.bins, survival[known], levels)
         return Renewal(survival, bounds, failed)
 
     def save(self, folder: Path) -> None:
@@ -162,8 +174,12 @@ def remaining_survival(network: ProbeNetwork, inputs: ProbeInputs) -> FloatArray
         states = torch.from_numpy(inputs.states).to(weight.device, weight.dtype)
         counts = torch.from_numpy(np.column_stack([inputs.generated, inputs.num_prompt_tokens]))
         logits = network(states, counts.to(weight.device, weight.dtype))
-    values = logits.float().cpu().numpy()
-    known = np.isfinite(values).all(axis=1)
-    survival = np.full((len(values), values.shape[1] + 1), np.nan)
-    survival[known] = survival_from_hazard_logits(values[known])
+    return survival_from_logits(logits.float().cpu().numpy())
+
+
+def survival_from_logits(logits: npt.NDArray[np.float32]) -> FloatArray:
+    """Return P(remaining > edge) [N, K+1] from the network's logits [N, K]; a row that is not all numbers is NaN."""
+    known = np.isfinite(logits).all(axis=1)
+    survival = np.full((len(logits), logits.shape[1] + 1), np.nan)
+    survival[known] = survival_from_hazard_logits(logits[known])
     return survival

@@ -24,8 +24,10 @@ from scheduler.integrations.vllm_arrivals import Arrivals, EngineLimits, Predict
 from scheduler.integrations.vllm_ends import Ends
 from scheduler.integrations.vllm_governor import Governor
 from scheduler.integrations.vllm_metrics import Metrics
+from scheduler.integrations.vllm_renewals import ReportedRenewals
 from scheduler.integrations.vllm_settings import Settings
 from scheduler.kv_cache import KvCache
+from scheduler.policy import Status
 from scheduler.worker import Worker
 
 try:
@@ -55,6 +57,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         self.metrics = Metrics(str(self.vllm_config.parallel_config.data_parallel_index))
         self.arrivals: Arrivals | None = None
         self.governor: Governor | None = None
+        self.renewals: ReportedRenewals | None = None
         self._publishes, self._next_summary = True, time.monotonic() + SUMMARY_SECONDS
         settings = Settings.read(self.vllm_config.additional_config)
         if settings.mode == "off":
@@ -69,6 +72,9 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
         policy = settings.make_policy(self._worker())
         if settings.mode == "on":
             self.governor = Governor(self, policy, self.metrics)
+            self.renewals = self.make_renewals(settings)
+            if self.renewals is not None:
+                self.renewals.attach(self.governor.runner)
             if self.arrivals.know_something:
                 self.governor.take_charge(self.arrivals.facts)
 
@@ -85,6 +91,10 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
                 f"additional_config: amin: {key}: AminScheduler does not predict; leave it out or use "
                 f"--scheduler-cls {PREDICTING}"
             )
+        return None
+
+    def make_renewals(self, settings: Settings) -> ReportedRenewals | None:
+        """Return what renews the forecasts of running requests; here nothing does."""
         return None
 
     def _worker(self) -> Worker:
@@ -137,8 +147,16 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
                 self._put_back(shown, queued)
             self.metrics.decisions += 1
             self.metrics.decision_seconds += decided - start + time.perf_counter() - scheduled
+        if self.renewals is not None:
+            self.renewals.ask(output, self.requests)
         self._report()
         return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take in what an iteration gave, renewed forecasts included."""
+        if self.renewals is not None:
+            self.renewals.take_in(model_runner_output)
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _decide(self, arrivals: Arrivals) -> list[Any] | None:
         """Return the waiting requests that vLLM is shown; None leaves the iteration to vLLM."""
@@ -173,8 +191,13 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
                 status = self._ends.status(request)
                 self.arrivals.end(request.request_id, status, request.num_output_tokens)
                 if self.governor is not None:
+                    self._end_renewals(request.request_id, status)
                     self.governor.end(request.request_id, status, request.num_output_tokens)
         return result
+
+    def _end_renewals(self, request_id: str, status: Status) -> None:
+        if self.renewals is not None and self.governor is not None and request_id in self.governor.runner:
+            self.renewals.end(self.governor.runner.index(request_id), is_answered=status is Status.ANSWERED)
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
@@ -185,7 +208,7 @@ class AminScheduler(VllmScheduler):  # type: ignore[misc]  # vLLM is not install
             raise
         except BaseException:  # a panic of the tokenizers' Rust is no Exception
             self.metrics.failures += 1
-            self.arrivals = self.governor = None
+            self.arrivals = self.governor = self.renewals = None
             logger.exception("amin failed (%s): from now on vLLM decides alone, until the engine is restarted", what)
 
     def _report(self) -> None:

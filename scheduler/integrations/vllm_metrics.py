@@ -31,7 +31,11 @@ HELP = {
     "decisions": "Iterations that the policy decided.",
     "decision_seconds": "Seconds that the plug-in took of these iterations, in the engine's loop.",
     "left_to_vllm": "Iterations that were left to vLLM: nothing to go by, shadow mode, or a failure before.",
-    "failures": "Exceptions of the plug-in; after the first in a policy vLLM decides alone.",
+    "renewals": "Forecasts of running requests renewed from the served model's states.",
+    "renewal_seconds": "Seconds that states and renewals took, in the worker and in the engine's loop.",
+    "states_failed": "States that were not numbers; their requests kept the forecast that they had.",
+    "unrenewed": "Answers whose forecast was never renewed; those of one token never are.",
+    "failures": "Exceptions of the plug-in; after one vLLM decides alone, or nothing is renewed.",
 }
 
 
@@ -50,6 +54,10 @@ class Metrics:
     decisions: int = 0
     decision_seconds: float = 0.0
     left_to_vllm: int = 0
+    renewals: int = 0
+    renewal_seconds: float = 0.0
+    states_failed: int = 0
+    unrenewed: int = 0
     failures: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _published: dict[str, float] = field(default_factory=dict)

@@ -22,8 +22,8 @@ DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = {"amin-survival": {"pack_leve
 that is left free costs more than an eviction (docs/decisions.md)."""
 CHILD = re.compile(r"\d+_(.+)", re.DOTALL)
 """Name of one of several answers (`n` > 1) in vLLM: its number, and the name of the request."""
-PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state")
-"""Keys under "amin" that are not options of the policy but of what predicts at arrival."""
+PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state", "probe", "renew_every")
+"""Keys under "amin" that are not options of the policy but of what predicts, at arrival and while a request runs."""
 
 
 def group_and_class(request_id: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

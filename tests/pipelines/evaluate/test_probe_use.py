@@ -142,7 +142,7 @@ def test_a_missing_probe_or_too_fine_a_tau_is_refused(
 
 def test_the_forecast_of_the_whole_length_knows_that_the_answer_goes_on() -> None:
     """After t + 1 tokens the length exceeds them for certain; beyond, the ratios are the probe's."""
-    from pipelines.probe.use import whole_length
+    from pipelines.probe.renewed_bounds import whole_length
 
     bins = LengthBins((0, 1, 2, 4, 8))
     forecast = whole_length(bins, np.array([1.0, 0.8, 0.4, 0.2, 0.1]), 16)

@@ -104,7 +104,7 @@ def test_the_policy_gets_what_a_plain_pass_would_give(
     policy: str,
 ) -> None:
     """After evictions and split prefills too; the tokens are those without a probe, and nothing is kept."""
-    from pipelines.probe.use import RenewedBounds
+    from pipelines.probe.renewed_bounds import RenewedBounds
     from predictor.probe.probe import Probe
 
     folder = make_probe()

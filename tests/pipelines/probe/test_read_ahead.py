@@ -91,7 +91,7 @@ def greedy(served: Any, prompt: list[int]) -> list[int]:
 
 def test_what_a_prompt_tells_does_not_wait_for_its_first_token(served: Any, make_probe: Callable[..., Path]) -> None:
     """The forecast is of the whole length, from one token on; the mixed one goes with the prompt's own forecast."""
-    from pipelines.probe.use import RenewedBounds, at_arrival
+    from pipelines.probe.renewed_bounds import RenewedBounds, at_arrival
     from predictor.bounds.bins import LengthBins
     from predictor.probe.probe import Probe
 

@@ -1,5 +1,6 @@
 """States of a served model: what a forward pass gives out, for whole answers at once."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from pipelines.served_model.answer_states import Answer, answer_states
 from pipelines.served_model.hidden_states import state_source
 from pipelines.served_model.loading import ServedModel, load_served_model
-from pipelines.served_model.weights_digest import weights_digest
+from pipelines.served_model.weights_digest import folder_digest, weights_digest
 from predictor.errors import InputError
 
 
@@ -85,3 +86,17 @@ def test_a_model_is_known_by_its_weights(served: ServedModel, chat_model: Path) 
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight += 1
     assert weights_digest(other) != ours
+
+
+def test_a_models_files_tell_the_same_as_the_model(served: ServedModel, chat_model: Path, tmp_path: Path) -> None:
+    """Without loading it; a folder that has other weights, or none, is one line."""
+    assert folder_digest(chat_model) == served.revision
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(chat_model / name, tmp_path)
+    with pytest.raises(InputError, match="no weights called"):
+        folder_digest(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="no weights that can be read"):
+        folder_digest(tmp_path)
+    with pytest.raises(InputError, match="no weights that can be read"):
+        folder_digest(tmp_path / "nowhere")

@@ -1,0 +1,219 @@
+"""States of running requests in vLLM's worker, kept by the blocks of its KV cache.
+
+vLLM finds the beginning of a prompt in its prefix cache and does not compute it again, so that those tokens have no
+states in the pass. Hence the sum of the states in a block is kept for as long as the block holds their keys and values:
+whoever takes the block over takes its sum. A sum starts anew with the first token that is written into a block.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scheduler.integrations.vllm_renewals import DUE, StatesReport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Kept:
+    """Of a request.
+
+    Attributes:
+        slot: Where its states are.
+        num_prompt_tokens: Without what it generated.
+        blocks: Its blocks in the KV cache, first first.
+        generated: Tokens that were out at its newest state; -1 before its prompt has been read.
+    """
+
+    slot: int
+    num_prompt_tokens: int
+    blocks: list[int]
+    generated: int = -1
+
+
+class BlockStates:
+    """Keeps the sum of the states in each block, and of each request its last states and the sum over its prompt.
+
+    A request that is evicted keeps both, since it finds most of its blocks again and does not compute them.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, hidden_size: int, window: int, like: Tensor) -> None:
+        """Start with no request.
+
+        Args:
+            num_blocks: Of the KV cache; a block is named by its number.
+            block_size: Tokens in a block.
+            hidden_size: H, width of a state.
+            window: How many of the last states are kept, from the prompt's last token on.
+            like: A tensor with the type and the device of the states.
+        """
+        self._block_size, self._window = block_size, window
+        self._sums = like.new_zeros(num_blocks, hidden_size, dtype=torch.float32)
+        self._recent = like.new_zeros(0, window, hidden_size)
+        self._prompt_sum = self._sums.new_zeros(0, hidden_size)
+        self._kept: dict[str, Kept] = {}
+        self._free: list[int] = []
+
+    @property
+    def num_kept(self) -> int:
+        """Requests of which states are kept."""
+        return len(self._kept)
+
+    def admit(self, request_id: str, num_prompt_tokens: int, blocks: Sequence[int]) -> None:
+        """Take in a request with the blocks that it has; one that comes back from an eviction has other blocks."""
+        kept = self._kept.get(request_id)
+        if kept is None:
+            if not self._free:
+                self._grow()
+            self._kept[request_id] = Kept(self._free.pop(), num_prompt_tokens, list(blocks))
+        elif kept.num_prompt_tokens == num_prompt_tokens:
+            kept.blocks = list(blocks)
+        else:  # a streamed input goes on: what was generated has become prompt
+            kept.num_prompt_tokens, kept.blocks, kept.generated = num_prompt_tokens, list(blocks), -1
+
+    def move(self, request_id: str, blocks: Sequence[int]) -> None:
+        """Give a request that comes back from an eviction its new blocks."""
+        self._kept[request_id].blocks = list(blocks)
+
+    def extend(self, request_id: str, blocks: Sequence[int]) -> None:
+        """Give a request further blocks."""
+        self._kept[request_id].blocks += blocks
+
+    def _grow(self) -> None:
+        size = len(self._recent)
+        more = max(64, size)
+        self._recent = torch.cat([self._recent, self._recent.new_zeros(more, *self._recent.shape[1:])])
+        self._prompt_sum = torch.cat([self._prompt_sum, self._prompt_sum.new_zeros(more, self._prompt_sum.shape[1])])
+        self._free.extend(range(size + more - 1, size - 1, -1))
+
+    def note(self, states: Tensor, chunks: Sequence[tuple[str, int, int]]) -> None:
+        """Keep what a forward pass read.
+
+        Args:
+            states: [Q, H], those of the chunks one after the other; padding may follow.
+            chunks: Of each request its name, the position of the first token in prompt and answer, and how many.
+        """
+        size, window = self._block_size, self._window
+        blocks: list[int] = []
+        opened: list[int] = []
+        kept_places: list[int] = []
+        kept_rows: list[int] = []
+        read_now: list[Kept] = []
+        row = 0
+        for request_id, start, length in chunks:
+            kept, stop = self._kept[request_id], start + length
+            out = stop - kept.num_prompt_tokens  # tokens that were out at the last state
+            for place in range(start // size, (stop - 1) // size + 1):
+                block, first = kept.blocks[place], place * size
+                blocks += [block] * (min(stop, first + size) - max(start, first))
+                if start <= first:
+                    opened.append(block)
+            row += length
+            if out >= 0:
+                count = min(length, window, out + 1)
+                kept_places += [kept.slot * window + t % window for t in range(out + 1 - count, out + 1)]
+                kept_rows += range(row - count, row)
+                if kept.generated < 0:
+                    read_now.append(kept)
+                kept.generated = out
+        self._add(states[:row], opened, blocks)
+        if kept_rows:
+            at = torch.tensor([kept_places, kept_rows], device=states.device)
+            self._recent.view(-1, states.shape[1])[at[0]] = states[at[1]]
+        for kept in read_now:
+            held = torch.tensor(kept.blocks[: -(-kept.num_prompt_tokens // size)], device=states.device)
+            self._prompt_sum[kept.slot] = self._sums[held].sum(0)
+
+    def _add(self, states: Tensor, opened: Sequence[int], blocks: Sequence[int]) -> None:
+        """Add each state to its block's sum, after the sums of blocks that are written from their start."""
+        if opened:
+            self._sums[torch.tensor(opened, device=states.device)] = 0.0
+        self._sums.index_add_(0, torch.tensor(blocks, device=states.device), states.float())
+
+    def read(self, request_ids: Sequence[str]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return the newest state, the mean of the last ones and the mean of the prompt's, [N, 3, H], and counts.
+
+        The counts are the tokens that were out at the newest state, and those of the prompt.
+        """
+        counts = [(self._kept[each].generated, self._kept[each].num_prompt_tokens) for each in request_ids]
+        device = self._recent.device
+        out, sizes = torch.tensor(counts, device=device).T
+        slots = torch.tensor([self._kept[each].slot for each in request_ids], device=device)
+        recent = self._recent[slots].float()
+        num_recent = (out + 1).clamp(max=self._window)
+        is_kept = torch.arange(self._window, device=device) < num_recent[:, None]
+        mean = recent.masked_fill(~is_kept[:, :, None], 0.0).sum(1) / num_recent[:, None]
+        last = recent[torch.arange(len(out), device=device), out % self._window]
+        return torch.stack([last, mean, self._prompt_sum[slots] / sizes[:, None]], dim=1), counts
+
+    def forget(self, request_id: str) -> None:
+        """Let go of a request that ended."""
+        kept = self._kept.pop(request_id, None)
+        if kept is not None:
+            self._free.append(kept.slot)
+
+
+class PassStates:
+    """Follows the passes of vLLM's worker, and reads a probe where the scheduler asks for it.
+
+    An exception is logged once; from then on nothing is kept, and the next report says so.
+    """
+
+    def __init__(self, states: BlockStates, probe: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Start before the first pass; `probe` returns logits [N, K] from states [N, 3, H] and counts [N, 2]."""
+        self._states: BlockStates | None = states
+        self._probe = probe
+        self._pending: tuple[dict[str, int], list[tuple[int, int]], Tensor] | None = None
+        self._seconds, self._failure = 0.0, ""
+
+    def after_pass(self, output: Any, order: Sequence[str], layer_states: Tensor | None) -> None:
+        """Take in a pass: vLLM's `SchedulerOutput`, its requests in the order of the batch, and the layer's states."""
+        if self._states is None:
+            return
+        started = time.perf_counter()
+        try:
+            self._follow(self._states, output)
+            if layer_states is not None:
+                self._note(self._states, output, order, layer_states)
+        except Exception as error:
+            logger.exception("amin: states failed: from now on forecasts are those of the prompt")
+            self._states, self._pending, self._failure = None, None, f"{type(error).__name__}: {error}"
+        self._seconds += time.perf_counter() - started
+
+    def _follow(self, states: BlockStates, output: Any) -> None:
+        for name in output.finished_req_ids:
+            states.forget(name)
+        for new in output.scheduled_new_reqs:
+            tokens = new.prompt_token_ids if new.prompt_token_ids is not None else new.prompt_embeds
+            states.admit(new.req_id, len(tokens), new.block_ids[0])
+        cached = output.scheduled_cached_reqs
+        for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if name in cached.resumed_req_ids:
+                states.move(name, blocks[0])
+            elif blocks is not None:
+                states.extend(name, blocks[0])
+
+    def _note(self, states: BlockStates, output: Any, order: Sequence[str], layer_states: Tensor) -> None:
+        cached = output.scheduled_cached_reqs
+        starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        starts |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        states.note(layer_states, [(name, starts[name], output.num_scheduled_tokens[name]) for name in order])
+        due: dict[str, int] = getattr(output, DUE, {})
+        if due:
+            read, counts = states.read([*due])
+            self._pending = due, counts, self._probe(read, torch.tensor(counts, device=read.device))
+
+    def report(self) -> StatesReport | None:
+        """Return what the last pass gave, once; None where nothing was asked for and nothing failed."""
+        if self._pending is None and not self._failure:
+            return None
+        due, counts, logits = self._pending or ({}, [], torch.zeros(0, 0))
+        indices, generated = tuple(due.values()), tuple(out for out, _ in counts)
+        report = StatesReport(indices, generated, logits.float().cpu().numpy(), self._seconds, self._failure)
+        self._pending, self._seconds, self._failure = None, 0.0, ""
+        return report
