@@ -11,6 +11,7 @@ from pipelines.predict import survivals_with_progress
 from pipelines.probe.export import export_probe, is_probe
 from pipelines.scheduling import FILE_NAME
 from pipelines.settings.export import ExportSettings
+from pipelines.settings.train import stored_settings
 from predictor.bounds.distribution import FloatArray
 from predictor.bounds.metrics import CLIPPED_AT
 from predictor.errors import InputError
@@ -57,7 +58,7 @@ def run(settings: ExportSettings) -> None:
         write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
         spec = recalibrate(aside, spec, splits / "calibration.parquet", shown=settings.progress)
         write_manifest(aside, spec, settings.precision, None, settings.out.name, settings.license)
-        measured = quality_on_test(aside, settings.tau, splits / "test.parquet", shown=settings.progress)
+        measured = quality_on_test(aside, settings.tau, splits, shown=settings.progress)
         write_manifest(aside, spec, settings.precision, measured, settings.out.name, settings.license)
     size = (settings.out / "model.onnx").stat().st_size / 2**20
     print(f"{settings.out}: {settings.precision}, {size:.1f} MiB")
@@ -98,24 +99,26 @@ def recalibrate(export: Path, spec: PredictorSpec, file: Path, *, shown: bool) -
     return spec.recalibrated(survivals, table)
 
 
-def quality_on_test(export: Path, tau: float, file: Path, *, shown: bool) -> dict[str, Any] | None:
-    """Return the measures of the export on the records in `file`, as `quality`; None without the file."""
-    if not file.is_file():
+def quality_on_test(export: Path, tau: float, run: Path, *, shown: bool) -> dict[str, Any] | None:
+    """Return the measures of the export on the test split of a run, as `quality`; None without one."""
+    if not (run / "test.parquet").is_file():
         return None
-    table, survivals = survivals_of(export, file, "measure", shown=shown)
-    return quality(LengthPredictor(export).spec, survivals, table, tau)
+    cap = (stored_settings(run, "train the run again") or {}).get("length_cap")
+    table, survivals = survivals_of(export, run / "test.parquet", "measure", shown=shown)
+    return quality(LengthPredictor(export).spec, survivals, table, tau, cap)
 
 
-def quality(spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau: float) -> dict[str, Any]:
-    """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model with any."""
+def quality(
+    spec: PredictorSpec, survivals: FloatArray, table: PromptTable, tau: float, length_cap: int | None = None
+) -> dict[str, Any]:
+    """Return the measures of survivals [P, M, K+1] on the records of `table`, pooled and by served model with any.
+
+    Predictions and lengths end at `length_cap` tokens, where the run's lengths do.
+    """
     parts = bounds_by_model(spec, survivals, table, tau)
-    qualities = {
-        model: part.quality(tau, min(spec.bins.max_length, CLIPPED_AT)).to_dict()
-        for model, part in parts.items()
-        if len(part.records)
-    }
-    pooled = pool(parts, table).quality(tau, min(spec.bins.max_length, CLIPPED_AT))
-    return {**pooled.to_dict(), "models": qualities}
+    longest = min(spec.bins.max_length, CLIPPED_AT, length_cap or CLIPPED_AT)
+    qualities = {model: part.quality(tau, longest).to_dict() for model, part in parts.items() if len(part.records)}
+    return {**pool(parts, table).quality(tau, longest).to_dict(), "models": qualities}
 
 
 def survivals_of(export: Path, file: Path, label: str, *, shown: bool) -> tuple[PromptTable, FloatArray]:

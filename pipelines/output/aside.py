@@ -16,7 +16,8 @@ from pathlib import Path
 PREFIX, FOLDER, LOCK = ".amin-", ".tmp", ".lock"
 LOCK_FILE, OLD, RESTORE = "lock", "old", "restore.json"
 SECONDS_TO_LOCK = 600.0
-"""A folder without a lock for so long is left by a process that was killed between making it and locking it."""
+"""Where it cannot be known whether someone is about to lock a folder: without a lock for so long it is left over."""
+_SECONDS_TO_MAKE = 1.0
 RENAME_EXCHANGE, AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
 _swept: set[Path] = set()
 
@@ -30,14 +31,61 @@ def aside(parent: Path) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     sweep(parent)
-    folder = Path(tempfile.mkdtemp(FOLDER, PREFIX, parent))
-    lock = take_lock(folder / LOCK_FILE)
+    with _making(parent):
+        folder = Path(tempfile.mkdtemp(FOLDER, PREFIX, parent))
+        lock = take_lock(folder / LOCK_FILE)
     try:
         yield folder
     finally:
         _remove(folder)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def _making(parent: Path) -> Iterator[None]:
+    """Share the lock of `parent` itself while a folder in it has no lock yet: who is killed then is no longer among us.
+
+    Without it where `parent` has no locks, or someone else, who may be waiting for us, holds it.
+    """
+    descriptor, until = None, time.monotonic() + _SECONDS_TO_MAKE
+    while time.monotonic() < until:
+        with suppress(BlockingIOError):
+            descriptor = _locked(parent, fcntl.LOCK_SH)
+            break
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_nobody_making(parent: Path) -> bool:
+    with suppress(BlockingIOError):
+        if (descriptor := _locked(parent, fcntl.LOCK_EX)) is not None:
+            os.close(descriptor)
+            return True
+    return False
+
+
+def _locked(folder: Path, kind: int) -> int | None:
+    """Return a descriptor that holds the lock of a folder until it is closed; None where it has none to give.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def take_lock(file: Path) -> int | None:
@@ -73,7 +121,10 @@ def sweep(parent: Path) -> None:
 
 def _sweep_folder(folder: Path) -> None:
     if not (folder / LOCK_FILE).exists():
-        if time.time() - folder.stat().st_mtime > SECONDS_TO_LOCK:
+        # In this order: who makes it now has locked it by the time that nobody is making one.
+        if time.time() - folder.stat().st_mtime > SECONDS_TO_LOCK or (
+            _is_nobody_making(folder.parent) and not (folder / LOCK_FILE).exists()
+        ):
             _remove(folder)
         return
     with suppress(BlockingIOError):

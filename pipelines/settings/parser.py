@@ -93,9 +93,24 @@ def _values(parser: ArgumentParser, options: Sequence[Option], argv: Sequence[st
     except (RecursionError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(f"--config {_configs(argv)}: not YAML: {' '.join(str(error).split())}") from None
     for option in options:
-        if values[option.field.name] is None and not option.may_be_none:  # jsonargparse takes null for any type
+        value = values[option.field.name]
+        if value is None and not option.may_be_none:  # jsonargparse takes null for any type
             raise InputError(f"{option.spelled}: must be {option.wanted}, not null")
+        if isinstance(value, str) and not value.strip() and option.default != "":
+            raise InputError(f"{option.spelled}: must not be empty")
+    _refuse_empty_words(options, argv)
     return values
+
+
+def _refuse_empty_words(options: Sequence[Option], argv: Sequence[str]) -> None:
+    """Raise InputError for a path that is given as nothing, as an unset variable of a shell is: it would be `.`."""
+    names = {option.spelled for option in options if option.default != ""}
+    for before, word in pairwise(["", *argv]):
+        named = word.removesuffix("=") if word.endswith("=") else before if not word.strip() else None
+        if named in names:
+            raise InputError(f"{named}: must not be empty")
+        if not word.strip() and not before.startswith("--"):
+            raise InputError(f"{' or '.join(o.spelled for o in options if o.marker(Positional))}: must not be empty")
 
 
 def _configs(argv: Sequence[str]) -> str:

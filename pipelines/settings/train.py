@@ -83,21 +83,30 @@ class TrainSettings:
 
     def stored(self) -> Mapping[str, Any] | None:
         """Return the settings that the run in `out` was begun with, one for each option; None without a run."""
-        import yaml
+        return stored_settings(self.out, "give another --out")
 
-        file = self.out / CONFIG_FILE
-        if not file.is_file():
-            return None
-        try:
-            value = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{file}: not YAML ({' '.join(str(error).split())}); give another --out") from None
-        if not isinstance(value, dict) or "data" not in value:
-            raise InputError(f"{file}: not the settings of a run; give another --out")
-        names = {each.name for kind in (TrainConfig, ChatOptions, ProbeOptions) for each in fields(kind)}
-        if unknown := [name for name in value if name not in names]:
-            raise InputError(f"{file}: {unknown[0]!r} is no setting of amin train; give another --out")
-        return value
+
+def stored_settings(run: Path, advice: str) -> Mapping[str, Any] | None:
+    """Return the settings that a run was begun with, one for each option; None where the folder has none.
+
+    Raises:
+        InputError: the file holds no settings; `advice` ends the line.
+    """
+    import yaml
+
+    file = run / CONFIG_FILE
+    if not file.is_file():
+        return None
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not YAML ({' '.join(str(error).split())}); {advice}") from None
+    if not isinstance(value, dict) or "data" not in value:
+        raise InputError(f"{file}: not the settings of a run; {advice}")
+    names = {each.name for kind in (TrainConfig, ChatOptions, ProbeOptions) for each in fields(kind)}
+    if unknown := [name for name in value if name not in names]:
+        raise InputError(f"{file}: {unknown[0]!r} is no setting of amin train; {advice}")
+    return value
 
 
 def shape_of(init: str) -> dict[str, Any]:

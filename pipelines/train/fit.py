@@ -16,7 +16,7 @@ from predictor.bounds.bins import LengthBins
 from predictor.errors import InputError
 from predictor.progress import progress_bar
 from predictor.prompts.terms import choose_terms
-from predictor.prompts.tokens import PromptInputs, encode_prompts
+from predictor.prompts.tokens import PromptInputs, encode_prompts, token_ids_of
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.prompt_table import PromptTable, prompt_table, served_models
 from predictor.records.records import Records
@@ -185,7 +185,7 @@ def _from_encoder(config: TrainConfig, chat_options: ChatOptions, train: Records
     max_tokens = _encoder_tokens(config, encoder)
     texts = list(dict.fromkeys(train.prompts))
     texts = texts[:: max(1, len(texts) // MAX_PROMPTS)]
-    terms = choose_terms([encoding.ids for encoding in tokenizer.encode_batch_fast(texts)], config.num_terms)
+    terms = choose_terms(token_ids_of(tokenizer, texts), config.num_terms)
     turns, characters = chat_options.context_turns, chat_options.context_characters
     spec = PredictorSpec(bins, max_tokens, pad_id, models, default, terms, {}, versions(), turns, characters)
     spec.choose()

@@ -33,7 +33,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except BaseException as error:  # the library raises nothing narrower than Exception, and panics besides
-        if not isinstance(error, Exception) and not _is_panic(error):
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -94,12 +94,12 @@ def encode_prompts(
     the requests say apart from their prompts.
 
     Raises:
-        InputError: `prompts` are not a sequence of strings, or there are not as many contexts.
-        RuntimeError: the tokenizer's Rust code panics on one.
+        InputError: `prompts` are not a sequence of strings, there are not as many contexts, or the tokenizer cannot
+            read one of them.
     """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError("prompts: must be a sequence of strings")
-    full = _encoded(tokenizer, prompts)
+    full = token_ids_of(tokenizer, prompts)
     known = np.asarray(terms, dtype=np.int64)
     return PromptInputs(
         [keep_head_and_tail(ids, max_tokens) for ids in full],
@@ -109,16 +109,24 @@ def encode_prompts(
     )
 
 
-def _encoded(tokenizer: "Tokenizer", prompts: Sequence[str]) -> list[list[int]]:
+def token_ids_of(tokenizer: "Tokenizer", prompts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    """Return the token ids of each text; InputError for one at which the tokenizer's Rust code panics."""
     try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(prompts))]
+        found = tokenizer.encode_batch_fast(list(prompts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in found]
     except BaseException as error:
-        if not _is_panic(error):
+        if not is_panic(error):
             raise
-        raise RuntimeError(f"the tokenizer panics: {error}") from None
+        if len(prompts) > 1:
+            special = add_special_tokens
+            return [ids for one in prompts for ids in token_ids_of(tokenizer, [one], add_special_tokens=special)]
+        # A log may show this line, and no log shows prompts.
+        raise InputError(
+            f"a prompt of {len(prompts[0])} characters: the tokenizer cannot read it ({error}); leave it out"
+        ) from None
 
 
-def _is_panic(error: BaseException) -> bool:
+def is_panic(error: BaseException) -> bool:
     """Return whether Rust code panicked: that is no Exception, and would end a thread that predicts."""
     return type(error).__name__ == "PanicException"
 

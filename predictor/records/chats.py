@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from predictor.errors import InputError
 from predictor.progress import progress_bar
+from predictor.prompts.tokens import is_panic, token_ids_of
 from predictor.records.chat_records import CHAT_FIELDS, ChatRecords, CountTokens
 from predictor.records.chat_turns import ChatOptions
 from predictor.records.data_files import data_files, is_hub_name
@@ -101,14 +102,16 @@ def token_counter(tokenizer: str, convert: Convert | None = None) -> CountTokens
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         loaded = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(tokenizer)
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and panics besides
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if convert is None or file.is_file():
             problem = "damaged" if file.is_file() else "no tokenizer.json there and none fetched from the hub"
             raise InputError(f"{tokenizer}: {problem} ({first_line(error)})") from None
         loaded = convert(tokenizer)
     loaded.no_truncation()
     loaded.no_padding()
-    return lambda texts: [len(found.ids) for found in loaded.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return lambda texts: [len(ids) for ids in token_ids_of(loaded, texts, add_special_tokens=False)]
 
 
 def _uncounted(source: str) -> CountTokens:

@@ -42,7 +42,7 @@ def hub_rows(name: str) -> HubRows:
     return HubRows(len(dataset), (Row(name, number, our_fields(fields)) for number, fields in items))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

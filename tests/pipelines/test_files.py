@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, whatever ends the process that writes them."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -80,15 +81,30 @@ def test_what_a_killed_process_leaves_is_swept_and_what_a_live_one_has_is_not(ki
     assert (target if kind == "atomic_file" else target / "whole").read_text() == "old"
 
 
-def test_a_folder_that_was_never_locked_is_swept_after_a_while(tmp_path: Path) -> None:
-    """Its process may have been about to lock it."""
+def test_a_folder_without_a_lock_is_swept_unless_a_live_process_may_be_about_to_lock_it(tmp_path: Path) -> None:
+    """Who makes one shares the lock of the folder around it; where that cannot be had, age decides."""
     young, old = tmp_path / ".amin-young.tmp", tmp_path / ".amin-old.tmp"
     for folder in (young, old):
         folder.mkdir()
     os.utime(old, (time.time() - 3600, time.time() - 3600))
-    write_json(tmp_path / "other.json", 1)
+    with aside._making(tmp_path):
+        aside.sweep(tmp_path)
     assert young.exists()
     assert not old.exists()
+    aside._swept.clear()
+    write_json(tmp_path / "other.json", 1)
+    assert not young.exists()
+
+
+def test_a_foreign_lock_of_the_folder_holds_up_nobody(tmp_path: Path) -> None:
+    """`flock . amin ...` waits for us while it holds the lock."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        write_json(tmp_path / "result.json", 1)
+    finally:
+        os.close(descriptor)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
@@ -267,7 +283,7 @@ def test_what_is_no_file_or_folder_stays(
     cases = {
         "/dev/null": "is a device, which stays", str(tmp_path / "pipe"): "is a pipe", "/": "is no name",
         str(tmp_path / "link"): "is a symbolic link", str(tmp_path / "dangling"): "is a symbolic link",
-        "/proc": "is a mount point", "": "is no name", ".": "is no name", "..": "is no name", "a/..": "is no name",
+        "/proc": "is a mount point", "": "must not be empty", ".": "is no name", "..": "is no name", "a/..": "is no name",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for out, says in cases.items():

@@ -110,6 +110,9 @@ def test_a_file_of_settings_is_read_and_options_win(tmp_path: Path, capsys: pyte
         (["in", "--kv-budget", "5", "--kind", "three"], "--kind: must be one of one, two, not 'three'"),
         (["in", "--kv-budget", "5", "--kv", "6"], "unrecognized arguments: --kv 6"),
         (["in", "--kv-budget", "5", "--config", "none.yaml"], "--config none.yaml: File does not exist"),
+        (["", "--kv-budget", "5"], "IN: must not be empty"),
+        (["in", "--kv-budget", "5", "--load", " "], "--load: must not be empty"),
+        (["in", "--kv-budget", "5", "--load="], "--load: must not be empty"),
     ],
 )
 def test_a_wrong_value_is_one_line(
@@ -131,6 +134,7 @@ def test_a_wrong_value_is_one_line(
         ("progress: maybe\n", "--config: 'maybe' where true or false is wanted"),
         ("tau: null\n", "--tau: must be a number, not null"),
         ("force: null\n", "--force: must be true or false, not null"),
+        ("load: ''\n", "--load: must not be empty"),
         ("[1, 2\n", "--config: not YAML"),
         ("- 1\n", "--config: '- 1' is no mapping of settings; write them as `seed: 3`"),
         ("# tau: 0.1\n", "--config: empty; write them"),
@@ -159,6 +163,24 @@ def test_help_says_units_defaults_and_ranges(capsys: pytest.CaptureFixture[str])
         "Examples: amin made IN --kv-budget 5",
     ):  # fmt: skip
         assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["serve", "there", "--like", ""], "--like"),
+        (["predict", "there", "--data", "d", "--out", "o.jsonl", "--split", ""], "--split"),
+        (["train", "--data", "d", "--out", "o", "--encoder", ""], "--encoder"),
+        (["simulate", "", "--kv-budget", "100", "--out", "o"], "WORKLOAD"),
+        (["export", "there", "--out", ""], "--out"),
+    ],
+)
+def test_a_name_that_is_given_as_nothing_is_refused_by_its_option(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an unset variable of a shell is: `--split ""` took all rows, `--encoder ""` the default, "" the folder."""
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {option}: must not be empty")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pipelines.cli import main, run_stage
@@ -221,6 +222,24 @@ def test_an_export_that_reads_less_is_calibrated_for_it(run_folder: Path, tmp_pa
     assert np.mean(covered) >= 0.8 - 1 / len(records)
     with pytest.raises(InputError, match="must lie between 4 and 16, not 17"):
         amin("export", run_folder, "--out", tmp_path / "y", "--max-prompt-tokens", "17", "--no-progress")
+
+
+def test_an_export_measures_up_to_where_the_lengths_of_its_run_end(
+    run_folder: Path, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    """`--length-cap` of the training: what is predicted beyond it is no error."""
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**settings, "length_cap": 10}))
+    amin("export", run, "--out", tmp_path / "x", "--no-progress")
+    capped, free = (
+        json.loads((folder / "manifest.json").read_text())["measured"] for folder in (tmp_path / "x", exports["fp32"])
+    )
+    assert capped["mean_absolute_error"] <= 10 < free["mean_absolute_error"]
+    (run / "config.yaml").write_text("length_cap: 10\n")
+    with pytest.raises(InputError, match=r"config\.yaml: not the settings of a run"):
+        amin("export", run, "--out", tmp_path / "y", "--no-progress")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

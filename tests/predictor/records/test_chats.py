@@ -108,6 +108,19 @@ def test_answers_at_a_known_cap_are_truncated(chat_file: Path, tokenizer: str) -
         load_data(str(chat_file), "vicuna-13b", tokenizer, 1)
 
 
+def test_a_tokenizer_that_panics_is_one_line(chat_file: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Rust's panics are no Exception: one while it is read, one at a text that its regular expression gives up."""
+    file = json.loads((Path(tokenizer) / "tokenizer.json").read_text())
+    spoilt = tmp_path / "tokenizer.json"
+    spoilt.write_text(json.dumps({**file, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}))
+    with pytest.raises(InputError, match=r"tokenizer\.json: damaged"):
+        load_data(str(chat_file), "vicuna-13b", str(spoilt))
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$|(?=b)"}, "behavior": "Isolated", "invert": False}
+    spoilt.write_text(json.dumps({**file, "pre_tokenizer": split}))
+    with pytest.raises(InputError, match="of 5001 characters: the tokenizer cannot read it"):
+        load_said(tmp_path, str(spoilt), [("user", "why"), ("assistant", "a" * 5000 + "c")])
+
+
 def test_conversations_need_a_tokenizer_and_a_model(chat_file: Path, tokenizer: str) -> None:
     """Words are no substitute for tokens."""
     with pytest.raises(InputError, match="--tokenizer"):

@@ -94,17 +94,19 @@ class PanicException(BaseException):
 
 
 class PanickingTokenizer:
-    """Panics at one prompt."""
+    """Panics at prompts of more than three characters."""
 
-    def encode_batch_fast(self, prompts: list[str]) -> list[Any]:
-        """Raise."""
-        raise PanicException(prompts)
+    def encode_batch_fast(self, prompts: list[str], add_special_tokens: bool = True) -> list[Any]:
+        """Raise, or return no tokens."""
+        if any(len(prompt) > 3 for prompt in prompts):
+            raise PanicException("index out of bounds")
+        return [SimpleNamespace(ids=[]) for _ in prompts]
 
 
-def test_a_panic_of_the_tokenizer_is_an_ordinary_error() -> None:
-    """So that predicting next to an engine goes on."""
-    with pytest.raises(RuntimeError, match="panics"):
-        encode_prompts(PanickingTokenizer(), ["x"], 8, [])  # type: ignore[arg-type]
+def test_a_panic_of_the_tokenizer_is_an_ordinary_error_of_one_prompt() -> None:
+    """So that predicting next to an engine goes on, and a command ends in one line; it shows no prompt."""
+    with pytest.raises(InputError, match=r"^a prompt of 6 characters: .*\(index out of bounds\); leave it out$"):
+        encode_prompts(PanickingTokenizer(), ["x", "secret", "y"], 8, [])  # type: ignore[arg-type]
 
 
 def test_a_panic_while_a_tokenizer_is_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
