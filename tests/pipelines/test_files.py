@@ -283,7 +283,8 @@ def test_what_is_no_file_or_folder_stays(
     cases = {
         "/dev/null": "is a device, which stays", str(tmp_path / "pipe"): "is a pipe", "/": "is no name",
         str(tmp_path / "link"): "is a symbolic link", str(tmp_path / "dangling"): "is a symbolic link",
-        "/proc": "is a mount point", "": "must not be empty", ".": "is no name", "..": "is no name", "a/..": "is no name",
+        "/proc": "is a mount point", "": "must not be empty", ".": "is no name", "..": "is no name",
+        "a/..": "is no name",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for out, says in cases.items():
