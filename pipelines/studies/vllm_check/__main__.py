@@ -23,7 +23,7 @@ from pipelines.evaluate.endpoint.figures import answered, run_figures
 from pipelines.served_model.chats import chat_of
 from pipelines.served_model.gguf import bundled_file, converted
 from pipelines.studies.vllm_check.cells import ALL, Cell, Check, Measured
-from pipelines.studies.vllm_check.servers import BLOCK_SIZE, OWN, ROOT, Options, VllmServer, running_server
+from pipelines.studies.vllm_check.servers import BLOCK_SIZE, OWN, ROOT, WITH_PROBE, Options, VllmServer, running_server
 from pipelines.studies.vllm_check.table import report
 from predictor.records.records import select_rows
 from scheduler.metrics import Targets
@@ -37,18 +37,21 @@ def check(args: argparse.Namespace) -> None:
         max_model_len=args.max_model_len,
         predictor=args.predictor,
         predictor_model=args.predictor_model,
+        probe=args.probe,
         timeout=args.timeout,
         python=args.vllm_python,
         out=args.out / "servers",
     )
     chats = [chat_of(row) for row in select_rows(args.prompts, None, args.split)[: args.num_requests]]
-    shared = {name: str(value) for name, value in asdict(options).items() if name not in ("out", "python")}
+    unshared = ("out", "python") if args.probe else ("out", "python", "probe")
+    shared = {name: str(value) for name, value in asdict(options).items() if name not in unshared}
     every = Check(args.out, args.prompts, chats, args.max_new_tokens, args.temperature, shared)
     cells = [cell for cell in ALL if cell is ALL[0] or cell.name in args.cells]
     found: dict[str, list[Measured]] = {cell.name: [] for cell in cells}
     capacity: float | None = None
     with ExitStack() as running:
-        servers = [running.enter_context(running_server(options, policy)) for policy in (OWN, *args.policies)]
+        names = [OWN, *args.policies, *(policy + WITH_PROBE for policy in args.policies if args.probe)]
+        servers = [running.enter_context(running_server(options, name)) for name in names]
         for seed in range(args.seed, args.seed + args.seeds):
             for k, cell in enumerate(cells):
                 first = (seed - args.seed + k) % len(servers)  # who begins alternates
@@ -96,6 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictor", type=Path, default=ROOT / "checkpoints/length-predictor-small")
     parser.add_argument("--predictor-model", help="served model that it predicts for; default: the predictor's own")
     parser.add_argument("--policies", nargs="+", default=["amin-survival", "amin"])
+    parser.add_argument("--probe", type=Path, help="of the model: each policy is served once more, with it")
     parser.add_argument("--cells", nargs="+", default=[cell.name for cell in ALL], choices=[cell.name for cell in ALL])
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds that a request waits for its prediction")
     parser.add_argument("--num-requests", type=int, default=48)
@@ -107,7 +111,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vllm-python", type=Path, default=ROOT / ".venv-vllm/bin/python")
     args = parser.parse_args(argv)
-    for name in ("out", "model", "prompts", "predictor", "vllm_python"):  # servers run in another folder
+    for name in ("out", "model", "prompts", "predictor", "probe", "vllm_python"):  # servers run in another folder
         if (path := getattr(args, name)) is not None:
             setattr(args, name, path.absolute())
     return args

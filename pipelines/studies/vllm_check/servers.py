@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.probe.vllm_probe import WORKER
+
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -21,6 +23,8 @@ ENVIRONMENT = {
 }
 OWN = "own"
 """Name of the server with vLLM's own scheduler; the others are named as their policy."""
+WITH_PROBE = "+probe"
+"""After the policy in the name of a server that renews its forecasts by a probe."""
 BLOCK_SIZE = 32
 """Tokens; vLLM's attention on a CPU takes multiples of it."""
 SECONDS_TO_START = 300.0
@@ -37,6 +41,9 @@ COUNTS = {
     "missed": "amin_bounds_missed_total",
     "decisions": "amin_decisions_total",
     "decision_seconds": "amin_decision_seconds_total",
+    "renewals": "amin_renewals_total",
+    "renewal_seconds": "amin_renewal_seconds_total",
+    "unrenewed": "amin_unrenewed_total",
 }
 """What is read off a server's /metrics, by our name for it."""
 
@@ -51,6 +58,7 @@ class Options:
         max_model_len: Tokens of a request, prompt included; they fit into the blocks.
         predictor: Folder that `amin export` wrote, and the served model that it predicts for.
         predictor_model: See `predictor`.
+        probe: Folder of a probe of the model, for servers whose name ends with `WITH_PROBE`.
         timeout: Seconds that a request waits for its prediction.
         python: Interpreter of the environment with vLLM.
         out: Folder for logs and metrics.
@@ -61,6 +69,7 @@ class Options:
     max_model_len: int
     predictor: Path
     predictor_model: str | None
+    probe: Path | None
     timeout: float
     python: Path
     out: Path
@@ -73,8 +82,12 @@ class Options:
         command += ["--block-size", str(BLOCK_SIZE), "--enable-prefix-caching"]
         command += ["--num-gpu-blocks-override", str(self.num_blocks + 1)]  # vLLM keeps one for itself
         if policy != OWN:
-            settings = {"policy": policy, "predictor": str(self.predictor), "timeout": self.timeout}
+            name = policy.removesuffix(WITH_PROBE)
+            settings = {"policy": name, "predictor": str(self.predictor), "timeout": self.timeout}
             settings |= {"model": self.predictor_model} if self.predictor_model else {}
+            if name != policy:
+                settings |= {"probe": str(self.probe)}
+                command += ["--worker-cls", WORKER]
             command += ["--scheduler-cls", "pipelines.vllm_scheduler.PredictingScheduler"]
             command += ["--additional-config", json.dumps({"amin": settings})]
         return command

@@ -105,14 +105,16 @@ def paged() -> Paged:
 
 
 def test_states_are_those_of_a_plain_pass(paged: Paged) -> None:
-    """With prompts in chunks, common beginnings, evictions at any time, resumption, and blocks that are used again."""
+    """With prompts in chunks, common beginnings, next turns, evictions at any time, and blocks that are used again."""
     rng, states, common, num_checked, num_evicted = paged.rng, paged.states, [1, 2, 3, 4, 5, 6, 7, 8, 9], 0, 0
     running: list[str] = []
     waiting: list[str] = []
+    ended: list[list[int]] = []  # whose next turn begins with prompt and answer
     for step in range(600):
         if step % 3 == 0:
             name = f"r{step}"
-            prompt = common[: int(rng.integers(0, 10))] + rng.integers(10, 12, int(rng.integers(1, 9))).tolist()
+            before = common[: int(rng.integers(0, 10))] if step % 2 or not ended else ended[-1]
+            prompt = before + rng.integers(10, 12, int(rng.integers(1, 9))).tolist()
             paged.tokens[name], paged.prompts[name] = prompt, len(prompt)
             waiting.append(name)
         while waiting and len(paged.free) > 12:
@@ -123,7 +125,7 @@ def test_states_are_those_of_a_plain_pass(paged: Paged) -> None:
         plan = {}
         for name in running:
             left = len(paged.tokens[name]) - paged.computed[name]
-            length = int(rng.integers(1, left + 1))
+            length = int(rng.integers(1, min(left, 12) + 1))
             if len(paged.free) < 4:
                 continue
             states.extend(name, paged.grow(name, paged.computed[name] + length))
@@ -146,6 +148,7 @@ def test_states_are_those_of_a_plain_pass(paged: Paged) -> None:
                 running.remove(name)
                 paged.stop(name)
                 states.forget(name)
+                ended.append(paged.tokens[name][:20])
         while running and (len(paged.free) < 6 or rng.random() < 0.1):
             name = running.pop(int(rng.integers(len(running))))
             paged.stop(name)

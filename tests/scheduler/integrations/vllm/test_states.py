@@ -84,7 +84,7 @@ class Served:
         }
         self.llm = LLM(str(model), **(given | options))
         core = self.llm.llm_engine.engine_core.engine_core
-        self.scheduler, self.worker = core.scheduler, core.model_executor.driver_worker.worker
+        self.scheduler, self.executor = core.scheduler, core.model_executor
         self.renewals: list[tuple[str, Renewal]] = []
         runner = self.scheduler.governor.runner
         renew = runner.policy.renew
@@ -94,6 +94,11 @@ class Served:
             renew(index, renewal)
 
         runner.policy.renew = watched
+
+    @property
+    def states(self) -> Any:
+        """What the worker keeps, where it is in this process."""
+        return self.executor.driver_worker.worker._states._states
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int = CAP) -> list[list[int]]:
         """Return the greedy answers."""
@@ -126,8 +131,10 @@ def serve(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 @pytest.fixture(scope="module")
-def plain_states(tiny_model: Path) -> Callable[[list[int], list[int], int], np.ndarray]:
-    """A function: last state, mean of the last 16 and of the prompt's after `out` tokens of the answer, [1, 3, H]."""
+def check(
+    tiny_model: Path,
+) -> Callable[[Path, Sequence[tuple[str, Renewal]], dict[str, tuple[list[int], list[int]]]], None]:
+    """A function that compares renewals with what the probe says of plain passes over prompts and answers, by name."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -140,7 +147,18 @@ def plain_states(tiny_model: Path) -> Callable[[list[int], list[int], int], np.n
         first = max(len(prompt) - 1, len(states) - 16)
         return np.stack([states[-1], states[first:].mean(0), states[: len(prompt)].mean(0)])[None]
 
-    return read
+    def compare(
+        folder: Path, renewals: Sequence[tuple[str, Renewal]], texts: dict[str, tuple[list[int], list[int]]]
+    ) -> None:
+        plainly = RenewedBounds(Probe.load(folder), 0.1)
+        for name, renewal in renewals:
+            prompt, answer = texts[name]
+            out = renewal.num_generated - 1
+            (again,) = plainly.renew(read(prompt, answer, out), [out], [len(prompt)], [None])
+            assert again is not None
+            np.testing.assert_allclose(renewal.forecast.survival, again.forecast.survival, atol=1e-3)
+
+    return compare
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +176,7 @@ def prompts() -> list[list[int]]:
 def test_the_policy_gets_what_a_plain_pass_would_give(
     serve: Callable[..., Served],
     make_probe: Callable[..., Path],
-    plain_states: Callable[..., np.ndarray],
+    check: Callable[..., None],
     prompts: list[list[int]],
     policy: str,
     caching: bool,
@@ -168,7 +186,6 @@ def test_the_policy_gets_what_a_plain_pass_would_give(
     expected = serve(None, policy=policy, vllm=options).generate(prompts)
     folder = make_probe()
     served = serve(folder, policy=policy, vllm=options)
-    plainly = RenewedBounds(Probe.load(folder), 0.1)
     turns = [[*p, *a, 7, 8, 9] for p, a in zip(prompts, expected, strict=True) if len(p) + 2 * CAP < MAX_MODEL_LEN - 3]
     for asked in (prompts, turns):  # the second finds blocks with answers of the first
         served.renewals.clear()
@@ -176,18 +193,26 @@ def test_the_policy_gets_what_a_plain_pass_would_give(
         assert asked is turns or tokens == expected
         names = sorted({name for name, _ in served.renewals}, key=int)
         assert len(names) == len(asked)
-        for name, renewal in served.renewals[::2]:
-            at, out = names.index(name), renewal.num_generated - 1
-            states = plain_states(asked[at], tokens[at], out)
-            (again,) = plainly.renew(states, [out], [len(asked[at])], [None])
-            assert again is not None
-            np.testing.assert_allclose(renewal.forecast.survival, again.forecast.survival, atol=1e-3)
+        check(folder, served.renewals[::2], dict(zip(names, zip(asked, tokens, strict=True), strict=True)))
     metrics = served.scheduler.metrics
     assert metrics.evictions > 0
     assert metrics.failures == metrics.states_failed == metrics.unrenewed == 0
     assert 0 < metrics.renewal_seconds < 60
     if caching:
         assert served.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
+
+
+def test_with_tensor_parallelism_rank_0_reads_the_probe(
+    serve: Callable[..., Served], make_probe: Callable[..., Path], check: Callable[..., None], prompts: list[list[int]]
+) -> None:
+    """Two workers in processes of their own."""
+    folder = make_probe()
+    served = serve(folder, vllm={"tensor_parallel_size": 2, "distributed_executor_backend": "mp"})
+    tokens = served.generate(prompts[:3], 6)
+    names = sorted({name for name, _ in served.renewals}, key=int)
+    check(folder, served.renewals, dict(zip(names, zip(prompts, tokens, strict=False), strict=True)))
+    assert len(served.renewals) >= 3
+    assert served.scheduler.metrics.failures == 0
 
 
 def test_an_aborted_request_leaves_no_state(
@@ -203,11 +228,11 @@ def test_an_aborted_request_leaves_no_state(
         engine.add_request(f"a{i}", {"prompt_token_ids": prompt}, settings)
     for _ in range(12):
         engine.step()
-    assert served.worker._states._states.num_kept > 0
+    assert served.states.num_kept > 0
     engine.abort_request([f"a{i}" for i in range(len(prompts))])
     served.generate(prompts[:1], 3)
     served.generate(prompts[1:2], 3)
-    assert served.worker._states._states.num_kept <= 1
+    assert served.states.num_kept <= 1
     assert served.scheduler.metrics.failures == 0
 
 
@@ -232,7 +257,7 @@ def test_a_failure_in_the_worker_ends_the_renewals_alone(
 ) -> None:
     """It is logged once with the traceback; the policy goes on, and so does vLLM."""
     served = serve(make_probe())
-    states = served.worker._states._states
+    states = served.states
     note, count = states.note, 0
 
     def fail_later(*arguments: Any) -> None:
