@@ -83,6 +83,7 @@ class OnlineCalibration:
         self._rates: deque[tuple[float, float]] = deque(maxlen=_NUM_RATES)  # tokens per second, seconds
         self._shipped_scores = self._scores = SurvivalTable.of(calibration.pit)
         self._shipped_lengths = self._lengths = SurvivalTable.of(calibration.lengths)
+        self._median = _median_of(self._lengths)
 
     @property
     def num_answers(self) -> int:
@@ -161,7 +162,7 @@ class OnlineCalibration:
 
     def marginal_median(self) -> int:
         """Return the median of the lengths, in tokens."""
-        return max(1, int(self._lengths.quantile(0.5)))
+        return self._median
 
     def bound(self, survival: FloatArray, tau: float) -> int:
         """Return the lower bound in tokens by a predicted survival [K+1]; the marginal one beyond the curve's end."""
@@ -221,6 +222,7 @@ class OnlineCalibration:
         weight = min(1.0, self._num_learnt / _NUM_TRUSTED) ** 2
         self._scores = _blend(self._shipped_scores, score_table(known[known["has_score"]]), weight)
         self._lengths = _blend(self._shipped_lengths, length_table(known), weight)
+        self._median = _median_of(self._lengths)
 
     def _known(self) -> IntArray:
         """Return the places of answers that say something now; those not heard of count as running at a slow pace."""
@@ -251,6 +253,10 @@ class OnlineCalibration:
         if -_TOO_FEW_SDS <= distance <= _TOO_MANY_SDS:
             return 0
         return int(places[place_of_change(newest_first, is_beyond, tau, _NUM_NEWEST // 3)])
+
+
+def _median_of(lengths: SurvivalTable) -> int:
+    return max(1, int(lengths.quantile(0.5)))
 
 
 def _blend(shipped: SurvivalTable, refitted: SurvivalTable, weight: float) -> SurvivalTable:

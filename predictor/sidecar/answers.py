@@ -19,6 +19,7 @@ _MODEL: Source = "model"
 _FALLBACK: Source = "fallback"
 # Most served models of which only the name is known: each has a correction of its own, and clients choose the names.
 MAX_ALIKE = 64
+_MOST_SUPPORTED = 256
 LIKE_REQUESTED = "request"
 """As `SidecarSettings.like`: the name that the request itself gives."""
 Reason = Shed | Unusable | Literal["long_prompt"]
@@ -75,6 +76,8 @@ class Served:
 
     length_predictor: LengthPredictorLike
     ledger: FeedbackLedger
+    supported: set[tuple[float, str]] = field(default_factory=set)
+    """Taus and served models of which it is known that the calibration is fine enough; clients choose the taus."""
 
     @property
     def spec(self) -> PredictorSpec:
@@ -192,9 +195,13 @@ class Sidecar:
         """
         tau = self.settings.tau if tau is None else tau
         name = self.model_of(model)
-        calibration = self.spec.calibration(name)
-        calibration.level(tau)
-        calibration.marginal_bound(tau)
+        supported = self.served.supported
+        if (tau, name) not in supported:
+            calibration = self.spec.calibration(name)
+            calibration.level(tau)
+            calibration.marginal_bound(tau)
+            if len(supported) < _MOST_SUPPORTED:
+                supported.add((tau, name))
         return tau, name
 
     def model_of(self, name: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -85,10 +86,9 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
 
 
 def _add_predict(app: FastAPI, options: SidecarSettings) -> Endpoint:
-    @app.post(PREDICT, response_model=PredictResponse, responses=_PROBLEMS, openapi_extra=described(PredictRequest))
-    async def predict(http_request: Request) -> Response:
+    async def predict(body: bytes, client: str) -> Response:
         """Bounds for one prompt or several, by the model or, where time or room is short, without it."""
-        request = await read_body(PredictRequest, await http_request.body())
+        request = await read_body(PredictRequest, body)
         if isinstance(request, JSONResponse):
             return request
         sidecar = _sidecar(app)
@@ -107,6 +107,7 @@ def _add_predict(app: FastAPI, options: SidecarSettings) -> Endpoint:
         }
         return Response(to_json(response), media_type="application/json")
 
+    _list(app, PREDICT, predict, PredictRequest, PredictResponse)
     return predict
 
 
@@ -123,14 +124,12 @@ def _prediction(answer: Answer, *, with_survival: bool) -> dict[str, Any]:
 
 
 def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> Endpoint:
-    @app.post(FEEDBACK, response_model=FeedbackResponse, responses=_PROBLEMS, openapi_extra=described(FeedbackRequest))
-    async def feedback(http_request: Request) -> Response:
+    async def feedback(body: bytes, client: str) -> Response:
         """Lengths of finished and running requests, which correct the bounds to come."""
-        request = await read_body(FeedbackRequest, await http_request.body())
+        request = await read_body(FeedbackRequest, body)
         if isinstance(request, JSONResponse):
             return request
         sidecar, verdicts = _sidecar(app), list[Verdict]()
-        client = http_request.client.host if http_request.client else ""
         # All bounds are checked before any report counts.
         keys = [_key(sidecar, report) if isinstance(report, BoundReport) else None for report in request.reports]
         for report, key in zip(request.reports, keys, strict=True):
@@ -140,7 +139,24 @@ def _add_feedback(app: FastAPI, metrics: ServerMetrics) -> Endpoint:
         metrics.add_verdicts(verdicts)
         return Response(FeedbackResponse(verdicts=verdicts).model_dump_json(), media_type="application/json")
 
+    _list(app, FEEDBACK, feedback, FeedbackRequest, FeedbackResponse)
     return feedback
+
+
+def _list(app: FastAPI, path: str, answer: Endpoint, body: type[BaseModel], response: type[BaseModel]) -> None:
+    """Put an endpoint on the API page; requests never come this way, since `Guard` answers them before."""
+
+    async def listed(request: Request) -> Response:
+        return await answer(await request.body(), request.client.host if request.client else "")
+
+    app.post(
+        path,
+        response_model=response,
+        responses=_PROBLEMS,
+        openapi_extra=described(body),
+        name=path.rpartition("/")[2],
+        description=answer.__doc__,
+    )(listed)
 
 
 def _take(sidecar: Sidecar, report: IdReport | BoundReport, key: TrackKey | None, client: str) -> Verdict:

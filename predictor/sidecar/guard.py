@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.errors import InputError
 from predictor.sidecar.problem import problem
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[bytes, str], Awaitable[Response]]
+"""What answers a body, and the address of the client that sent it."""
 
 PROBES = ("/healthz", "/readyz", "/metrics")
 PREDICT, FEEDBACK = "/v1/predict", "/v1/feedback"
@@ -90,7 +90,7 @@ class Guard:
             await self._app(scope, _replay(body, receive), send)
             return
         try:
-            response = await endpoint(Request(scope, _replay(body, receive)))
+            response = await endpoint(body, (scope.get("client") or ("",))[0])
         except InputError as error:
             response = problem(422, str(error))
         await response(scope, receive, send)

@@ -1,12 +1,16 @@
-"""A random probe of the random served model."""
+"""A random probe of the random served model, and small servers in this process."""
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +46,34 @@ def make_probe(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         return folder
 
     return make
+
+
+@contextmanager
+def in_a_thread(app: web.Application) -> Iterator[str]:
+    """Serve an application on a thread of its own meanwhile; yield its address."""
+    loop, runner, started = asyncio.new_event_loop(), web.AppRunner(app), threading.Event()
+
+    def serve() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(runner.setup())
+        loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+        started.set()
+        loop.run_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
+        loop.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[web.Application], str]]:
+    """A function that serves an application until the end of the test, and returns its address."""
+    with ExitStack() as running:
+        yield lambda app: running.enter_context(in_a_thread(app))

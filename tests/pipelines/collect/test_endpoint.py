@@ -3,9 +3,8 @@
 import asyncio
 import json
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +30,13 @@ class Server:
         self.usage = True
         self.ignores_cap = False
         self.num_open = self.most_open = 0
-        self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        self._started.wait(20)
+        self.url = ""
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    def app(self) -> web.Application:
+        """What is served."""
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._answer)
-        self._runner = web.AppRunner(app)
-        self._loop.run_until_complete(self._runner.setup())
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        self._loop.run_until_complete(site.start())
-        port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self._started.set()
-        self._loop.run_forever()
-
-    def close(self) -> None:
-        """Stop serving."""
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
-        self._loop.close()
+        return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -115,11 +96,21 @@ def fail(status: int, **headers: str) -> Callable[[web.Request], Any]:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def make_server(serve: Callable[[web.Application], str]) -> Callable[[], Server]:
+    """A function that starts a server."""
+
+    def make() -> Server:
+        server = Server()
+        server.url = f"{serve(server.app())}/v1"
+        return server
+
+    return make
+
+
+@pytest.fixture
+def server(make_server: Callable[[], Server]) -> Server:
     """A server."""
-    running = Server()
-    yield running
-    running.close()
+    return make_server()
 
 
 @pytest.fixture
@@ -189,16 +180,14 @@ def test_overloads_and_lost_answers_are_tried_again(server: Server, prompts: Pat
     assert (rows[0]["output_lens"], rows[0]["is_truncated"]) == ([3, 3, 2], [False, False, True])
 
 
-def test_several_servers_share_the_work(prompts: Path, tmp_path: Path) -> None:
+def test_several_servers_share_the_work(make_server: Callable[[], Server], prompts: Path, tmp_path: Path) -> None:
     """And the key goes to each."""
-    servers = [Server(), Server()]
+    servers = [make_server(), make_server()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "secret")
         assert collect(",".join(each.url for each in servers), prompts, tmp_path / "out.parquet") == 0
     assert [len(each.requests) for each in servers] == [3, 3]
     assert {header["Authorization"] for each in servers for header in each.headers} == {"Bearer secret"}
-    for each in servers:
-        each.close()
 
 
 @pytest.mark.parametrize(

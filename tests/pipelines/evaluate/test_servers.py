@@ -1,10 +1,8 @@
 """`amin evaluate --endpoint` against small servers in this process."""
 
-import asyncio
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +28,14 @@ class ModelServer:
         self.keys: list[str | None] = []
         self.models: Any = {"data": [{"id": "only"}]}
         self.refuse: Callable[[str], str] = lambda prompt: ""
-        self._loop, started = asyncio.new_event_loop(), threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(started,), daemon=True)
-        self._thread.start()
-        started.wait(20)
+        self.url = ""
 
-    def _serve(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
+    def app(self) -> web.Application:
+        """What is served."""
         app = web.Application()
         app.router.add_get("/v1/models", self._list)
         app.router.add_post("/v1/chat/completions", self._answer)
-        self._runner = web.AppRunner(app)
-        self._loop.run_until_complete(self._runner.setup())
-        self._loop.run_until_complete(web.TCPSite(self._runner, "127.0.0.1", 0).start())
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-        started.set()
-        self._loop.run_forever()
-
-    def close(self) -> None:
-        """Stop serving."""
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
-        self._loop.close()
+        return app
 
     @property
     def measured(self) -> list[dict[str, Any]]:
@@ -89,12 +72,12 @@ async def _say(response: web.StreamResponse, event: Any) -> None:
 
 
 @pytest.fixture
-def servers() -> Iterator[tuple[ModelServer, ModelServer]]:
+def servers(serve: Callable[[web.Application], str]) -> tuple[ModelServer, ModelServer]:
     """Two of them."""
     pair = ModelServer(), ModelServer()
-    yield pair
     for each in pair:
-        each.close()
+        each.url = f"{serve(each.app())}/v1"
+    return pair
 
 
 @pytest.fixture
