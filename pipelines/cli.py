@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log is not a screen: a line of progress now and then
-    name, *rest = sys.argv[1:] if argv is None else [*argv] or [""]
+    name, *rest = (sys.argv[1:] if argv is None else [*argv]) or [""]
     if name not in COMMANDS:
         _overview().parse_args([name, *rest] if name else [])
         return 0

@@ -202,13 +202,14 @@ def test_what_writes_an_output_knows_the_rule_for_it() -> None:
         assert "out" not in options or "force" in options or name == "demo", name
 
 
-def test_amin_itself_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_amin_itself_lists_its_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none is named, or one that there is not, it ends with 2."""
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
     assert all(name in capsys.readouterr().out for name in ("collect",))
-    for words in ([], ["tarin"], ["--verbose"]):
+    monkeypatch.setattr("sys.argv", ["amin"])
+    for words in (None, [], ["tarin"], ["--verbose"]):
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 2
