@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.nn.attention import varlen
 
-GROUPED: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
-)
-"""Fewer heads of keys than of queries must be asked for, where the installed PyTorch has a word for it."""
+PARAMETERS = frozenset(inspect.signature(varlen.varlen_attn).parameters)
+"""Of the installed PyTorch: the first version with such a function had no window and no scale."""
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in PARAMETERS else {}
+"""Fewer heads of keys than of queries must be asked for, where there is a word for it."""
 LARGEST_HEAD = 256
 LEAST_CAPABILITY = (8, 0)
 """Of a card that FlashAttention runs on."""
@@ -60,6 +60,7 @@ def can_run(rows: TokenRows) -> bool:
     keys = rows.keys[0]
     return (
         keys.is_cuda
+        and {"scale", "window_size"} <= PARAMETERS
         and torch.version.cuda is not None
         and keys.dtype in (torch.float16, torch.bfloat16)
         and keys.shape[-1] <= LARGEST_HEAD

@@ -227,10 +227,11 @@ def test_a_value_that_is_read_back_is_noticed(on_the_device: Any, read_back: str
 
 
 def test_a_card_without_flash_attention_keeps_the_stock_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single precision, a card before Ampere, ROCm, or heads too large: PyTorch's FlashAttention does not run there."""
+    """Single precision, a card before Ampere, ROCm, heads too large, PyTorch 2.10: its FlashAttention is not enough."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from scheduler.integrations import transformers_varlen
     from scheduler.integrations.transformers_varlen import TokenRows, can_run
 
     def found(dtype: torch.dtype = torch.bfloat16, width: int = 64, capability: tuple[int, int] = (9, 0)) -> bool:
@@ -245,7 +246,10 @@ def test_a_card_without_flash_attention_keeps_the_stock_one(monkeypatch: pytest.
     assert not found(torch.float32)
     assert not found(width=320)
     assert not found(capability=(7, 5))
-    monkeypatch.setattr(torch.version, "cuda", None)
+    with monkeypatch.context() as changed:
+        changed.setattr(torch.version, "cuda", None)
+        assert not found()
+    monkeypatch.setattr(transformers_varlen, "PARAMETERS", {"is_causal"})
     assert not found()
 
 
