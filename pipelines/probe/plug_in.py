@@ -10,8 +10,7 @@ from pipelines.probe.use import ProbeRenewals, is_mixed, read_probe, require_mod
 from pipelines.served_model.loading import ServedModel
 from pipelines.served_model.weights_digest import weights_digest
 from predictor.errors import InputError
-from scheduler.integrations.transformers_renewals import Renewing
-from scheduler.integrations.transformers_states import StateReader
+from scheduler.integrations.transformers_states import Renewing, StateReader
 from scheduler.request import Request
 
 _log = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ from scheduler.integrations.background_predictions import BackgroundPredictions
 from scheduler.integrations.policy_runner import PolicyRunner
 from scheduler.integrations.transformers_attention import behind_stock_name, use_own_keys
 from scheduler.integrations.transformers_cb import check_room
-from scheduler.integrations.transformers_renewals import BatchStates, Renewing
-from scheduler.integrations.transformers_states import Chunk
+from scheduler.integrations.transformers_states import BatchStates, Chunk, Renewing
 from scheduler.kv_cache import KvCache
 from scheduler.policy import Policy, Status
 from scheduler.request import Request

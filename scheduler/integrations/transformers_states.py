@@ -1,17 +1,21 @@
-"""States of running requests, read inside the forward pass of transformers' continuous batching.
+"""States of running requests, read inside the forward pass of transformers' continuous batching, and how they are used.
 
 A hook copies what one layer gives out into a buffer of fixed place, so that it is also right where a CUDA graph is
 replayed, in which no Python runs. Of each request the last states and the sum over its prompt stay on the device.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from scheduler.renewals import RenewalSource
+from scheduler.request import Request
 
 
 class Chunk(NamedTuple):
@@ -167,3 +171,50 @@ class StateReader:
             self._free.append(slot)
             del self._num_prompt_tokens[request_id]
             self._generated.pop(request_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewing:
+    """How the forecasts of the requests of an engine are renewed; a request goes by its index in the policy.
+
+    Attributes:
+        make_states: Returns what reads the states in the engine with this cache; InputError for one of another model.
+        make_source: Returns what renews, given that and a function from an index to the request as it was predicted.
+    """
+
+    make_states: Callable[[Any], StateReader]
+    make_source: Callable[[StateReader, Callable[[int], Request]], RenewalSource]
+
+
+class BatchStates:
+    """Keeps what each forward pass of an engine that drives itself read, before the next one.
+
+    Such an engine says nothing after a pass: only its scheduler is asked, between passes.
+    """
+
+    def __init__(self, reader: StateReader) -> None:
+        """Start with no pass under way."""
+        self.reader = reader
+        self._under_way: list[Chunk] = []
+
+    def expect(self, chunks: Sequence[Chunk]) -> None:
+        """Take note of what the pass that comes now reads, in its order."""
+        self._under_way = list(chunks)
+
+    def note(self) -> None:
+        """Keep what the last pass read, once."""
+        if self._under_way:
+            self.reader.note(self._under_way)
+            self._under_way = []
+
+    def forget(self, request_id: str) -> None:
+        """Let go of a request that ended or was evicted, also where its pass has not been noted yet."""
+        self.reader.forget(request_id)
+        self._under_way = [
+            chunk._replace(request_id=None) if chunk.request_id == request_id else chunk for chunk in self._under_way
+        ]
+
+    def clear(self) -> None:
+        """Forget everything; the hook stays, since a CUDA graph may have its buffer."""
+        self._under_way = []
+        self.reader.clear()
