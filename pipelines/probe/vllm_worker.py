@@ -19,13 +19,14 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.kv_cache_interface import is_full_attention_spec
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
+from pipelines.probe.vllm_passes import PassStates, Reading
 from pipelines.probe.vllm_probe import FIELD, probe_of, require_engine, require_served
 from predictor.errors import InputError
 from predictor.probe.network import ProbeNetwork
 from predictor.probe.probe import Probe
 from scheduler.integrations.vllm_renewals import REPORT
 from scheduler.integrations.vllm_settings import Settings
-from scheduler.integrations.vllm_states import BlockStates, PassStates
+from scheduler.integrations.vllm_states import BlockStates
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as VllmWorker
@@ -119,25 +120,25 @@ class ProbingWorker(VllmWorker):  # type: ignore[misc]  # vLLM is not installed 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Return vLLM's output of an iteration, with what the probe said of the requests that were due."""
         output = super().sample_tokens(grammar_output)
-        report = None if self._states is None else self._states.report()
-        if report is None or output is None:
+        reading = None if self._states is None else self._states.take()
+        if reading is None or output is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
-            return _WithReport(output, report)
-        setattr(output, REPORT, report)
+            return _WithReport(output, reading)
+        setattr(output, REPORT, reading.report())
         return output
 
 
 class _WithReport(AsyncModelRunnerOutput):  # type: ignore[misc]
-    """An output that is fetched later, and gets its report then."""
+    """An output that is fetched later, with a report that comes then."""
 
-    def __init__(self, output: Any, report: Any) -> None:
-        self._output, self._report = output, report
+    def __init__(self, output: Any, reading: Reading) -> None:
+        self._output, self._reading = output, reading
 
     def get_output(self) -> Any:
         """Return vLLM's output with the report."""
         output = self._output.get_output()
-        setattr(output, REPORT, self._report)
+        setattr(output, REPORT, self._reading.report())
         return output
 
 
