@@ -362,6 +362,21 @@ def test_an_unknown_model_is_read_by_the_name_that_the_server_or_the_request_giv
         assert predict(client, prompt="x", model="model-3b")["model"] == "like:model-3b"
 
 
+def test_a_tau_is_judged_by_the_predictor_in_use(length_predictor: MadeUpPredictor) -> None:
+    """That it was fine enough for the one before is forgotten with that one."""
+    coarse = MadeUpPredictor()
+    lengths = [np.array([length]) for length in range(1, 31)]
+    tables = dict.fromkeys(("short", "long", "average"), PitCalibration.marginal(lengths))
+    coarse.spec = replace(coarse.spec, calibrations=tables)
+    with client_of(length_predictor) as client:
+        for _ in range(2):
+            assert predict(client, prompt="x", tau=0.01)["tau"] == 0.01
+        client.app.state.sidecar.take_over(coarse)  # type: ignore[attr-defined]
+        assert predict(client, prompt="x", tau=0.1)["tau"] == 0.1
+        status, line = refusal(client, "/v1/predict", json={"prompt": "x", "tau": 0.01})
+    assert (status, line.split(":")[0]) == (422, "tau")
+
+
 def test_a_predictor_that_cannot_stand_for_others_says_so(length_predictor: MadeUpPredictor) -> None:
     """At the start, not at the first request; and a request that asks for it itself gets one line."""
     with pytest.raises(InputError, match="no calibration for it"):
