@@ -25,6 +25,7 @@ from scheduler.request import Request
 
 _log = logging.getLogger(__name__)
 WORKER = "pipelines.probe.vllm_worker.ProbingWorker"
+SCHEDULER = "pipelines.vllm_scheduler.PredictingScheduler"
 FIELD = "additional_config: amin: probe"
 
 
@@ -54,6 +55,8 @@ def require_engine(config: Any) -> None:
         "a KV connector: tokens from elsewhere have no states": config.kv_transfer_config is not None,
         f"weights quantised as {quantization}: the probe's model is told by its own": quantization is not None,
     }
+    if config.scheduler_config.scheduler_cls is None:
+        raise InputError(f"{FIELD}: vLLM's own scheduler asks for no forecasts; add --scheduler-cls {SCHEDULER}")
     for reason, is_so in refused.items():
         if is_so:
             raise InputError(f"{FIELD}: does not work with {reason}; leave one of the two out")
@@ -68,14 +71,14 @@ def require_served(probe: Probe, folder: Path, config: Any, tokenizer: Any) -> N
     (layer,), most = probe.source.layers, int(model.hf_text_config.num_hidden_layers)
     if not 0 <= layer <= most:
         raise InputError(f"{folder}: layers: the model has 0 (the embedding) to {most}, not {layer}")
-    weights = folder_digest(_folder_of(model), trust_remote_code=model.trust_remote_code)
+    weights = folder_digest(folder_of(model), trust_remote_code=model.trust_remote_code)
     served = StateSource(
         probe.source.served_model, weights, template_digest(tokenizer), (layer,), int(model.get_hidden_size())
     )
     probe.source.require(served, folder)
 
 
-def _folder_of(model_config: Any) -> Path:
+def folder_of(model_config: Any) -> Path:
     """Return where vLLM has the model's files: the folder it was given, or what it fetched from the hub."""
     folder = Path(model_config.model)
     if folder.is_dir():

@@ -23,8 +23,9 @@ def engine(**changes: Any) -> Any:
         "tensor_parallel_size": 2,
     }
     whole = dict.fromkeys(("speculative_config", "lora_config", "kv_transfer_config", "quantization"))
-    given = whole | parallel | changes
+    given = whole | parallel | {"scheduler_cls": "ours"} | changes
     return SimpleNamespace(
+        scheduler_config=SimpleNamespace(scheduler_cls=given["scheduler_cls"]),
         parallel_config=SimpleNamespace(**{key: given[key] for key in parallel}),
         model_config=SimpleNamespace(quantization=given["quantization"]),
         **{key: given[key] for key in ("speculative_config", "lora_config", "kv_transfer_config")},
@@ -41,6 +42,7 @@ def engine(**changes: Any) -> Any:
         ({"lora_config": object()}, "LoRA"),
         ({"kv_transfer_config": object()}, "KV connector"),
         ({"quantization": "awq"}, "quantised as awq"),
+        ({"scheduler_cls": None}, "add --scheduler-cls pipelines.vllm_scheduler.PredictingScheduler"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -51,7 +53,7 @@ def test_engines_without_the_states_are_refused_in_a_line(change: dict[str, Any]
     require_engine(engine())
     with pytest.raises(InputError, match=reason) as error:
         require_engine(engine(**change))
-    assert str(error.value).startswith("additional_config: amin: probe: does not work with ")
+    assert str(error.value).startswith("additional_config: amin: probe: ")
     assert "\n" not in str(error.value)
 
 
@@ -79,3 +81,21 @@ def test_a_report_becomes_renewals(make_probe: Callable[..., Path], exports: dic
     assert later.output_len_lower_bound == max(got[6].output_len_lower_bound, 7)
     mixed.start(6)
     assert dict(mixed.renew([6], [5], logits[2:], requests[2:]))[6].output_len_lower_bound >= 7
+
+
+def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch, chat_model: Path) -> None:
+    """A folder is read where it is; of a hub model the files that the engine has fetched."""
+    import huggingface_hub
+
+    from pipelines.probe.vllm_probe import folder_of
+
+    assert folder_of(SimpleNamespace(model=str(chat_model), revision=None)) == chat_model
+
+    def fail(*arguments: Any, **options: Any) -> str:
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(InputError, match=r"weights of own/model cannot be read \(no network at all\)"):
+        folder_of(SimpleNamespace(model="own/model", revision=None))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *arguments, **options: str(chat_model))
+    assert folder_of(SimpleNamespace(model="own/model", revision=None)) == chat_model
