@@ -17,7 +17,10 @@ from pipelines.settings.collect import CollectSettings
 from predictor.bounds.metrics import between_prompt_share
 from predictor.errors import InputError
 from predictor.probe.states import SOURCE_FILE, write_source
-from predictor.records.records import PromptRow, prompt_of, select_rows
+from predictor.records.records import prompt_of, select_rows
+from predictor.records.rows import Row
+
+Chat = list[dict[str, str]]
 
 MADE_WITH = b"amin_collect"
 """Key of the settings in the metadata of the records."""
@@ -47,7 +50,7 @@ def run(settings: CollectSettings) -> None:
         from pipelines.collect.local import collect_here  # torch
 
         answerer = collect_here(settings, chats, partial)
-    _write(settings, [prompt_of(row) for row in rows], answerer, partial.read(), made_with)
+    _write(settings, rows, chats, answerer, partial.read(), made_with)
     tokens.remove()
     partial.remove()
 
@@ -79,11 +82,13 @@ def _require_same(settings: CollectSettings, made_with: dict[str, Any]) -> None:
 
 def _write(
     settings: CollectSettings,
-    rows: Sequence[PromptRow],
+    given: Sequence[Row],
+    chats: Sequence[Chat],
     answerer: Answerer,
     collected: Collected,
     made_with: dict[str, Any],
 ) -> None:
+    rows = [prompt_of(row) for row in given]
     kept = [[collected.ended[i, d] for d in range(settings.draws)] for i in range(len(rows))]
     for i, length in collected.cut:
         kept[i].append((length, True))
@@ -99,6 +104,8 @@ def _write(
             [None if _longer(settings, kept) else settings.max_new_tokens] * len(rows), pa.int64()
         ),
     }
+    if any(len(chat) > 1 for chat in chats):  # what was asked besides the prompts belongs to the lengths
+        columns["messages"] = chats
     if all(row.split for row in rows):
         columns["split"] = [row.split for row in rows]
     table = pa.table(columns).replace_schema_metadata({MADE_WITH: json.dumps(made_with)})

@@ -78,9 +78,12 @@ class Row:
         return self.after_system(turns)
 
     def after_system(self, turns: list[Turn]) -> list[Turn]:
-        """Return the turns after the text of the field `system`, where the row has one."""
+        """Return the turns after the text of the field `system`, where the row has one that is not among them."""
         system = self.fields.get("system")
-        return [Turn("system", system, "system"), *turns] if isinstance(system, str) and system.strip() else turns
+        if not isinstance(system, str) or not system.strip():
+            return turns
+        is_there = any(turn.role == "system" and turn.text == system for turn in turns)
+        return turns if is_there else [Turn("system", system, "system"), *turns]
 
     def messages(self) -> tuple[dict[str, str], ...] | None:
         """Return the conversation that ends with the prompt, {role, content} each; None where the prompt stands alone.

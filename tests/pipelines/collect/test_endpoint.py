@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from pipelines.cli import main
-from predictor.records.records import read_records
+from pipelines.served_model.chats import chat_of
+from predictor.records.records import read_records, select_rows
 
 LENGTHS = {"a": 3, "b": 7, "c": 20}
 
@@ -153,6 +154,19 @@ def test_lengths_are_those_that_the_server_counts(server: Server, prompts: Path,
     assert len({body["seed"] for body in server.requests}) == 6
     assert server.most_open <= 2
     assert {path.name for path in tmp_path.iterdir()} == {"records.parquet", "prompts.jsonl"}
+
+
+def test_records_keep_what_was_asked(server: Server, prompts: Path, tmp_path: Path) -> None:
+    """Training reads the context of a conversation, and the same is asked again; prompts alone need no such column."""
+    out, alone = tmp_path / "records.parquet", tmp_path / "alone.parquet"
+    assert collect(server.url, prompts, out) == 0
+    contexts = read_records(out).contexts
+    assert contexts is not None
+    assert [context.system_prompt for context in contexts] == ["", "", "Be brief."]
+    assert [context.num_earlier_turns for context in contexts] == [0, 0, 2]
+    assert [chat_of(row) for row in select_rows(out)] == [chat_of(row) for row in select_rows(prompts)]
+    assert collect(server.url, prompts, alone, "--limit", "2") == 0
+    assert "messages" not in pq.read_schema(alone).names
 
 
 def test_a_server_that_ignores_the_cap_is_recorded_as_it_is(
