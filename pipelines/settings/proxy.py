@@ -14,7 +14,7 @@ class ProxySettings:
     """Settings of `amin proxy`."""
 
     upstream: Annotated[str, Metavar("URL")]
-    """The engine, without the path of an API: http://localhost:8000."""
+    """The engine, with or without /v1 at its end: http://localhost:8000."""
     predictor: Annotated[Path, Metavar("SERVING")]
     """Folder that amin export wrote."""
     engine: Literal["vllm", "dynamo", "llm-d", "other"] = "other"

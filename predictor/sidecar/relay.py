@@ -27,6 +27,7 @@ from predictor.sidecar.asks import Ask, asks_of
 from predictor.sidecar.departure import while_client_stays
 from predictor.sidecar.heard import CODINGS, AnswerReader, Length
 from predictor.sidecar.hints import HEADERS, Engine, Hint, hint_headers, with_hint
+from predictor.sidecar.late import LateHints
 
 _log = logging.getLogger(__name__)
 
@@ -97,12 +98,13 @@ class Relay:
         engine: Engine,
         on_added: Callable[[float], None],
     ) -> None:
-        """`client` sends nothing of its own; `upstream` is the engine's URL without the path of an API.
+        """`client` sends nothing of its own; `upstream` is the engine's URL, with or without /v1 at its end.
 
         `on_added` is told the seconds that a request waited here for its prediction.
         """
         self._client, self._upstream, self._sidecar = client, upstream.rstrip("/"), sidecar
         self._engine, self._on_added = engine, on_added
+        self._late = LateHints(sidecar.settings.deadline)
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
@@ -142,7 +144,8 @@ class Relay:
 
     def _url(self, request: Request) -> URL:
         path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
-        return URL(f"{self._upstream}{path}{'?' if query else ''}{query}", encoded=True)
+        upstream = self._upstream.removesuffix("/v1") if path.startswith("/v1/") else self._upstream
+        return URL(f"{upstream}{path}{'?' if query else ''}{query}", encoded=True)
 
     async def _hinted(self, content: bytes, headers: list[tuple[bytes, bytes]], learner: _Learner) -> bytes:
         """Return the body with a hint, and the headers with theirs; as they came where there is no prediction."""
@@ -173,6 +176,7 @@ class Relay:
         tau, name = sidecar.check(None, model if isinstance(model, str) else None)
         ledger, bins = sidecar.ledger, sidecar.spec.bins
         (answer,) = await sidecar.predict([ask], tau, name)
+        self._late.add(answer.reason)
         learner.calibration = ledger.calibration(name)
         learner.tickets = [learner.calibration.issue(answer.survival) for _ in range(num_answers)]
         if answer.survival is None:

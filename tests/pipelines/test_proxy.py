@@ -30,6 +30,7 @@ from predictor.errors import InputError
 from predictor.prompts.context import RequestContext
 from predictor.sidecar.connections import make_server
 from predictor.sidecar.heard import AnswerReader, Length
+from predictor.sidecar.late import LateHints
 from predictor.spec import PredictorSpec
 from scheduler.integrations.vllm_settings import group_and_class
 
@@ -507,6 +508,47 @@ def test_a_stream_of_the_responses_api_is_read_too() -> None:
         b'data: {"type":"response.completed","response":{"status":"completed","usage":{"output_tokens":6}}}\n\n'
     )
     assert reader.lengths() == [Length(6, is_cut=False)]
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_an_upstream_with_its_api_is_the_same_engine(
+    engine: Engine, length_predictor: MadeUpPredictor, end: str
+) -> None:
+    """Clients are told base URLs that end in /v1, and so may the proxy be."""
+    app = Starlette(routes=[Route("/{path:path}", engine.answer_to, methods=["POST"])])
+    with running(app) as url, proxied(engine, length_predictor, upstream=url + end) as (client, _):
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    assert [path for path, _, _ in engine.heard] == ["/v1/chat/completions"]
+
+
+def test_hints_that_come_too_late_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Where most of twenty requests were late; then of forty. What has no text is not late."""
+    late = LateHints(deadline=0.01)
+    for reason in ["no_text"] * 9 + ["deadline"] * 10 + [None]:
+        late.add(reason)
+    assert not caplog.records
+    for reason in ["queue_full"] * 1 + ["deadline"] * 10 + [None] * 9:
+        late.add(reason)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "11 of 20 requests passed without a hint: the prediction took more than 10 ms"
+    ]
+    for _ in range(39):
+        late.add("deadline")
+    assert len(caplog.records) == 1
+    late.add("deadline")
+    assert len(caplog.records) == 2
+
+
+def test_a_proxy_whose_hints_come_too_late_says_so(
+    engine: Engine, length_predictor: MadeUpPredictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests pass all the same."""
+    length_predictor.gate.clear()
+    with proxied(engine, length_predictor, deadline_ms=1) as (client, _):
+        for _ in range(20):
+            assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        length_predictor.gate.set()
+    assert sum("20 of 20 requests passed without a hint" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_bad_upstream_is_refused() -> None:
