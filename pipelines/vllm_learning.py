@@ -20,6 +20,14 @@ SAVE_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
+def state_file_of(path: Path, rank: int) -> Path:
+    """Return where a data-parallel rank keeps what it learns: `path` for rank 0, then learnt.1.json for learnt.json.
+
+    Each rank learns from its own answers, and two that write one file would lose what the other wrote.
+    """
+    return path if rank == 0 else path.with_name(f"{path.stem}.{rank}{path.suffix}")
+
+
 class LearningPredictions:
     """A predictor on a thread, its bounds corrected by the last answers (`predictor.bounds.online`).
 

@@ -18,7 +18,7 @@ from vllm.tokenizers import cached_tokenizer_from_config, get_tokenizer
 
 from pipelines.current_bounds import watched_bounds
 from pipelines.served_model.prompt_text import prompt_reader
-from pipelines.vllm_learning import LearningPredictions
+from pipelines.vllm_learning import LearningPredictions, state_file_of
 from scheduler.errors import InputError
 from scheduler.integrations.vllm import AminScheduler
 from scheduler.integrations.vllm_renewals import ReportedRenewals
@@ -39,7 +39,9 @@ class PredictingScheduler(AminScheduler):
         if "predictor" not in settings:
             raise InputError('additional_config: amin: predictor: missing; give a folder that "amin export" wrote')
         tokenizer = _tokenizer(self.vllm_config.model_config, settings.get("tokenizer"))
-        folder, state = Path(settings["predictor"]), Path(settings["state"]) if "state" in settings else None
+        folder, state = Path(settings["predictor"]), None
+        if "state" in settings:
+            state = state_file_of(Path(settings["state"]), self.vllm_config.parallel_config.data_parallel_index)
         bounds, renewed = watched_bounds(folder, settings.get("model"), settings.get("tau", 0.1))
         if "probe" in settings:
             renewed.close()  # a probe is weighed against the forecasts of this predictor

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.request_bounds import RequestBounds
-from pipelines.vllm_learning import LearningPredictions
+from pipelines.vllm_learning import LearningPredictions, state_file_of
 from pipelines.watched_folder import WatchedFolder
 from predictor.errors import InputError
 from predictor.serving import LengthPredictor
@@ -124,3 +124,11 @@ def put_in_place_of(file: Path, content: str) -> None:
     new = file.with_name("new")
     new.write_text(content)
     new.replace(file)
+
+
+def test_each_data_parallel_rank_keeps_what_it_learns(tmp_path: Path) -> None:
+    """In a file of its own; the first rank in the one that is named, as an engine alone."""
+    file = tmp_path / "learnt.json"
+    files = [state_file_of(file, rank) for rank in range(3)]
+    assert [path.name for path in files] == ["learnt.json", "learnt.1.json", "learnt.2.json"]
+    assert {path.parent for path in files} == {tmp_path}
