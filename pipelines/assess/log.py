@@ -34,14 +34,14 @@ class Log:
         rows: Requests in the log.
         too_large: Of them, those that a replica can never hold.
         has_times: Whether it says when they arrived.
-        hours: From its first arrival to its last; 0 without times.
+        span: Seconds from its first arrival to its last; 0 without times.
         workload: The busiest stretch of it, from time 0, on the whole deployment; all at 0 without times.
     """
 
     rows: int
     too_large: int
     has_times: bool
-    hours: float
+    span: float
     workload: Workload
 
 
@@ -70,7 +70,7 @@ def read_log(path: Path, worker: Worker, most: int, time_unit: str | None) -> tu
     ]
     busiest = Workload(requests, [workload.output_lens[i] for i in kept])
     span = float(np.ptp(times))
-    log = Log(len(order), len(order) - len(fitting), span > 0, span / 3600, busiest)
+    log = Log(len(order), len(order) - len(fitting), span > 0, span, busiest)
     return log, report.line()
 
 

@@ -18,7 +18,7 @@ from pipelines.assess.log import (
     read_log,
 )
 from pipelines.assess.page import write_page
-from pipelines.assess.verdict import HEADER, Setting, capacity_text, rows, verdict
+from pipelines.assess.verdict import HEADER, Setting, capacity_text, rows, seconds, verdict
 from pipelines.files import write_json
 from pipelines.results import print_table
 from pipelines.settings.assess import AssessSettings
@@ -146,7 +146,7 @@ def _notes(
     count = len(log.workload.requests)
     stretch = f"{log.rows:,} requests"
     if log.has_times:
-        stretch += f" over {log.hours:.1f} hours"
+        stretch += f" over {seconds(log.span)}"
     if count < log.rows - log.too_large:
         stretch += f"; the busiest {count:,} in a row were simulated"
     if log.too_large:

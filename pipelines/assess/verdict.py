@@ -83,6 +83,8 @@ def capacity_text(setting: Setting, replicas: int) -> str:
 
 def seconds(value: float) -> str:
     """Return a time in a unit that suits it."""
+    if value >= 7200:
+        return f"{value / 3600:.1f} hours"
     if value >= 120:
         return f"{value / 60:.1f} min"
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"

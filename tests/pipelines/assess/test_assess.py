@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.assess.comparison import load_factor
 from pipelines.assess.log import quick_skill, read_log
+from pipelines.assess.verdict import seconds
 from pipelines.cli import main
 from scheduler.kv_cache import KvCache
 from scheduler.request import Request
@@ -48,7 +49,16 @@ def test_it_says_where_it_does_not_pay(tmp_path: Path, capsys: pytest.CaptureFix
     assert "It does not pay here" in capsys.readouterr().out
     page = (tmp_path / "out" / "assess.html").read_text()
     assert "It does not pay here" in page
+    assert re.search(r"300 requests over \d+\.\d min", page)
     assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)  # it opens without a network
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0057, "6 ms"), (94.0, "94.0 s"), (680.0, "11.3 min"), (604_800.0, "168.0 hours")]
+)
+def test_a_time_has_a_unit_that_suits_it(value: float, text: str) -> None:
+    """From an iteration to a week's log."""
+    assert seconds(value) == text
 
 
 def test_it_says_what_it_brings_where_it_pays(tmp_path: Path) -> None:
