@@ -16,7 +16,7 @@ from predictor.records.data_rows import count_data_rows, numbered_rows
 from predictor.records.hub import first_line, hub_rows
 from predictor.records.left_out import LeftOut
 from predictor.records.log_rows import LEFT_OUT
-from predictor.records.records import Records, has_length, records_from_rows
+from predictor.records.records import Records, has_length, records_from_rows, without_words
 from predictor.records.row_files import batches
 from predictor.records.rows import Row, require_model
 
@@ -173,15 +173,7 @@ def _unusable(row: Row) -> str:
     """Return why a row of a log gives no record; in records that people made, a bad row is an error of theirs."""
     if row.fields.get("recorded") is not True and LEFT_OUT not in row.fields:
         return ""
-    if reason := row.text(LEFT_OUT):
-        return reason
-    if not any(row.fields.get(name) for name in ("prompt", "messages")):
-        return "no prompt"
-    try:
-        row.prompt()
-    except InputError:
-        return "no prompt in words"
-    return ""
+    return row.text(LEFT_OUT) or without_words(row)
 
 
 def _read_chats(

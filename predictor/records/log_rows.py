@@ -37,9 +37,13 @@ def our_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     A log's answer that has no count of tokens is put after the messages, to be counted by a tokenizer.
     """
     fields = present(row)
+    has_request = bool(_first_object(fields, _REQUESTS))
     if not LOG_KEYS.isdisjoint(fields):
         fields = _unfolded(fields)
     fields = {ours: fields[name] for ours, name in our_names(tuple(fields)).items()}
+    if has_request and not any(fields.get(name) for name in ("answer", "output_len", "output_lens")):
+        fields.pop("answer", None)  # an empty one is what some gateways write of a request that broke off
+        fields.setdefault(LEFT_OUT, "no token generated" if "output_len" in fields else "no answer")
     if not {"answer", "input", "finish_reason"}.isdisjoint(fields):
         _settle(fields)
     if fields.get("recorded") is True and whole_number(fields.get("output_len")) == 0:
@@ -73,7 +77,7 @@ def _unfolded(fields: dict[str, Any]) -> dict[str, Any]:
         del whole["messages"]
     if isinstance(whole.get("instructions"), str):
         whole.setdefault("system", whole.pop("instructions"))
-    if fields.get("error") or (status is not None and status >= 400):
+    if fields.get("error") or response.get("error") or (status is not None and status >= 400):
         whole[LEFT_OUT] = "request failed"
     elif str(fields.get("type", "GENERATION")).upper() in ("SPAN", "EVENT"):
         whole[LEFT_OUT] = "no generation"

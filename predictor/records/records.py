@@ -1,5 +1,6 @@
 """Records: prompts with the output lengths drawn from a served model, as read from and written to files."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,10 +13,13 @@ from predictor.bounds.bins import IntArray
 from predictor.errors import InputError
 from predictor.prompts.context import UNKNOWN, RequestContext
 from predictor.records.chat_turns import ChatOptions
+from predictor.records.left_out import LeftOut
 from predictor.records.log_rows import LEFT_OUT
-from predictor.records.rows import Row, read_rows
+from predictor.records.rows import CONVERSATIONS, Row, read_rows
 from predictor.records.times import BadTime, seconds_of
 from predictor.records.values import flag, whole_number
+
+logger = logging.getLogger(__name__)
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -154,13 +158,37 @@ def read_prompts(path: str | Path, model: str | None = None, split: str | None =
 
 
 def select_rows(path: str | Path, model: str | None = None, split: str | None = None) -> list[Row]:
-    """Return the rows of `model` and `split` where given, unchecked but for that; InputError as `read_prompts`."""
+    """Return the rows of `model` and `split` where given, unchecked but for that; InputError as `read_prompts`.
+
+    Rows of a log that ask nothing in words are left out, which is logged.
+    """
     rows = read_rows(path, model, one_model=False)
-    kept = [row for row in rows if split is None or row.text("split") == split]
-    if not kept:
+    chosen = [row for row in rows if split is None or row.text("split") == split]
+    if not chosen:
         present = sorted({row.text("split") for row in rows} - {""})
         raise InputError(f"{path}: split: no row of {split!r}; the file has {', '.join(present) or 'no field split'}")
+    kept, left_out = list[Row](), LeftOut()
+    for row in chosen:
+        if row.fields.get("recorded") is True and (reason := without_words(row)):
+            left_out.add(reason, row.place)
+        else:
+            kept.append(row)
+    if not kept:
+        raise InputError(f"{path}: no row can be used: {left_out}")
+    if left_out.counts:
+        logger.warning("%s: left out: %s", path, left_out)
     return kept
+
+
+def without_words(row: Row) -> str:
+    """Return why a row has no prompt that can be read, "" where it has one."""
+    if not any(row.fields.get(name) for name in CONVERSATIONS):
+        return "no prompt"
+    try:
+        row.prompt()
+    except InputError:
+        return "no prompt in words"
+    return ""
 
 
 def prompt_of(row: Row, chat_options: ChatOptions | None = None) -> PromptRow:

@@ -320,6 +320,20 @@ def test_a_benchmark_result_of_vllm_is_its_requests(tmp_path: Path) -> None:
         read(tmp_path / "r.json")
 
 
+def test_a_log_with_requests_that_nobody_answered_is_simulated_without_them(tmp_path: Path) -> None:
+    """Whatever the gateway wrote in place of an answer."""
+    asked = {"messages": [{"role": "user", "content": "Why?"}]}
+    answered = {"usage": {"prompt_tokens": 3, "completion_tokens": 5}}
+    answers: list[Any] = [None, {"error": {"message": "overloaded"}}, answered, {}]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"request": asked, "response": answer}) + "\n" for answer in answers))
+    workload, report = read_trace(path, None)
+    assert facts(workload)[:2] == ([3], [5])
+    assert (
+        "left out: 2 no answer (first: log.jsonl line 1), 1 request failed (first: log.jsonl line 2)" in report.line()
+    )
+
+
 def test_a_field_that_only_later_rows_have_counts(tmp_path: Path) -> None:
     """The columns of a file are those of all its rows; a row that lacks a time is named."""
     path = tmp_path / "t.jsonl"

@@ -132,14 +132,38 @@ def test_what_a_log_cannot_tell_is_counted_with_its_first_row(tmp_path: Path) ->
         {"request": ASKED, "response": answered(0)},
         {"request": ASKED, "response": answered(0)},
         {"request": ASKED, "error": {"message": "overloaded"}},
+        {"request": ASKED, "response": {"error": {"message": "overloaded"}}},
+        *({"request": ASKED, "response": nothing} for nothing in (None, {}, "", {"choices": []})),
         {"type": "SPAN", "input": "x", "output": "y"},
     ]
     loaded = load_data(str(lines(tmp_path / "log.jsonl", rows)))
     assert loaded.dropped == {
-        "several answers in one row": 1, "no prompt in words": 1, "no token generated": 2, "request failed": 1,
-        "no generation": 1,
+        "several answers in one row": 1, "no prompt in words": 1, "no token generated": 2, "request failed": 2,
+        "no answer": 4, "no generation": 1,
     }  # fmt: skip
     assert loaded.first_dropped["no token generated"] == "log.jsonl row 4"
+
+
+def test_a_log_may_begin_with_a_request_that_nobody_answered(tmp_path: Path) -> None:
+    """It is no conversation whose answers a tokenizer would count; requests alone have nothing to learn from."""
+    rows = [{"request": ASKED, "response": None}, {"request": ASKED, "response": answered(5)}]
+    loaded = load_data(str(lines(tmp_path / "log.jsonl", rows)))
+    assert ([lens.tolist() for lens in loaded.records.output_lens], loaded.dropped) == ([[5]], {"no answer": 1})
+    with pytest.raises(InputError, match="no row can be used: 2 no answer"):
+        load_data(str(lines(tmp_path / "asked.jsonl", [{"request": ASKED}] * 2)))
+
+
+def test_prompts_of_a_log_are_those_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that failed can be asked again, one without words cannot; among records it is an error."""
+    image = {"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
+    rows = [{"request": ASKED, "response": None}, {"request": image, "response": answered(5)}]
+    asked = read_prompts(lines(tmp_path / "log.jsonl", rows))
+    assert [(row.index, row.prompt) for row in asked] == [(0, "Name a prime.")]
+    assert "left out: 1 no prompt in words (first: log.jsonl row 2)" in caplog.text
+    with pytest.raises(InputError, match="no row can be used: 1 no prompt in words"):
+        read_prompts(lines(tmp_path / "images.jsonl", rows[1:]))
+    with pytest.raises(InputError, match="row 1: messages: no user message with text"):
+        read_prompts(lines(tmp_path / "records.jsonl", [image]))
 
 
 SHAPES: list[dict[str, Any]] = [
