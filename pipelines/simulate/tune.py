@@ -19,7 +19,7 @@ from pipelines.simulate.resampling import resample, seconds_per_iteration, stret
 from pipelines.simulate.workers import described, make_worker, setting, unit
 from pipelines.simulate.workloads import served_tokens
 from predictor.bounds.distribution import lower_bound
-from predictor.records.records import prompt_of, records_from_rows, select_rows
+from predictor.records.records import answered_rows, prompt_of, records_from_rows, select_rows
 from predictor.records.rows import Row
 from predictor.resolve import resolve_predictor
 from predictor.spec import LengthPredictorLike
@@ -142,7 +142,7 @@ def _workloads(settings: TuneSettings, length_predictor: LengthPredictorLike) ->
     if settings.split is None and any(row.text("split") for row in rows):
         calibration_rows = [row for row in rows if row.text("split") == "calibration"]
         rows = calibration_rows or select_rows(settings.data, None, "calibration")  # which says what splits there are
-    rows = [row for row in rows if row.text("model") == model] or rows
+    rows = answered_rows(settings.data, [row for row in rows if row.text("model") == model] or rows)
     records, prompt_tokens = records_from_rows(rows), _prompt_tokens(settings.data, rows)
     prompts = [prompt_of(row, spec.chat_options).prompt for row in rows]
     survivals = survivals_with_progress(length_predictor, prompts, "predict", shown=settings.progress)

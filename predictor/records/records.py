@@ -180,6 +180,19 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
     return kept
 
 
+def answered_rows(path: str | Path, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows but those of a log that no answer's length is known of, which is logged; all if none is left."""
+    kept, left_out = list[Row](), LeftOut()
+    for row in rows:
+        if reason := row.text(LEFT_OUT):
+            left_out.add(reason, row.place)
+        else:
+            kept.append(row)
+    if kept and left_out.counts:
+        logger.warning("%s: left out: %s", path, left_out)
+    return kept or list(rows)
+
+
 def without_words(row: Row) -> str:
     """Return why a row has no prompt that can be read, "" where it has one."""
     if not any(row.fields.get(name) for name in CONVERSATIONS):

@@ -115,6 +115,22 @@ def test_a_log_without_prompt_tokens_is_tuned_on(
     assert "prompts count as 0 tokens" in caplog.text
 
 
+def test_requests_of_a_log_that_nobody_answered_are_left_out(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log has some; where it has nothing else the first is named."""
+    monkeypatch.setattr(tune_stage, "resolve_predictor", lambda path: StubPredictor())
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "manifest.json").write_text("{}")
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Why?"}]}
+    line = json.dumps({"request": asked, "response": None, "split": "calibration"}) + "\n"
+    records.write_text(line + records.read_text())
+    assert tune(tmp_path / "serving", records) == 0
+    assert f"left out: 1 no answer (first: {records.name} row 1)" in caplog.text
+    records.write_text(line)
+    assert tune(tmp_path / "serving", records, "--force") == 2
+
+
 def test_nothing_is_chosen_within_noise() -> None:
     """The default stays unless another is better beyond the interval of their difference; then the best counts."""
     candidates = CANDIDATES["amin-survival"][:3]
