@@ -232,7 +232,7 @@ class OnlineCalibration:
             rates, ages = np.asarray(self._rates).T
             rate, oldest, now = float(np.quantile(rates, _SLOW_SHARE)), float(ages.max()), self._clock()
             silent = np.flatnonzero(rows["is_there"] & ~rows["is_heard"] & (now - rows["issued"] <= oldest))
-            tokens = (rate * (now - rows["issued"][silent])).astype(np.int64)
+            tokens = np.minimum(rate * (now - rows["issued"][silent]), MOST_TOKENS).astype(np.int64)
             scores = cdf(self._bins, self._answers.survivals[silent], tokens + 1)
             rows["tokens"][silent], rows["score"][silent] = tokens, np.where(rows["has_score"][silent], scores, 0.0)
             is_known[silent] = True

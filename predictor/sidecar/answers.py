@@ -239,7 +239,8 @@ def _answer(
 ) -> Answer:
     calibration = served.ledger.calibration(model)
     if isinstance(row, str):
-        bound, middle = calibration.marginal_bound(tau), calibration.marginal_median()
+        bound = calibration.marginal_bound(tau)
+        middle = max(bound, calibration.marginal_median())
         source, survival, reason = _FALLBACK, None, row
     else:
         bound = calibration.bound(row, tau)

@@ -33,6 +33,8 @@ def read_state(file: Path, spec: PredictorSpec, restore: Callable[[dict[str, Any
     """
     if not file.exists():
         return
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder; name a file")
     try:
         value = json.loads(file.read_bytes())
         if value["format"] != _FORMAT:

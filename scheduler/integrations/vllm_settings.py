@@ -1,5 +1,6 @@
 """What the vLLM plug-in is told: `--additional-config '{"amin": {...}}'` and two environment variables."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ CHILD = re.compile(r"\d+_(.+)", re.DOTALL)
 """Name of one of several answers (`n` > 1) in vLLM: its number, and the name of the request."""
 PREDICTION_KEYS = ("predictor", "tokenizer", "model", "tau", "timeout", "state", "probe", "renew_every")
 """Keys under "amin" that are not options of the policy but of what predicts, at arrival and while a request runs."""
+TEXTS = ("predictor", "tokenizer", "model", "state", "probe")
 
 
 def group_and_class(request_id: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
@@ -65,8 +67,8 @@ class Settings:
         AMIN_POLICY names the policy where "policy" does not.
 
         Raises:
-            InputError: "amin" is no object, "shadow" is not true or false, "seed" is not an int, or "deployment" is no
-                text.
+            InputError: "amin" is no object, "shadow" is not true or false, "seed" is not an int, "policy" or
+                "deployment" is no text, or a key of what predicts has a value of another kind.
         """
         if environ.get("AMIN_DISABLE", "0") not in ("", "0"):
             return cls(mode="off")
@@ -82,8 +84,10 @@ class Settings:
         deployment = rest.pop("deployment", "")
         if not isinstance(deployment, str):
             raise InputError(f"additional_config: amin: deployment: {deployment!r}, must be a name or a file")
-        prediction = {key: rest.pop(key) for key in PREDICTION_KEYS if key in rest}
+        prediction = _prediction(rest)
         policy = rest.pop("policy", environ.get("AMIN_POLICY", DEFAULT_POLICY))
+        if not isinstance(policy, str):
+            raise InputError(f"additional_config: amin: policy: {policy!r}, must be a name")
         return cls("shadow" if shadow else "on", policy, seed, rest, prediction, deployment)
 
     def make_policy(self, worker: Worker) -> Policy:
@@ -97,3 +101,19 @@ class Settings:
             worker = replace(worker, cost_model=read_deployment(self.deployment).clock)
         options = {**DEFAULT_OPTIONS.get(self.policy, {}), **self.options}
         return make_policy(self.policy, worker, np.random.default_rng(self.seed), **options)
+
+
+def _prediction(rest: dict[str, Any]) -> dict[str, Any]:
+    """Take the keys of `PREDICTION_KEYS` out of `rest`, and return those with a value; null counts as not given."""
+    taken = {key: rest.pop(key) for key in PREDICTION_KEYS if key in rest}
+    given = {key: value for key, value in taken.items() if value is not None}
+    for key, value in given.items():
+        field_name = f"additional_config: amin: {key}: {value!r}"
+        if key in TEXTS and not (isinstance(value, str | os.PathLike) and str(value).strip()):
+            raise InputError(f"{field_name}, must be a text, and not an empty one")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "tau" and not (is_number and 0 < value < 1):
+            raise InputError(f"{field_name}, must be a number between 0 and 1")
+        if key == "timeout" and not (is_number and 0 <= value < math.inf):
+            raise InputError(f"{field_name}, must be a number of seconds >= 0")
+    return given

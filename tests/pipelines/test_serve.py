@@ -257,6 +257,14 @@ def test_what_was_learnt_survives_a_restart(exports: dict[str, Path], tmp_path: 
     assert main(["serve", str(exports["fp32"]), "--port", "0", "--state", str(state)]) == 2
 
 
+def test_nobody_is_told_to_remove_a_folder(
+    exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A state is a file; a folder in its place is refused as one."""
+    assert main(["serve", str(exports["fp32"]), "--port", "0", "--state", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"amin serve: error: {tmp_path}: is a folder; name a file\n"
+
+
 def test_a_new_predictor_is_taken_up_without_a_restart(exports: dict[str, Path], tmp_path: Path) -> None:
     """At SIGHUP; one that cannot be read leaves all as it is."""
     folder = tmp_path / "serving"

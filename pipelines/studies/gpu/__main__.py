@@ -31,6 +31,7 @@ from pipelines.demo import run_stage
 from pipelines.files import atomic_directory, write_json
 from pipelines.results import print_table, table
 from pipelines.served_model.loading import RANDOM, fastest_dtype, place_of
+from predictor.errors import InputError
 from scheduler.deployments.deployment import read_deployment
 from scheduler.integrations.transformers_attention import STOCK
 from scheduler.json_file import read_json
@@ -188,6 +189,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything; what is there is kept")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     args = parser.parse_args()
+    if not args.prompts.exists():
+        parser.error(f"--prompts: {args.prompts}: no such file")
+    try:  # before the check, whose failure is kept
+        place_of(args.served_model, fastest_dtype("cpu"))
+    except InputError as error:
+        parser.error(f"--served-model: {error}")
     args.out.mkdir(parents=True, exist_ok=True)
     sizes = TINY if args.tiny else Sizes()
     if args.part == "own":

@@ -83,3 +83,22 @@ def test_a_check_that_passes_leaves_ours(
     line = capsys.readouterr().out
     assert line.startswith("attention: own; 3 CUDA graphs (1 of 2 answers as with stock")
     assert "5.0 ms, stock without graphs 90.0 ms" in line
+
+
+@pytest.mark.parametrize("wrong", ["prompts", "served-model"])
+def test_a_wrong_name_is_no_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    """Whoever mistypes it and runs again with the same folder does not get stock attention for it."""
+    from pipelines.studies.gpu.__main__ import main
+
+    prompts = Path(__file__).parents[3] / "checkpoints/prompts.jsonl"
+    given = {"served-model": "smollm2", "prompts": str(prompts), wrong: str(tmp_path / "nothing")}
+    out = tmp_path / "out"
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["gpu", "own", *options, "--out", str(out)])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert f"error: --{wrong}: " in capsys.readouterr().err
+    assert not out.exists()

@@ -227,6 +227,23 @@ def test_a_length_that_no_number_holds_is_only_long() -> None:
     assert again.num_answers == online.num_answers >= 700
 
 
+def test_the_pace_of_a_server_that_lies_gives_silent_requests_a_length_still() -> None:
+    """10^30 tokens in a microsecond: whoever is not heard of for 900 s counts as long, not as below 0."""
+    now = [0.0]
+    online = OnlineCalibration(BINS, SHIPPED, clock=lambda: now[0])
+    first = online.issue(SURVIVALS[LOCATIONS[0]])
+    now[0] = 1000.0
+    online.end(first, 10)
+    online.issue(SURVIVALS[LOCATIONS[0]])
+    for _ in range(40):
+        ticket = online.issue(SURVIVALS[LOCATIONS[0]])
+        now[0] += 1e-6
+        online.end(ticket, 10**30)
+    now[0] += 900.0
+    assert online.marginal_bound(0.999) == 1 << 53
+    assert 0.0 <= online.level(TAU) <= 1.0
+
+
 def test_product_limit_of_complete_values_is_their_distribution() -> None:
     """Without censoring each value has the mass 1 / N; a censored one hands its mass to those beyond it."""
     values = np.array([3.0, 1.0, 2.0, 4.0])

@@ -167,6 +167,13 @@ def test_what_cannot_be_predicted_gets_the_marginal_bound(
     assert predict(client, prompt="xx", model="long")["predictions"][0]["source"] == "model"
 
 
+def test_a_median_is_at_least_the_bound(client: TestClient) -> None:
+    """At a tau above one half, too, whether the model answers or stands back."""
+    for prompt in ("x" * 40, "x" * 6000):
+        row = predict(client, prompt=prompt, tau=0.9)["predictions"][0]
+        assert row["output_len_median"] == row["output_len_lower_bound"] > 1
+
+
 def test_overload_sheds_to_the_marginal_bound(length_predictor: MadeUpPredictor) -> None:
     """A queue of 2 before a stuck network: the rest is answered immediately, and all of it is answered."""
     with client_of(length_predictor, SidecarSettings(deadline=1.0, max_queue=2, max_wait=0.0)) as client:
