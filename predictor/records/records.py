@@ -1,7 +1,7 @@
 """Records: prompts with the output lengths drawn from a served model, as read from and written to files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -167,12 +167,7 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
     if not chosen:
         present = sorted({row.text("split") for row in rows} - {""})
         raise InputError(f"{path}: split: no row of {split!r}; the file has {', '.join(present) or 'no field split'}")
-    kept, left_out = list[Row](), LeftOut()
-    for row in chosen:
-        if row.fields.get("recorded") is True and (reason := without_words(row)):
-            left_out.add(reason, row.place)
-        else:
-            kept.append(row)
+    kept, left_out = _leave_out(chosen, lambda row: without_words(row) if row.fields.get("recorded") is True else "")
     if not kept:
         raise InputError(f"{path}: no row can be used: {left_out}")
     if left_out.counts:
@@ -182,15 +177,21 @@ def select_rows(path: str | Path, model: str | None = None, split: str | None = 
 
 def answered_rows(path: str | Path, rows: Sequence[Row]) -> list[Row]:
     """Return the rows but those of a log that no answer's length is known of, which is logged; all if none is left."""
-    kept, left_out = list[Row](), LeftOut()
-    for row in rows:
-        if reason := row.text(LEFT_OUT):
-            left_out.add(reason, row.place)
-        else:
-            kept.append(row)
+    kept, left_out = _leave_out(rows, lambda row: row.text(LEFT_OUT))
     if kept and left_out.counts:
         logger.warning("%s: left out: %s", path, left_out)
     return kept or list(rows)
+
+
+def _leave_out(rows: Sequence[Row], reason_of: Callable[[Row], str]) -> tuple[list[Row], LeftOut]:
+    """Return the rows that there is no reason to leave out, and the others counted by theirs."""
+    kept, left_out = list[Row](), LeftOut()
+    for row in rows:
+        if reason := reason_of(row):
+            left_out.add(reason, row.place)
+        else:
+            kept.append(row)
+    return kept, left_out
 
 
 def without_words(row: Row) -> str:

@@ -64,11 +64,8 @@ def create_app(length_predictor: LengthPredictorLike, settings: SidecarSettings 
         redirect_slashes=False,  # a redirect would repeat the Host header
         docs_url=None,  # the page loads scripts from elsewhere
         redoc_url=None,
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # metrics are ours; looking for others takes time
+        # Metrics are ours; to look for others at each request takes time.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={HTTPException: on_http_error, Exception: on_crash},
     )
     app.add_middleware(
